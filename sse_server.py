@@ -34,7 +34,7 @@ The rules that the rest follows from:
 4. Every buffer has a bound and every wait a deadline.
 5. Only the broadcaster writes to live subscribers, only its own task writes to one
    that is behind, and an event is always written whole.
-6. Once a connection has become a stream, no coroutine waits on it: a `Subscriber` is
+6. Once a connection has become a stream, no coroutine waits on it: a `_Subscriber` is
    the protocol of its transport, so that data, the end of the input, a full buffer
    and a lost connection reach it as calls.
 
@@ -60,6 +60,7 @@ import hmac
 import inspect
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -80,7 +81,6 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from types import TracebackType
 from typing import Any, Optional, Union
 
 __version__ = "1.0.0"
@@ -787,7 +787,7 @@ class _Audience:
     def __init__(self, channels: Channels, chunked: bool) -> None:
         self.channels = channels
         self.chunked = chunked  # HTTP/1.1; to HTTP/1.0 the stream goes unframed
-        self.live: set[Subscriber] = set()
+        self.live: set[_Subscriber] = set()
         self.members = 0  # live and behind
 
     def frame(self, payload: bytes) -> bytes:
@@ -795,7 +795,7 @@ class _Audience:
         return _chunk(payload) if self.chunked else payload
 
 
-class Subscriber(asyncio.Protocol):
+class _Subscriber(asyncio.Protocol):
     """One open stream: a position in the log, and the protocol of its transport."""
 
     __slots__ = (
@@ -905,8 +905,8 @@ class _Broadcaster:
         self.log = log
         self.lock = threading.Lock()  # guards the log and the three flags
         self.count = 0  # subscribers
-        self.behind: set[Subscriber] = set()
-        self.leaving: set[Subscriber] = set()  # ended, the connection still open
+        self.behind: set[_Subscriber] = set()
+        self.leaving: set[_Subscriber] = set()  # ended, the connection still open
         self.events_written = self.bytes_written = self.gaps = self.dropped = 0
         self._heartbeat = heartbeat
         self._write_timeout = write_timeout
@@ -925,9 +925,9 @@ class _Broadcaster:
         """Begin, in the running event loop; the task ends after stop()."""
         self._loop = asyncio.get_running_loop()
         self._bell = asyncio.Event()
-        self._swept = self.log.sent
         self._schedule_heartbeat()
         with self.lock:
+            self._swept = self.log.sent
             self._started = True
         return self._loop.create_task(self._run())
 
@@ -942,17 +942,18 @@ class _Broadcaster:
             if not self._started:
                 self.log.advance(self.log.head)
             elif not self._rung:
-                self._rung = True
                 self._loop.call_soon_threadsafe(self._bell.set)
+                self._rung = True
         return name
 
     def stop(self) -> None:
         """Publish nothing more; the sweep of what was published still happens."""
         with self.lock:
             self._closing = True
+        if self._started:
+            self._bell.set()
         if self._timer:
             self._timer.cancel()
-        self._bell.set()
 
     # The broadcaster's coroutine.
 
@@ -975,13 +976,12 @@ class _Broadcaster:
         with self.lock:
             position = self.log.sent
             batch, end = self.log.read(position, self.log.head)
-            gapped = self._gapped(position)
-            gap = self._gap("history")
+            frames = self._announce_gap(position)
             self.log.advance(end)
-        frames = {audience: [gap] for audience in gapped}
         for entry in batch:
             for audience in self._by_channel.get(entry.channel, ()):
-                frames.setdefault(audience, []).append(entry.frame)
+                if audience.live:
+                    frames.setdefault(audience, []).append(entry.frame)
         # All the lists are made before the first write gives way to anybody.
         sweep = [
             (list(a.live), a.frame(b"".join(f)), len(f)) for a, f in frames.items()
@@ -992,16 +992,16 @@ class _Broadcaster:
         self.notify()
         await asyncio.sleep(0)
 
-    def _gapped(self, position: int) -> list[_Audience]:
-        """The audiences who lose an event because the log could not hold it."""
+    def _announce_gap(self, position: int) -> dict[_Audience, list[bytes]]:
+        """What the audiences are written who lose an event the log could not hold."""
         if position >= self.log.base:
-            return []
+            return {}
         audiences = [a for a in self._audiences.values() if a.live]
         losers = [a for a in audiences if self.log.missed(position, a.channels)]
         self.gaps += sum(len(a.live) for a in losers)
-        return losers
+        return {audience: [self._gap("history")] for audience in losers}
 
-    async def _write(self, subscribers: list[Subscriber], payload: bytes) -> int:
+    async def _write(self, subscribers: list[_Subscriber], payload: bytes) -> int:
         """Write to each that is still live, and give way now and then."""
         start = written = 0
         while start < len(subscribers):
@@ -1047,7 +1047,7 @@ class _Broadcaster:
 
     def add(
         self,
-        subscriber: Subscriber,
+        subscriber: _Subscriber,
         channels: Channels,
         chunked: bool,
         last_event_id: str | None,
@@ -1077,26 +1077,28 @@ class _Broadcaster:
         else:
             self._start_catching_up(subscriber)
 
-    def _join(self, subscriber: Subscriber) -> None:
+    def _join(self, subscriber: _Subscriber) -> None:
         assert subscriber.audience
         self.behind.discard(subscriber)
         subscriber.task = None
         subscriber.live = True
         subscriber.audience.live.add(subscriber)
+        if self._closing and self.log.sent == self.log.head:
+            self.end(subscriber, "the server ends")
         self.notify()
 
-    def _fall_behind(self, subscriber: Subscriber) -> None:
+    def _fall_behind(self, subscriber: _Subscriber) -> None:
         assert subscriber.audience
         subscriber.live = False
         subscriber.audience.live.discard(subscriber)
         subscriber.position = self.log.sent
         self._start_catching_up(subscriber)
 
-    def _start_catching_up(self, subscriber: Subscriber) -> None:
+    def _start_catching_up(self, subscriber: _Subscriber) -> None:
         self.behind.add(subscriber)
         subscriber.task = self._loop.create_task(self._catch_up(subscriber))
 
-    async def _catch_up(self, subscriber: Subscriber) -> None:
+    async def _catch_up(self, subscriber: _Subscriber) -> None:
         """Write from the subscriber's own position until it is where the live are."""
         try:
             while True:
@@ -1109,8 +1111,6 @@ class _Broadcaster:
                 else:
                     _set_high_water(subscriber.transport, HIGH_WATER_BYTES)
                     self._join(subscriber)
-                    if self._closing:
-                        self.end(subscriber, "caught up, and the server ends")
                     return
         except TimeoutError as error:
             self.dropped += 1
@@ -1119,7 +1119,7 @@ class _Broadcaster:
             logger.exception("catching up failed")
             self._drop(subscriber, "an error")
 
-    def _write_next(self, subscriber: Subscriber) -> None:
+    def _write_next(self, subscriber: _Subscriber) -> None:
         assert subscriber.audience
         channels = subscriber.audience.channels
         with self.lock:
@@ -1140,7 +1140,7 @@ class _Broadcaster:
             self.bytes_written += len(payload)
         self.notify()
 
-    def end(self, subscriber: Subscriber, why: str) -> None:
+    def end(self, subscriber: _Subscriber, why: str) -> None:
         """Tell the client when to come back, end its stream, close."""
         if not subscriber.audience:
             return
@@ -1153,18 +1153,18 @@ class _Broadcaster:
         subscriber.transport.write(ending)
         _close_soon(subscriber.transport, self._loop, self._write_timeout)
 
-    def _drop(self, subscriber: Subscriber, why: str) -> None:
+    def _drop(self, subscriber: _Subscriber, why: str) -> None:
         self._leave(subscriber, why)
         self.leaving.add(subscriber)
         subscriber.transport.abort()
 
-    def forget(self, subscriber: Subscriber, why: str) -> None:
+    def forget(self, subscriber: _Subscriber, why: str) -> None:
         """Its connection is gone."""
         self._leave(subscriber, why)
         self.leaving.discard(subscriber)
         self.notify()
 
-    def _leave(self, subscriber: Subscriber, why: str) -> None:
+    def _leave(self, subscriber: _Subscriber, why: str) -> None:
         audience = subscriber.audience
         if audience is None:
             return
@@ -1186,7 +1186,7 @@ class _Broadcaster:
         logger.info("%s left, %s; %d remain", subscriber.peer, why, self.count)
         self.notify()
 
-    def subscribers(self) -> list[Subscriber]:
+    def subscribers(self) -> list[_Subscriber]:
         """All of them, live and behind, in no order."""
         live = [s for a in self._audiences.values() for s in a.live]
         return [*live, *self.behind]
@@ -1254,8 +1254,9 @@ class _Connection:
         self.writer = writer
         self.full = full  # above the limit: only told so
         self.idle = True  # nothing of a request has come since the last answer
+        self.kept = False  # and there was an answer
         self.whole = False  # the current request was received to its end
-        self.streaming = False  # a Subscriber has taken it over
+        self.streaming = False  # a _Subscriber has taken it over
         self.received = bytearray()  # and not yet understood
         self.peer = _peer_name(writer.transport)
         self._deadline = 0.0
@@ -1279,17 +1280,21 @@ class _Connection:
         if not self._timer:
             self._timer = loop.call_at(self._deadline, self._check_deadline)
 
+    def pause_clock(self) -> None:
+        """It is not the client who is waited for."""
+        self._deadline = math.inf
+
     def stop_clock(self) -> None:
-        """The client is not waited for."""
+        """There is nothing to wait for any more."""
         if self._timer:
             self._timer.cancel()
-            self._timer = None
 
     def _check_deadline(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = None
         if loop.time() < self._deadline:
-            self._timer = loop.call_at(self._deadline, self._check_deadline)
+            if self._deadline < math.inf:
+                self._timer = loop.call_at(self._deadline, self._check_deadline)
         elif self.writer.transport.get_write_buffer_size():
             self.writer.transport.abort()  # it asks and does not read the answers
         else:
@@ -1341,20 +1346,24 @@ class SSEServer:
         ssl: ssl_module.SSLContext | None = None,
         reuse_port: bool = False,
     ) -> None:
-        _check_number("port", port, 0, 65535)
-        _check_number("history", history, 0)
-        _check_number("history_bytes", history_bytes, 0)
-        _check_number("max_event_bytes", max_event_bytes, 1)
-        if max_connections is not None:
-            _check_number("max_connections", max_connections, 1)
-        if heartbeat is not None:
-            _check_seconds("heartbeat", heartbeat)
-        _check_seconds("retry", retry)
-        _check_seconds("header_timeout", header_timeout)
-        _check_seconds("body_timeout", body_timeout)
-        _check_seconds("keepalive_timeout", keepalive_timeout)
-        _check_seconds("write_timeout", write_timeout)
-        _check_seconds("shutdown_timeout", shutdown_timeout)
+        _check_integer("port", port, 0, 65535)
+        for name, number, low in (
+            ("history", history, 0),
+            ("history_bytes", history_bytes, 0),
+            ("max_connections", 1 if max_connections is None else max_connections, 1),
+            ("max_event_bytes", max_event_bytes, 1),
+        ):
+            _check_integer(name, number, low)
+        for name, seconds in (
+            ("heartbeat", 1.0 if heartbeat is None else heartbeat),
+            ("retry", retry),
+            ("header_timeout", header_timeout),
+            ("body_timeout", body_timeout),
+            ("keepalive_timeout", keepalive_timeout),
+            ("write_timeout", write_timeout),
+            ("shutdown_timeout", shutdown_timeout),
+        ):
+            _check_seconds(name, seconds)
         if not re.fullmatch("/[!-~]*", path) or set(path) & set("?#"):
             raise ValueError(f"path is {path!r}; allowed is ASCII that begins with /")
         if isinstance(cors_origins, str):
@@ -1508,12 +1517,7 @@ class SSEServer:
         await self._start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.close()
 
     def __enter__(self) -> SSEServer:
@@ -1531,12 +1535,7 @@ class SSEServer:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         assert self._thread and self._loop
         with contextlib.suppress(RuntimeError):  # it was closed from within
             asyncio.run_coroutine_threadsafe(self.close(), self._loop).result()
@@ -1569,7 +1568,10 @@ class SSEServer:
         """Bind every address of the host, all of them to one port."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(
-            self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            self._host or None,
+            self._port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
         )
         addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
         # With port 0 the first address gets a free port that may be taken on the next.
@@ -1599,8 +1601,8 @@ class SSEServer:
                 )
             except OSError as error:
                 # A name may have an address that the machine does not, as ::1 where
-                # IPv6 is off.
-                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                # IPv6 is off; of Python 3.12 on the error comes without a number.
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, None):
                     failure = error
                     continue
                 for listener in listeners:
@@ -1618,6 +1620,7 @@ class SSEServer:
         for listener in self._listeners:
             listener.close()
         broadcaster = self._broadcaster
+        aborted = self._loop.call_at(deadline, self._abort)
         broadcaster.stop()
         for connection in self._connections.values():
             if connection.idle:
@@ -1627,7 +1630,6 @@ class SSEServer:
         for subscriber in broadcaster.subscribers():
             if subscriber.live:
                 broadcaster.end(subscriber, "the server ends")
-        aborted = self._loop.call_at(deadline, self._abort)
         while self._connections or broadcaster.count or broadcaster.leaving:
             await broadcaster.progress()
         aborted.cancel()
@@ -1685,6 +1687,7 @@ class SSEServer:
             connection.allow(self._header_timeout)
             while await self._serve_request(connection) and not self._closing:
                 connection.idle = not connection.received
+                connection.kept = True
                 connection.allow(self._keepalive_timeout)
         except (OSError, TimeoutError) as error:
             logger.debug("%s: %r", connection.peer, error)
@@ -1717,8 +1720,9 @@ class SSEServer:
         connection.writer.write(
             response.render(again and not self._closing, body_wanted)
         )
-        connection.allow(self._write_timeout)
-        await connection.writer.drain()
+        if connection.writer.transport.get_write_buffer_size():
+            connection.allow(self._write_timeout)
+            await connection.writer.drain()
         if not connection.whole:
             await self._linger(connection)
         return again
@@ -1734,16 +1738,16 @@ class SSEServer:
                 end = find_head_end(received, searched)
                 if end:
                     break
+                if connection.kept and not connection.idle:
+                    connection.kept = False
+                    connection.allow(self._header_timeout)
                 searched = len(received)
-                was_idle = connection.idle
                 data = await connection.receive()
                 if not data:
                     return b""
                 received += data
-                if was_idle:
-                    connection.allow(self._header_timeout)
         except TimeoutError:
-            if connection.idle:
+            if connection.kept:
                 return b""
             seconds = f"{self._header_timeout:g} s"
             raise HTTPError(408, f"request head not complete in {seconds}") from None
@@ -1770,7 +1774,7 @@ class SSEServer:
             raise HTTPError(408, f"request body not complete in {seconds}") from None
         connection.received = body.rest
         connection.whole = True
-        connection.stop_clock()
+        connection.pause_clock()
         return bytes(body.body)
 
     async def _linger(self, connection: _Connection) -> None:
@@ -1864,7 +1868,7 @@ class SSEServer:
         except Exception:
             logger.exception("authorize() failed for %s", request.target)
             raise HTTPError(500) from None
-        if allowed is not True:
+        if not allowed:
             raise HTTPError(403)
 
     def _publish_body(self, request: Request, body: bytes) -> _Response:
@@ -1922,7 +1926,7 @@ class SSEServer:
         head: bytes,
         response: _Response,
     ) -> None:
-        """Write the stream's head, and hand the connection over to a Subscriber."""
+        """Write the stream's head, and hand the connection over to a _Subscriber."""
         transport = connection.writer.transport
         assert isinstance(transport, asyncio.Transport)
         channels = request.channels
@@ -1933,27 +1937,26 @@ class SSEServer:
         # counts without a blank line, which some clients would take for an event.
         prelude = format_event(comment="open", retry=_jittered_ms(self._retry))
         response.fields.extend(self._cors_fields(request))
-        transport.write(
-            response.render(chunked, True) + (_chunk(prelude) if chunked else prelude)
-        )
-        subscriber = Subscriber(self._broadcaster, connection.writer, head)
+        subscriber = _Subscriber(self._broadcaster, connection.writer, head)
         connection.streaming = True
         transport.set_protocol(subscriber)
         transport.resume_reading()
+        transport.write(
+            response.render(chunked, True) + (_chunk(prelude) if chunked else prelude)
+        )
         self._broadcaster.add(subscriber, channels, chunked, request.last_event_id)
 
 
-def _check_number(name: str, value: int, low: int, high: int | None = None) -> None:
-    allowed = f"integers from {low}" + ("" if high is None else f" to {high}")
-    if isinstance(value, bool) or not isinstance(value, int):
+def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        allowed = f"integers from {low}" + (f" to {high}" if high < math.inf else "")
         raise ValueError(f"{name} is {value!r}; allowed are {allowed}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} is {value}; allowed are {allowed}")
 
 
 def _check_seconds(name: str, value: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):
+    if not number or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}; allowed are seconds above 0")
 
 
@@ -2477,12 +2480,11 @@ _PAGE_FIELDS = [
 
 
 async def clock() -> AsyncIterator[dict[str, str]]:
-    """The demo's feed: the time, at every full second."""
+    """The demo's feed: the time, every second."""
     while True:
         now = datetime.datetime.now(datetime.timezone.utc)
-        await asyncio.sleep(1 - now.microsecond / 1e6)
-        now = datetime.datetime.now(datetime.timezone.utc)
         yield {"timestamp": now.isoformat(timespec="milliseconds")[:-6] + "Z"}
+        await asyncio.sleep(1)
 
 
 async def publish_clock(server: SSEServer, options: argparse.Namespace) -> None:
@@ -2651,7 +2653,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(_run(server, options))
     except OSError as error:
         print(
-            f"sse_server: cannot listen on {options.host}:{options.port}: {error}",
+            f"sse_server: cannot listen on {options.host}:{options.port}: "
+            f"{error.strerror or error}",
             file=sys.stderr,
         )
         return 1
