@@ -128,6 +128,9 @@ MAX_REFUSALS_AT_ONCE = 32
 # Connections that wait to be accepted; the kernel takes the smaller of this and its own
 # bound (net.core.somaxconn).
 BACKLOG = 1024
+# Of these accepted before anything else may happen.  With the descriptors used up each
+# of them is one failure a second in asyncio's log.
+ACCEPTS_PER_TURN = 10
 # How long (seconds) and how much is read and thrown away after an error, so that the
 # client reads the answer before it sees a reset (RFC 9112, 9.6).
 LINGER_SECONDS = 2.0
@@ -386,7 +389,7 @@ class EventLog:
         self._entries[self.head] = entry
         self._bytes += entry.cost
         if id is not None:
-            self._numbers[id.strip(" ")] = self.head
+            self._numbers[id] = self.head
         while self._bytes > self._max_bytes and self.base + 1 < self.head:
             self._forget_oldest()
         return name
@@ -402,7 +405,7 @@ class EventLog:
 
         The position may lie before `base`: `missed` tells whether anything was lost.
         """
-        number = self._numbers.get(id.strip(" "))
+        number = self._numbers.get(id)
         if number is not None:
             return number
         if id == self._forgotten_id:
@@ -440,8 +443,8 @@ class EventLog:
         entry = self._entries.pop(self.base)
         self._bytes -= entry.cost
         self._forgotten_id = entry.id
-        if entry.id is not None and self._numbers.get(entry.id.strip(" ")) == self.base:
-            del self._numbers[entry.id.strip(" ")]
+        if entry.id is not None and self._numbers[entry.id] == self.base:
+            del self._numbers[entry.id]
         # Taken out and put in again, so that the first key is the longest unchanged.
         self._forgotten.pop(entry.channel, None)
         self._forgotten[entry.channel] = self.base
@@ -1420,6 +1423,10 @@ class SSEServer:
         for what, name in (("event", event), ("id", id), ("channel", channel)):
             if name is not None:
                 _check_name(what, name)
+        if id is not None and id != id.strip(" \t"):
+            raise ValueError(
+                f"id {id!r} begins or ends with white space: HTTP drops it"
+            )
         text = _to_text(data)
         body = format_event(text, event=event)
         # The frame is never shorter than the data, so the data is seldom measured.
@@ -1594,7 +1601,7 @@ class SSEServer:
                     self._accept,
                     address,
                     port,
-                    backlog=BACKLOG,
+                    backlog=ACCEPTS_PER_TURN,  # so asyncio uses it; see below
                     ssl=self._ssl,
                     ssl_handshake_timeout=self._header_timeout if self._ssl else None,
                     reuse_port=self._reuse_port or None,
@@ -1609,7 +1616,10 @@ class SSEServer:
                     listener.close()
                 raise
             listeners.append(listener)
-            port = listener.sockets[0].getsockname()[1]
+            (sock,) = listener.sockets
+            port = sock.getsockname()[1]
+            with sock.dup() as same:
+                same.listen(BACKLOG)
         if not listeners:
             raise failure or OSError(f"{self._host} has no address")
         return listeners, port
@@ -2047,6 +2057,8 @@ _PAGE = rb"""<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Event stream</title>
+<link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'
+viewBox='0 0 4 4'><circle cx='2' cy='2' r='2' fill='%230a66c2'/></svg>">
 <style>
 :root { color-scheme: light dark;
   --back: #fbfbfa; --card: #fff; --text: #1d1f21; --quiet: #686c71; --line: #e3e4e2;
@@ -2070,8 +2082,7 @@ h1 { grid-area: url; font-size: 16px; }
 #status { grid-area: status; display: flex; align-items: center; gap: 8px;
   min-height: 32px; color: var(--quiet); }
 #state { display: flex; align-items: center; gap: 8px; font-weight: 600; }
-#state::before { content: ""; width: 10px; height: 10px; border: 2px solid;
-  border-radius: 50%; }
+#state::before { content: ""; padding: 3px; border: 2px solid; border-radius: 50%; }
 .live #state { color: var(--accent); }
 .reconnecting #state, .stopped #state { color: var(--alert); }
 .live #state::before, .stopped #state::before { background: currentColor; }
@@ -2097,8 +2108,9 @@ path { fill: none; stroke: var(--accent); stroke-width: 1.5; stroke-linejoin: ro
   stroke-linecap: round; vector-effect: non-scaling-stroke; }
 .dot { stroke-width: 6; }
 ol { list-style: none; font-size: 13px; }
-li { display: grid; gap: 0 16px; padding: 5px 8px; border-bottom: 1px solid var(--line);
-  grid-template-columns: 13ch 12ch 20ch minmax(0, 1fr); }
+li { display: grid; grid-template-columns: 13ch 12ch 20ch minmax(0, 1fr); gap: 0 16px;
+  padding: 5px 8px; border-bottom: 1px solid var(--line);
+  content-visibility: auto; contain-intrinsic-size: auto 30px; }
 time, .id, .plain .name, .note, #empty { color: var(--quiet); }
 pre { font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; text-align: left;
   max-height: 13em; overflow-y: auto; }
@@ -2109,7 +2121,8 @@ pre { font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; text-align:
 @media (max-width: 720px) {
   header, main { padding: 10px 12px; }
   header { gap: 6px; grid-template-areas: "url numbers" "status status" "tools tools"; }
-  #numbers b { min-width: 0; }
+  #numbers b { min-width: 0; margin-left: 4px; }
+  #detail { font-size: 13px; line-height: 1.2; }
   #charts { gap: 8px; overflow-x: auto; grid: auto / auto-flow minmax(150px, 1fr); }
   li { grid-template-columns: auto auto minmax(0, 1fr); }
   pre { grid-column: 1 / -1; }
@@ -2157,7 +2170,7 @@ const RETRY = [250, 864e5];  // ms, the limits to `retry`: no busy loop, no over
 const SILENT = 35000;        // ms: two heartbeats at the usual 15 s are overdue
 
 const $ = (id) => document.getElementById(id);
-const utf8 = (text) => new TextEncoder().encode(text);
+const encoder = new TextEncoder();
 const grouped = new Intl.NumberFormat("en", {maximumFractionDigits: 4});
 const compact = new Intl.NumberFormat("en",
   {notation: "compact", maximumSignificantDigits: 4});
@@ -2168,8 +2181,10 @@ class Decoder {
     Object.assign(this, {dispatch, lastId: "", retry: 2000});
     this.restart();
   }
-  restart() {  // a new connection: what was incomplete is dropped
-    Object.assign(this, {id: this.lastId, name: "", data: "", rest: "", afterCR: false});
+  restart() {  // for a new connection: an incomplete event is dropped
+    this.id = this.lastId;
+    this.name = this.data = this.rest = "";
+    this.afterCR = false;
   }
   push(text) {
     if (text === "") return;
@@ -2197,10 +2212,12 @@ class Decoder {
 
 // The list. What arrives waits in `pending`, which is bounded, for the next painting.
 const pending = [];
-let total = 0, paused = false, wanted = "", painted = -PAINT_EVERY, paintDue = false;
+let total = 0, gaps = 0, paused = false, wanted = "";
+let painted = -PAINT_EVERY, paintDue = false;
 
 function receive(name, id, data) {
   total += 1;
+  if (name === "gap") gaps += 1;
   if (name === "gap") charts.forEach((chart) => addPoint(chart, NaN));
   else if (data.length <= SEARCHED) chartNumbers(name, data);
   add(name === "gap" ? "gap" : name === "message" ? "plain" : "", name, id, data);
@@ -2209,7 +2226,8 @@ function receive(name, id, data) {
 function add(kind, name, id, data) {
   const text = (data.length <= TEXT ? "" : `[the first ${grouped.format(TEXT)} of `
     + `${grouped.format(data.length)} characters]\n`) + copy(data, TEXT);
-  const event = {kind, at: Date.now(), name: copy(name, NAME), id: copy(id, NAME), text};
+  const at = Date.now();
+  const event = {kind, at, name: copy(name, NAME), id: copy(id, NAME), text};
   if (matches(event)) pending.push(event);
   if (pending.length >= 2 * ROWS) pending.splice(0, ROWS);
   paintSoon();
@@ -2217,18 +2235,19 @@ function add(kind, name, id, data) {
 
 // A mere slice would keep the whole long text that it was cut from in memory.
 function copy(text, most) {
-  return new TextDecoder().decode(utf8(text.slice(0, most)));
+  const bytes = encoder.encode(text.slice(0, most));
+  return new TextDecoder("utf-8", {ignoreBOM: true}).decode(bytes);
 }
 
 function matches({name, id, text}) {
-  return [name, id, text].join("\n").toLowerCase().includes(wanted);
+  return !wanted || `${name} ${id} ${text}`.toLowerCase().includes(wanted);
 }
 
 // Characters that cannot be seen, or that reorder others, become their code points.
 function visible(text) {
-  const hidden = /[\0-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
-  return text.replace(hidden, (char) =>
-    "[U+" + char.charCodeAt().toString(16).toUpperCase().padStart(4, "0") + "]");
+  return text.replace(
+    /[\0-\x08\v-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g,
+    (c) => "[U+" + c.charCodeAt().toString(16).toUpperCase().padStart(4, "0") + "]");
 }
 
 function makeRow(event, fresh) {
@@ -2242,12 +2261,13 @@ function makeRow(event, fresh) {
     + visible(event.text);
   row.className = event.kind + (fresh ? " fresh" : "");
   row.event = event;
+  row.hidden = !matches(event);  // the filter may have changed since it arrived
   return row;
 }
 
 // Never more often than each PAINT_EVERY, and not at all while the tab is hidden.
 function paintSoon() {
-  if (paintDue || paused) return;
+  if (paintDue) return;
   paintDue = true;
   setTimeout(requestAnimationFrame, painted + PAINT_EVERY - performance.now(), paint);
 }
@@ -2255,14 +2275,15 @@ function paintSoon() {
 function paint() {
   paintDue = false;
   painted = performance.now();
-  if (paused) return;
-  const events = pending.splice(0).slice(-ROWS).reverse();
-  $("list").prepend(...events.map((event) => makeRow(event, events.length === 1)));
-  while ($("list").childElementCount > ROWS) $("list").lastElementChild.remove();
+  if (!paused) {
+    const events = pending.splice(0).slice(-ROWS).reverse();
+    $("list").prepend(...events.map((event) => makeRow(event, events.length === 1)));
+    while ($("list").childElementCount > ROWS) $("list").lastElementChild.remove();
+    charts.forEach((chart) => chart.changed && drawChart(chart));
+  }
+  $("total").textContent = grouped.format(total);
   $("empty").hidden = $("list").querySelector("li:not([hidden])") !== null;
   $("empty").textContent = wanted ? "No event matches the filter." : "No events yet.";
-  $("total").textContent = grouped.format(total);
-  charts.forEach((chart) => chart.changed && drawChart(chart));
 }
 
 // The charts: one for each numeric field, by the event's name and the field's path.
@@ -2352,24 +2373,27 @@ async function follow() {
 async function connect() {
   const headers = {Accept: "text/event-stream"};
   // Header values are bytes: UTF-8, each byte in the place of one Latin-1 character.
-  if (decoder.lastId) headers["Last-Event-ID"] =
-    Array.from(utf8(decoder.lastId), (byte) => String.fromCharCode(byte)).join("");
+  const id = Array.from(encoder.encode(decoder.lastId), (b) => String.fromCharCode(b));
+  if (id.length) headers["Last-Event-ID"] = id.join("");
   const address = location.origin + location.pathname + location.search;
   const answer = await fetch(address, {headers, cache: "no-store"}).catch(() => null);
   if (!answer) return ["lost", "no answer"];
+  // A proxy says so while the server restarts.
+  if (answer.status >= 500) return ["lost", answer.status + " " + answer.statusText];
   const type = answer.headers.get("Content-Type") || "no type";
   if (answer.status !== 200 || !/^text\/event-stream *(;|$)/i.test(type)) {
     answer.body?.cancel();
-    return ["stopped", answer.status === 204 ? "ended by the server (204)"
+    return ["stopped", answer.status === 204 ? "by the server (204)"
       : answer.status !== 200 ? answer.status + " " + answer.statusText
-      : "the answer is not an event stream but " + type];
+      : "not an event stream: " + type];
   }
   return read(answer.body.getReader());
 }
 
 async function read(reader) {
   const text = new TextDecoder();
-  if (reason) note("connected again");
+  let rested = performance.now();
+  if (reason) note("connected");
   failures = 0;
   heard = Date.now();
   decoder.restart();
@@ -2377,12 +2401,17 @@ async function read(reader) {
   for (;;) {
     const {value, done} = await reader.read().catch(() => ({}));
     if (!value) {
-      const why = done ? "the server ended the stream" : "the connection was lost";
+      const why = done ? "the stream ended" : "the connection broke";
       note(why);
       return ["lost", why];
     }
     heard = Date.now();
     decoder.push(text.decode(value, {stream: true}));
+    // A flood must leave time to paint and to click. Hidden tabs have slow timers.
+    if (performance.now() - rested > PAINT_EVERY / 2 && !document.hidden) {
+      await sleep(0);
+      rested = performance.now();
+    }
   }
 }
 
@@ -2399,7 +2428,7 @@ function show(newState, why) {
   state = newState;
   reason = why;
   $("status").className = $("state").textContent = state;
-  $("again").hidden = state !== "stopped" && state !== "reconnecting";
+  $("again").hidden = state === "live" || state === "connecting";
   showDetail();
 }
 
@@ -2407,7 +2436,9 @@ function showDetail() {
   const left = Math.max(0, Math.ceil((resumeAt - Date.now()) / 1000));
   const silent = Math.round((Date.now() - heard) / 1000);
   $("detail").textContent = state === "reconnecting" ? `in ${left} s: ${reason}`
-    : state === "live" && silent * 1000 >= SILENT ? `silent for ${silent} s` : reason;
+    : state !== "live" ? reason
+    : silent * 1000 >= SILENT ? `silent for ${silent} s`
+    : gaps > 0 ? `events were missed ${gaps === 1 ? "once" : gaps + " times"}` : "";
 }
 
 function eachSecond() {
@@ -2415,10 +2446,9 @@ function eachSecond() {
   samples.push([now, total]);
   const [then, before] = samples.length > 10 ? samples.shift() : samples[0];
   const rate = (total - before) * 1000 / (now - then) || 0;
-  $("rate").textContent = rate < 10 ? rate.toFixed(1) : grouped.format(Math.round(rate));
-  $("total").textContent = grouped.format(total);
-  document.title = (state === "live" ? $("rate").textContent + "/s" : state)
-    + " \u00b7 " + location.pathname;
+  const text = rate < 10 ? rate.toFixed(1) : grouped.format(Math.round(rate));
+  $("rate").textContent = text;
+  document.title = (state === "live" ? text + "/s " : state + " ") + location.pathname;
   showDetail();
 }
 
@@ -2438,6 +2468,7 @@ $("filter").addEventListener("input", () => {
 $("url").textContent = location.pathname + location.search;
 setInterval(eachSecond, 1000);
 eachSecond();
+paint();
 follow();
 </script>
 </body>
@@ -2465,8 +2496,8 @@ _PAGE_FIELDS = [
         "Content-Security-Policy",
         (
             f"default-src 'none'; script-src {_csp_hash('script')}; "
-            f"style-src {_csp_hash('style')}; connect-src 'self'; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'"
+            f"style-src {_csp_hash('style')}; connect-src 'self'; "
+            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         ),
     ),
     ("X-Content-Type-Options", "nosniff"),
