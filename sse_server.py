@@ -918,6 +918,8 @@ class _Broadcaster:
         self._waiters: list[asyncio.Future[None]] = []  # see progress()
         self._swept = 0  # the position up to which sweeps are complete
         self._turn_left = WRITES_PER_TURN
+        self._next_batch_key: tuple[object, ...] = ()  # what _next_batch belongs to
+        self._next_batch = (b"", 0, 0, 0)
         self._rung = False
         self._started = False
         self._closing = False
@@ -1123,25 +1125,37 @@ class _Broadcaster:
             self._drop(subscriber, "an error")
 
     def _write_next(self, subscriber: _Subscriber) -> None:
-        assert subscriber.audience
-        channels = subscriber.audience.channels
+        audience = subscriber.audience
+        assert audience
         with self.lock:
-            reason = subscriber.gap
-            if not reason and self.log.missed(subscriber.position, channels):
-                reason = "history"
-            batch, end = self.log.read(subscriber.position, self.log.sent)
-            frames = [entry.frame for entry in batch if entry.channel in channels]
-            if reason:
-                frames.insert(0, self._gap(reason))
-                self.gaps += 1
+            # After an outage many come back to one position: they share the bytes too.
+            key = audience, subscriber.position, subscriber.gap, self.log.sent
+            if self._next_batch_key != (*key, self.log.base):
+                self._next_batch_key = (*key, self.log.base)
+                self._next_batch = self._encode_next(audience, subscriber)
+        payload, events, gaps, subscriber.position = self._next_batch
         subscriber.gap = None
-        subscriber.position = end
-        if frames:
-            payload = subscriber.audience.frame(b"".join(frames))
+        if payload:
             subscriber.transport.write(payload)
-            self.events_written += len(frames)
-            self.bytes_written += len(payload)
+        self.events_written += events
+        self.bytes_written += len(payload)
+        self.gaps += gaps
         self.notify()
+
+    def _encode_next(
+        self, audience: _Audience, subscriber: _Subscriber
+    ) -> tuple[bytes, int, int, int]:
+        """The bytes after a subscriber's position; their events, gaps and last number."""
+        batch, end = self.log.read(subscriber.position, self.log.sent)
+        frames = [entry.frame for entry in batch if entry.channel in audience.channels]
+        reason = subscriber.gap
+        if not reason and self.log.missed(subscriber.position, audience.channels):
+            reason = "history"
+        events = len(frames)
+        if reason:
+            frames.insert(0, self._gap(reason))
+        payload = audience.frame(b"".join(frames)) if frames else b""
+        return payload, events, len(frames) - events, end
 
     def end(self, subscriber: _Subscriber, why: str) -> None:
         """Tell the client when to come back, end its stream, close."""
