@@ -1249,7 +1249,13 @@ def _close_soon(
     """Close once everything is sent, or without that after `timeout` seconds."""
     transport.close()
     if transport.get_write_buffer_size():
-        loop.call_later(timeout, transport.abort)
+        loop.call_later(timeout, _abort_unsent, transport)
+
+
+def _abort_unsent(transport: asyncio.WriteTransport) -> None:
+    # A transport whose connection is gone by now has nothing unsent, and no abort().
+    if transport.get_write_buffer_size():
+        transport.abort()
 
 
 # ------------------------------------------------------------------------------------
