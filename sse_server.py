@@ -81,7 +81,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from typing import Any, Optional, Union
+from typing import Any, NoReturn, Optional, Union
 
 __version__ = "1.0.0"
 __all__ = ["EventLog", "HTTPError", "Request", "SSEServer", "Stats", "format_event"]
@@ -1841,7 +1841,8 @@ class SSEServer:
         if method == "OPTIONS":
             return _Response(204, [("Allow", self._allow)], b"")
         if method not in ("GET", "HEAD"):
-            raise HTTPError(405, f"{method} on {self._path}", [("Allow", self._allow)])
+            message = f"{method} is not allowed on {self._path}"
+            raise HTTPError(405, message, [("Allow", self._allow)])
         await self._check_authorized(request)
         if request.accepts("text/html") and not request.accepts("text/event-stream"):
             return _page_response()
@@ -1862,9 +1863,7 @@ class SSEServer:
             fields = [("Content-Type", "text/event-stream"), *_STREAM_FIELDS]
             return _Response(200, fields, format_event(retry=milliseconds))
         after = str(-(-milliseconds // 1000))
-        return _error_response(
-            HTTPError(503, "the server is full", [("Retry-After", after)])
-        )
+        raise HTTPError(503, "the server is full", [("Retry-After", after)])
 
     def _check_token(self, request: Request) -> None:
         given = (request.header("authorization") or "").encode(
@@ -2601,70 +2600,94 @@ def publish_lines(
     logger.info("end of the input; still serving")
 
 
+# Group, then for each option its name and what argparse is told of it.
+_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "where it listens": {
+        "--host": {
+            "default": "localhost",
+            "help": "name or address; 0.0.0.0 is reached from anywhere",
+        },
+        "--port": {"type": int, "default": 8080, "help": "TCP; 0 is one that is free"},
+        "--certfile": {"metavar": "FILE", "help": "serve HTTPS, with this certificate"},
+        "--keyfile": {"metavar": "FILE", "help": "its key, if in a file of its own"},
+    },
+    "what it publishes": {
+        "--event": {"metavar": "NAME", "help": "the name of the events"},
+        "--channel": {"metavar": "NAME", "help": "the channel they go to"},
+        "--lossless": {
+            "action": "store_true",
+            "help": "read on when all clients are written what was read (with -)",
+        },
+        "--publish-token": {
+            "metavar": "TOKEN",
+            "help": "let POST publish with this bearer token; from the environment "
+            "(SSE_PUBLISH_TOKEN) it is not seen by other users",
+        },
+    },
+    "who may read it": {
+        "--cors-origin": {
+            "metavar": "ORIGIN",
+            "action": "append",
+            "help": "pages of this origin (https://example.com), or of all (*); "
+            "may be repeated",
+        },
+    },
+    "limits": {
+        "--history": {
+            "type": int,
+            "default": 1000,
+            "metavar": "EVENTS",
+            "help": "kept for those who come back",
+        },
+        "--heartbeat": {
+            "type": float,
+            "default": 15.0,
+            "metavar": "SECONDS",
+            "help": "between two comments that keep idle streams open",
+        },
+        "--max-event-bytes": {
+            "type": int,
+            "default": MIB,
+            "metavar": "BYTES",
+            "help": "of data in one event",
+        },
+        "--max-connections": {
+            "type": int,
+            "metavar": "NUMBER",
+            "help": "open at once (default: what the descriptors allow)",
+        },
+    },
+}
+
+
+class _ArgumentParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"sse_server: {message}; --help shows all options\n")
+
+
 def _argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _ArgumentParser(
         prog="sse_server.py",
-        description="Broadcast Server-Sent Events: a clock, or each line of the input.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        argument_default=None,
+        usage="%(prog)s [options] [-]",
+        description="Broadcast Server-Sent Events: a clock, or the lines of the input.",
     )
-    add = parser.add_argument
-    add("input", nargs="?", choices=["-"], help="publish the lines of standard input")
-    add("--version", action="version", version=f"sse_server {__version__}")
-
-    add = parser.add_argument_group("where it listens").add_argument
-    add("--host", default="localhost", help="name or address; 0.0.0.0: from anywhere")
-    add("--port", type=int, default=8080, help="TCP port; 0: one that is free")
-    add("--certfile", metavar="FILE", help="serve HTTPS with this certificate (PEM)")
-    add("--keyfile", metavar="FILE", help="its private key, if in a file of its own")
-
-    add = parser.add_argument_group("what it publishes").add_argument
-    add("--event", metavar="NAME", help="name of the events")
-    add("--channel", metavar="NAME", help="channel they go to")
-    add(
-        "--lossless",
-        action="store_true",
-        help="read on when every client has been written the lines before",
+    parser.add_argument(
+        "input", nargs="?", choices=["-"], help="publish the lines of standard input"
     )
-    add(
-        "--publish-token",
-        metavar="TOKEN",
-        default=os.environ.get("SSE_PUBLISH_TOKEN"),
-        help="let POST publish with this bearer token; better set in the environment "
-        "as SSE_PUBLISH_TOKEN, where other users do not see it",
+    parser.add_argument(
+        "--version", action="version", version=f"sse_server {__version__}"
     )
-
-    add = parser.add_argument_group("who may read it").add_argument
-    add(
-        "--cors-origin",
-        metavar="ORIGIN",
-        action="append",
-        default=[],
-        help="an origin whose pages may, as https://example.com, or * for all; "
-        "may be repeated",
-    )
-
-    add = parser.add_argument_group("limits").add_argument
-    add("--history", type=int, default=1000, metavar="N", help="events kept to resume")
-    add("--heartbeat", type=float, default=15.0, metavar="S", help="period in seconds")
-    add(
-        "--max-event-bytes",
-        type=int,
-        default=MIB,
-        metavar="N",
-        help="bytes of data in one event",
-    )
-    add(
-        "--max-connections",
-        type=int,
-        metavar="N",
-        help="connections at once; by default what the file descriptors allow",
-    )
-
-    group = parser.add_argument_group("what it says").add_mutually_exclusive_group()
-    add = group.add_argument
-    add("--verbose", action="store_true", help="say more")
-    add("--quiet", action="store_true", help="say only what is wrong")
+    for title, options in _OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, settings in options.items():
+            if "default" in settings:
+                settings = {**settings, "help": settings["help"] + " (%(default)s)"}
+            group.add_argument(name, **settings)
+    says = parser.add_argument_group("what it says").add_mutually_exclusive_group()
+    says.add_argument("--verbose", action="store_true", help="everything")
+    says.add_argument("--quiet", action="store_true", help="only what is wrong")
     return parser
 
 
@@ -2691,14 +2714,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             heartbeat=options.heartbeat,
             max_connections=options.max_connections,
             max_event_bytes=options.max_event_bytes,
-            publish_token=options.publish_token,
-            cors_origins=options.cors_origin,
+            publish_token=options.publish_token or os.environ.get("SSE_PUBLISH_TOKEN"),
+            cors_origins=options.cors_origin or (),
             ssl=_tls_context(options.certfile, options.keyfile),
         )
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        print(f"sse_server: cannot use the certificate: {error}", file=sys.stderr)
+        print(f"sse_server: cannot use {options.certfile}: {error}", file=sys.stderr)
         return 1
     try:
         asyncio.run(_run(server, options))
