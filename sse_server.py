@@ -201,6 +201,8 @@ REASONS = {
 # ------------------------------------------------------------------------------------
 
 _LINE_BREAKS = re.compile("[\r\n\0]")
+# An id comes back as the value of a header, which can hold none of these.
+_UNSENDABLE = re.compile("[\x00-\x1f\x7f]")
 _CHARACTER_NAMES = {"\r": "CR", "\n": "LF", "\0": "NUL"}
 
 
@@ -235,9 +237,9 @@ def format_event(
             raise ValueError(f"retry is {retry!r}; allowed are integers from 1 (ms)")
         lines.append(f"retry: {retry}")
     if id is not None:
-        lines.append(f"id: {_refuse_characters('id', id)}")
+        lines.append("id: " + _refuse_characters("id", id))
     if event is not None:
-        lines.append(f"event: {_refuse_characters('event', event)}")
+        lines.append("event: " + _refuse_characters("event", event))
     if data is not None:
         lines += [f"data: {line}" for line in _split_lines(_to_text(data))]
     if not lines:
@@ -299,6 +301,10 @@ def _check_name(what: str, name: str) -> str:
         raise ValueError(
             f"{what} has {size} bytes; allowed are 1 to {MAX_NAME_BYTES} (UTF-8)"
         )
+    if name != name.strip(" ") or _UNSENDABLE.search(name):
+        raise ValueError(
+            f"{what} {name!r} has a control character or a space at an end"
+        )
     return name
 
 
@@ -317,8 +323,8 @@ HEARTBEAT = b":\n"
 #    Events are numbered from 1.  A position is the number of the last event that
 #    somebody was given: position 7 has events 1 to 7 behind it and 8 to come.  The log
 #    holds the events after `base` up to `head`, and knows how far the live subscribers
-#    are: `sent`.  Beyond `max_events` it forgets what lies before `sent`; events that
-#    nobody was given yet go only when `max_bytes` would be exceeded.
+#    are: `sent`.  Beyond `max_events` it forgets what they were given; what they were
+#    not goes only when `max_bytes` would be exceeded.
 # ------------------------------------------------------------------------------------
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
@@ -344,9 +350,10 @@ class _Entry:
 class EventLog:
     """The events that are held, in order, bounded in number and in bytes.
 
-    `max_events` counts the events before `sent`, `max_bytes` everything (each event
-    with 300 bytes for its bookkeeping); the newest event is always held.  Pure and
-    not thread-safe: the server calls it under its lock.
+    `max_events` bounds their number, but for those that the live subscribers were not
+    given yet; `max_bytes` bounds everything, each event with 300 bytes for its
+    bookkeeping, but for a single event that is larger.  Not thread-safe: the server
+    calls it under its lock.
     """
 
     def __init__(self, max_events: int = 1000, max_bytes: int = 16 * MIB) -> None:
@@ -371,11 +378,9 @@ class EventLog:
     @property
     def last_id(self) -> str:
         """The id of the newest event; before the first, one that precedes it."""
-        if self.head > self.base:
-            own = self._entries[self.head].id
-            if own is not None:
-                return own
-        return self.id_at(self.head)
+        newest = self._entries.get(self.head)
+        own = newest.id if newest else self._forgotten_id
+        return self.id_at(self.head) if own is None else own
 
     def id_at(self, position: int) -> str:
         """The log's own name of a position, which `find` knows."""
@@ -383,9 +388,9 @@ class EventLog:
 
     def append(self, body: bytes, channel: str | None, id: str | None) -> str:
         """Add an event (without an id field) and return the id it now has."""
+        name = self.id_at(self.head + 1) if id is None else id
+        entry = _Entry(b"id: %b\n%b" % (_encode(name), body), channel, id)
         self.head += 1
-        name = self.id_at(self.head) if id is None else id
-        entry = _Entry(b"id: %b\n%b" % (name.encode(), body), channel, id)
         self._entries[self.head] = entry
         self._bytes += entry.cost
         if id is not None:
@@ -524,7 +529,7 @@ class Request:
         """The body's length in bytes where it is not chunked."""
         lengths = self._values("content-length")
         # int() of thousands of digits is slow or an error; all of them are too many.
-        digits = lengths[0].split(b",")[0].strip().lstrip(b"0")[:19] if lengths else b""
+        digits = lengths[0].split(b",")[0].lstrip(b"0")[:19] if lengths else b""
         return int(digits or b"0")
 
     @property
@@ -625,7 +630,8 @@ def _parse_target(method: str, target: str) -> tuple[str, str]:
     rest = target
     absolute = _SCHEME.match(target)
     if absolute:
-        if not _HOST.fullmatch(absolute[1].rpartition("@")[2].encode()):
+        host = _HOST.fullmatch(absolute[1].rpartition("@")[2].encode())
+        if not host or not host[1]:
             raise HTTPError(400, f"malformed request target {target[:80]!r}")
         rest = target[absolute.end() :]
         rest = rest if rest.startswith("/") else "/" + rest
@@ -739,6 +745,8 @@ class BodyReader:
         return True
 
     def _read_trailers(self) -> bool:
+        if self.rest[:1] == b"\n":
+            raise HTTPError(400, "a trailer line ends with a bare LF")
         if self.rest[:2] == b"\r\n":
             end = 2
         else:
@@ -1437,16 +1445,13 @@ class SSEServer:
         misses them is told by a gap; a producer that may be so fast awaits drain().
 
         Raises ValueError for data above `max_event_bytes`, for what format_event
-        refuses, and for an event, id or channel that is empty or above 256 bytes;
+        refuses, and for an event, id or channel that is empty, above 256 bytes, or has
+        a control character, or a space at an end (no header could bring it back);
         TypeError for data that is not JSON; RuntimeError once the server is closed.
         """
         for what, name in (("event", event), ("id", id), ("channel", channel)):
             if name is not None:
                 _check_name(what, name)
-        if id is not None and id != id.strip(" \t"):
-            raise ValueError(
-                f"id {id!r} begins or ends with white space: HTTP drops it"
-            )
         text = _to_text(data)
         body = format_event(text, event=event)
         # The frame is never shorter than the data, so the data is seldom measured.
