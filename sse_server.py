@@ -140,8 +140,10 @@ LINGER_BYTES = 4 * MIB
 # is full, long enough to matter.
 RESTART_RETRY_SECONDS = 5.0
 FULL_RETRY_SECONDS = 30.0
-# A peer that vanished without a word is probed (seconds, seconds, count).
+# A peer that vanished without a word is probed (seconds, seconds, count), and given up
+# when it has acknowledged nothing for this long (seconds): so all in all in a minute.
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 15, 5, 3
+VANISHED_SECONDS = 45
 
 
 # ------------------------------------------------------------------------------------
@@ -2006,7 +2008,7 @@ def _connections_by_descriptors() -> int:
     return max(1, soft - RESERVED_DESCRIPTORS)
 
 
-def _set_socket_options(transport: asyncio.BaseTransport, timeout: float) -> None:
+def _set_socket_options(transport: asyncio.BaseTransport, write_timeout: float) -> None:
     """Notice within a minute that a peer has vanished (asyncio sets TCP_NODELAY)."""
     sock = transport.get_extra_info("socket")
     options = [
@@ -2014,7 +2016,12 @@ def _set_socket_options(transport: asyncio.BaseTransport, timeout: float) -> Non
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", KEEPALIVE_PROBES),
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", int(timeout * 1000)),
+        # Linux also ends who is there and takes nothing; that is write_timeout's task.
+        (
+            socket.IPPROTO_TCP,
+            "TCP_USER_TIMEOUT",
+            int(1000 * max(VANISHED_SECONDS, write_timeout)),
+        ),
     ]
     for level, name, value in options:
         if hasattr(socket, name):
