@@ -803,7 +803,9 @@ class _Audience:
     def __init__(self, channels: Channels, chunked: bool) -> None:
         self.channels = channels
         self.chunked = chunked  # HTTP/1.1; to HTTP/1.0 the stream goes unframed
-        self.live: set[_Subscriber] = set()
+        # In the order of arrival, which is about that in memory: a sweep in another
+        # order, such as a set's, costs some 3 % more.
+        self.live: dict[_Subscriber, None] = {}
         self.members = 0  # live and behind
 
     def frame(self, payload: bytes) -> bytes:
@@ -1101,7 +1103,7 @@ class _Broadcaster:
         self.behind.discard(subscriber)
         subscriber.task = None
         subscriber.live = True
-        subscriber.audience.live.add(subscriber)
+        subscriber.audience.live[subscriber] = None
         if self._closing and self.log.sent == self.log.head:
             self.end(subscriber, "the server ends")
         self.notify()
@@ -1109,7 +1111,7 @@ class _Broadcaster:
     def _fall_behind(self, subscriber: _Subscriber) -> None:
         assert subscriber.audience
         subscriber.live = False
-        subscriber.audience.live.discard(subscriber)
+        subscriber.audience.live.pop(subscriber, None)
         subscriber.position = self.log.sent
         self._start_catching_up(subscriber)
 
@@ -1202,7 +1204,7 @@ class _Broadcaster:
             return
         subscriber.audience = None
         subscriber.live = False
-        audience.live.discard(subscriber)
+        audience.live.pop(subscriber, None)
         audience.members -= 1
         if not audience.members:
             del self._audiences[audience.channels, audience.chunked]

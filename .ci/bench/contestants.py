@@ -1,0 +1,244 @@
+"""The processes of a measurement: servers, their clients, and how they are watched."""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MODULE = HERE.parents[1] / "sse_server.py"
+FLOOR, LOOP, OURS = "C floor", "bare loop", "sse_server"
+START_SECONDS = 20  # for a server to listen
+CONNECT_SECONDS = 60  # for all clients of one process to get their heads
+ERROR_CHARACTERS = 1000  # of what a process said, from the end
+CPUCLOCK_SCHED = 2  # clock_getcpuclockid(3): a process's CPU clock, in nanoseconds
+
+
+class Failure(Exception):
+    """A process did not do what it was asked for; nothing can be measured."""
+
+
+def cores():
+    """The cores for the servers, for the clients, and for further clients."""
+    mine = sorted(os.sched_getaffinity(0))
+    return mine[-1], mine[0], mine[1] if len(mine) > 2 else mine[0]
+
+
+@contextmanager
+def pinned_to(core):
+    """Children that are started within it run on that core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def output_of(command, cwd=None):
+    """What a command prints; what it says is only of interest when it fails."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=cwd)
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-ERROR_CHARACTERS:]
+        raise Failure(f"{' '.join(words)}: exit status {done.returncode}\n{said}")
+    return done.stdout
+
+
+def compile_c(name, folder):
+    """The program made from NAME.c, or None where there is no C compiler."""
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if not compiler:
+        return None
+    program = Path(folder, name)
+    source = HERE / f"{name}.c"
+    output_of([compiler, "-O2", "-o", program, source])
+    return program
+
+
+def copy_drivers(folder, pythons):
+    """The drivers and the module in a folder of their own, compiled beforehand.
+
+    What the compiler leaves behind in a process's memory would be taken for room that
+    subscribers do not need; and an edit in the middle of a run is not measured.
+    """
+    drivers = Path(folder, "drivers")
+    shutil.copytree(
+        HERE / "drivers", drivers, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(MODULE, drivers)
+    for python in pythons:
+        output_of([python, "-m", "compileall", "-q", drivers])
+    return drivers
+
+
+class Process:
+    """A child, pinned to a core, that answers lines with lines."""
+
+    def __init__(self, command, core):
+        self.command = [str(word) for word in command]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop()
+        self.partial = b""
+        with pinned_to(core):
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                bufsize=0,
+            )
+
+    def tell(self, line):
+        try:
+            self.process.stdin.write(line.encode() + b"\n")
+        except BrokenPipeError:
+            raise self.failure("ended before " + line) from None
+
+    def hear(self, seconds):
+        """The next line of its output, waited for that long at most."""
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self.partial:
+            left = max(0, deadline - time.monotonic())
+            if not select.select([self.process.stdout], [], [], left)[0]:
+                raise self.failure(f"said nothing for {seconds:.0f} s")
+            part = os.read(self.process.stdout.fileno(), 65536)
+            if not part:
+                raise self.failure("ended")
+            self.partial += part
+        line, _, self.partial = self.partial.partition(b"\n")
+        return line.decode()
+
+    def failure(self, what):
+        self.errors.seek(0)
+        said = self.errors.read()[-ERROR_CHARACTERS:].strip()
+        return Failure(f"{' '.join(self.command)}: {what}\n{said}".strip())
+
+    def stop(self):
+        """End it: by the end of its input, by force if that does not help."""
+        self.process.stdin.close()
+        try:
+            self.process.wait(3)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.stop()
+
+
+class Server(Process):
+    """A contestant's server, under the control of its driver."""
+
+    def __init__(self, contestant, *arguments):
+        server_core, client_core, _ = cores()
+        core = client_core if contestant.driver_is_publisher else server_core
+        super().__init__([*contestant.command, *arguments], core)
+        self.next_number = 1
+        try:
+            _, port, *pid = self.hear(START_SECONDS).split()
+        except BaseException:
+            self.stop()
+            raise
+        self.port = int(port)
+        self.pid = int(pid[0]) if pid else self.process.pid
+
+    def begin(self, count, *, batch=1, interval_us=0, size=100, channel="-"):
+        """Start publishing; `finish` waits for the end. Returns the last number."""
+        first = self.next_number
+        self.next_number += count
+        self.tell(f"publish {first} {count} {batch} {interval_us} {size} {channel}")
+        return self.next_number - 1
+
+    def finish(self, seconds=120):
+        """Wait until all is published; the last event's id."""
+        return self.hear(seconds).split()[1]
+
+    def cpu_seconds(self):
+        return time.clock_gettime((~self.pid << 3) | CPUCLOCK_SCHED)
+
+    def resident_bytes(self):
+        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+        rss = next(line for line in lines if line.startswith("Rss:"))
+        return int(rss.split()[1]) * 1024
+
+
+class Clients(Process):
+    """A process of clients, all connected to one server."""
+
+    program = None  # the compiled client; None: the fallback in Python
+
+    def __init__(
+        self, server, connections, *, inflight=64, channels=0, header=None, aside=False
+    ):
+        command = [self.program or sys.executable]
+        if not self.program:
+            command.append(HERE / "fallback_client.py")
+        command += [server.port, connections, inflight, channels, "/sse"]
+        super().__init__(command + [header] * bool(header), cores()[2 if aside else 1])
+        self.connections = connections
+        self.seconds = None  # from the first connect to the last head
+
+    def connected(self):
+        """Wait until all of them stream."""
+        self.seconds = json.loads(self.hear(CONNECT_SECONDS))["seconds"]
+        return self
+
+    def reset(self):
+        self.tell("reset")
+        self.hear(10)
+
+    def report(self, number=0, wanted=None, seconds=60):
+        """What they saw, as soon as `wanted` of them (default: all) saw this event."""
+        wanted = self.connections if wanted is None else wanted
+        self.tell(f"report {number} {wanted} {int(seconds * 1000)}")
+        report = json.loads(self.hear(seconds + 10))
+        faults = {
+            key: report[key]
+            for key in ("lost", "disordered", "gaps", "closed")
+            if report[key]
+        }
+        if report["reached"] < wanted:
+            faults["without the last event"] = wanted - report["reached"]
+        if faults:
+            raise Failure(f"events did not arrive: {faults}; {report}")
+        return report
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """How a server is started.
+
+    With driver_is_publisher the driver only publishes, beside the clients, to a server
+    that it has started on the servers' core.
+    """
+
+    name: str
+    command: list
+    driver_is_publisher: bool = False
+
+
+def own_contestants(floor, drivers, pythons):
+    """The floor, the bare loop and the server of this repository, on each Python."""
+    found = [Contestant(FLOOR, [floor])] if floor else []
+    for python in pythons:
+        suffix = "" if python == pythons[0] else " " + python_version(python)
+        for name, driver in ((LOOP, "bare_loop.py"), (OURS, "ours.py")):
+            found.append(Contestant(name + suffix, [python, drivers / driver]))
+    return found
+
+
+def python_version(python):
+    code = "import platform; print(platform.python_version())"
+    return output_of([python, "-c", code]).strip()

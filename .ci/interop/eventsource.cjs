@@ -1,0 +1,325 @@
+/* EventSource and fetch in a page, against a server on localhost.  Every check runs in
+ * both browsers, in a page and against servers of its own. */
+"use strict";
+
+const { expect, same, until, startDemo } = require("./harness.cjs");
+
+/** In the page: an EventSource that keeps a record of all that happens to it. */
+async function connect(page, url, ...names) {
+  await page.evaluate(
+    (address, types) => {
+      const source = new EventSource(address);
+      const record = [];
+      source.onopen = () => record.push(["open"]);
+      source.onerror = () => record.push(["error", source.readyState]);
+      for (const type of ["message", "gap", ...types]) {
+        source.addEventListener(type, (event) => {
+          record.push([event.type, event.data, event.lastEventId]);
+        });
+      }
+      Object.assign(window, { source, record });
+    },
+    url,
+    names,
+  );
+}
+
+/** The same, once it is open: what is published from then on must be seen. */
+async function watch(page, url, ...names) {
+  await connect(page, url, ...names);
+  await opened(page, 1);
+}
+
+const recordOf = (page) => page.evaluate(() => window.record);
+
+/** What was recorded, but for "open" and "error". */
+async function eventsOf(page) {
+  return (await recordOf(page)).filter(([type]) => !["open", "error"].includes(type));
+}
+
+/** Wait until the record has so many entries whose type does, or does not, match. */
+async function entries(page, count, pattern, matching) {
+  const counted = () =>
+    page.evaluate(
+      (source, wanted) => {
+        const types = new RegExp(source);
+        return window.record.filter(([type]) => types.test(type) === wanted).length;
+      },
+      pattern,
+      matching,
+    );
+  const what = `${count} ${matching ? pattern : "events"}`;
+  await until(async () => (await counted()) >= count, what).catch(async (problem) => {
+    const record = JSON.stringify(await recordOf(page));
+    throw new Error(`${problem.message}; recorded: ${record.slice(0, 1000)}`);
+  });
+}
+
+const seen = (page, count) => entries(page, count, "^(open|error)$", false);
+const opened = (page, count) => entries(page, count, "^open$", true);
+const failed = (page) => entries(page, 1, "^error$", true);
+
+async function opensBeforeTheFirstEvent({ page, startServer }) {
+  const server = await startServer({ heartbeat: 60 });
+  await page.goto(server.origin);
+  await watch(page, server.url);
+  // Nothing is published and no heartbeat due: the stream that opened is idle.
+  const [id] = await server.publish("first");
+  await seen(page, 1);
+  same(await recordOf(page), [["open"], ["message", "first", id]], "record");
+}
+
+async function showsDefaultAndNamedEvents({ page, startServer }) {
+  const server = await startServer({});
+  await page.goto(server.origin);
+  await watch(page, server.url, "news", "prix €");
+  const text = " space\nLF\rCR\r\nCRLF 🦊 \u2028 \ufeff\n";
+  const ids = await server.publish(
+    "plain",
+    { data: text, event: "news" },
+    { data: "", event: "prix €" },
+    { data: { object: [1, null] }, id: "row 7/é" },
+    { data: "unheard", event: "other" },
+    "x".repeat(1_000_000),
+  );
+  await seen(page, 5);
+  same(
+    await eventsOf(page),
+    [
+      ["message", "plain", ids[0]],
+      ["news", " space\nLF\nCR\nCRLF 🦊 \u2028 \ufeff\n", ids[1]],
+      ["prix €", "", ids[2]],
+      ["message", '{"object":[1,null]}', "row 7/é"],
+      ["message", "x".repeat(1_000_000), ids[5]],
+    ],
+    "events",
+  );
+}
+
+async function resumesOverARestart({ page, startServer }) {
+  const rows = Array.from({ length: 50 }, (_, n) => ({
+    data: `row ${n}`,
+    id: `row-${n}`,
+  }));
+  const server = await startServer({});
+  await page.goto(server.origin);
+  await watch(page, server.url);
+  await server.publish(...rows.slice(0, 20));
+  await seen(page, 20);
+  same(await server.stop(), 0, "exit status");
+  const again = await startServer({ port: server.port });
+  await again.publish(...rows); // its log filled again, from a database say
+  await seen(page, rows.length);
+  await again.publish({ data: "live", id: "live" });
+  await seen(page, rows.length + 1);
+  const wanted = rows.map(({ data, id }) => ["message", data, id]);
+  same(await eventsOf(page), [...wanted, ["message", "live", "live"]], "events");
+}
+
+async function isToldOfAGapAfterARestart({ page, startServer }) {
+  const server = await startServer({});
+  await page.goto(server.origin);
+  await watch(page, server.url);
+  await server.publish("before");
+  await seen(page, 1);
+  await server.stop();
+  const again = await startServer({ port: server.port });
+  await again.publish("held 1", "held 2");
+  await again.watchedBy(1);
+  await again.publish("live");
+  await seen(page, 5);
+  const [, gap, ...rest] = await eventsOf(page);
+  same(gap[0], "gap", "the first event after the restart");
+  JSON.parse(gap[1]);
+  same(
+    rest.map(([type, data]) => [type, data]),
+    [
+      ["message", "held 1"],
+      ["message", "held 2"],
+      ["message", "live"],
+    ],
+    "the rest",
+  );
+  return gap[1];
+}
+
+async function resumesOverACrash({ page, startServer }) {
+  const server = await startServer({ retry: 4 }); // time enough to start again
+  await page.goto(server.origin);
+  await watch(page, server.url);
+  await server.publish({ data: "one", id: "1" });
+  await seen(page, 1);
+  await server.stop("SIGKILL");
+  const again = await startServer({ port: server.port });
+  await again.publish({ data: "one", id: "1" }, { data: "two", id: "2" });
+  await seen(page, 2);
+  same(
+    await eventsOf(page),
+    [
+      ["message", "one", "1"],
+      ["message", "two", "2"],
+    ],
+    "events",
+  );
+}
+
+/** The connection is reset at arbitrary bytes while events are being published. */
+async function losesNothingOverDroppedConnections({ page, startServer, startRelay }) {
+  const total = 3000;
+  const drops = 4;
+  const server = await startServer({ retry: 0.2, history: total });
+  const relay = await startRelay(server);
+  await page.goto(relay.origin);
+  await watch(page, relay.url);
+  await server.ask("pump", { rate: 500, seconds: total / 500 });
+  for (let drop = 1; drop <= drops; drop++) {
+    await opened(page, drop);
+    await seen(page, drop * 300);
+    relay.cut();
+  }
+  await opened(page, drops + 1);
+  await seen(page, total);
+  const numbers = (await eventsOf(page)).map(([, data]) => JSON.parse(data).number);
+  same(
+    numbers,
+    Array.from({ length: total }, (_, n) => n),
+    "numbers",
+  );
+  return `${total} events, ${drops} resets`;
+}
+
+/** A full server tells an EventSource to come again; it does, and gets in. */
+async function waitsForRoom({ page, startServer, startRelay }) {
+  const limits = { FULL_RETRY_SECONDS: 4 }; // for the usual half a minute
+  const server = await startServer({ max_connections: 2, heartbeat: 60, limits });
+  const relay = await startRelay(server);
+  await page.goto(relay.origin);
+  relay.cut(); // the page's own connection counts, too
+  const others = [new AbortController(), new AbortController()];
+  await Promise.all(others.map(({ signal }) => fetch(server.url, { signal })));
+  await server.watchedBy(2);
+  await connect(page, relay.url);
+  await failed(page);
+  const [, state] = (await recordOf(page)).find(([type]) => type === "error");
+  expect(state === 0, "the EventSource gave up instead of coming again");
+  others[0].abort();
+  const start = Date.now();
+  await until(async () => (await recordOf(page)).at(-1)[0] === "open", "room", 60_000);
+  const waited = Date.now() - start;
+  await server.watchedBy(2);
+  await server.publish("there is room");
+  await seen(page, 1);
+  others[1].abort();
+  return `let in ${(waited / 1000).toFixed(1)} s after there was room`;
+}
+
+async function stopsForGoodWhenTurnedAway({ page, startServer, startRelay }) {
+  const server = await startServer({ door: true, retry: 0.1 });
+  const relay = await startRelay(server);
+  await page.goto(relay.origin);
+  await watch(page, relay.url);
+  await server.ask("turn_away", { status: 204 });
+  relay.cut();
+  const closed = () => page.evaluate(() => window.source.readyState === 2);
+  await until(closed, "the EventSource is closed");
+  const accepted = relay.accepted;
+  // Ten times the reconnection time, in which nothing may happen.
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  same(relay.accepted, accepted, "connections afterwards");
+}
+
+/** In the page: publish by fetch; resolves to status and text, or the error's name. */
+const post = (page, url) =>
+  page.evaluate(async (address) => {
+    try {
+      const response = await fetch(`${address}?event=news`, {
+        method: "POST",
+        headers: { Authorization: "Bearer secret" },
+        body: "from a page",
+      });
+      return [response.status, (await response.text()).trim()];
+    } catch (error) {
+      return [error.name];
+    }
+  }, url);
+
+async function publishesFromAnAllowedOrigin({ page, startServer }) {
+  const home = await startServer({});
+  const server = await startServer({
+    publish_token: "secret",
+    cors_origins: [home.origin],
+  });
+  await page.goto(home.origin);
+  await watch(page, server.url, "news");
+  const [status, id] = await post(page, server.url);
+  same(status, 200, "status");
+  await seen(page, 1);
+  same(await eventsOf(page), [["news", "from a page", id]], "events");
+}
+
+async function isRefusedFromAnotherOrigin({ page, startServer }) {
+  const home = await startServer({});
+  const server = await startServer({
+    publish_token: "secret",
+    cors_origins: [home.origin],
+  });
+  const before = await server.ask("last_event_id");
+  await page.goto(home.origin.replace("localhost", "127.0.0.1"));
+  same(await post(page, server.url), ["TypeError"], "fetch");
+  same(await server.ask("last_event_id"), before, "the server's last event id");
+  await connect(page, server.url);
+  await failed(page);
+  same(await recordOf(page), [["error", 2]], "record");
+}
+
+/** Not a check of one browser: all of them watch the same demo. */
+async function allSeeTheSameDemo(browsers) {
+  const demo = await startDemo();
+  const pages = await Promise.all(browsers.map(({ browser }) => browser.newPage()));
+  try {
+    await Promise.all(
+      pages.map(async (page) => {
+        await page.goto(demo.origin);
+        await watch(page, demo.url);
+      }),
+    );
+    await Promise.all(pages.map((page) => seen(page, 4)));
+    const lists = await Promise.all(pages.map(eventsOf));
+    // Each opened in its own time: they are compared from the later one's first event.
+    const starts = lists.map((list) => list[0][1]).sort();
+    const shared = lists.map((list) =>
+      list.filter(([, data]) => data >= starts.at(-1)),
+    );
+    const length = Math.min(...shared.map((list) => list.length));
+    expect(length >= 2, `only ${length} events were seen by all`);
+    const [one, ...others] = shared.map((list) => list.slice(0, length));
+    for (const other of others) same(other, one, "another browser's events");
+    for (const [type, data] of one) {
+      same(type, "message", "type");
+      expect(
+        /^{"timestamp":"[-0-9]+T[:.0-9]+Z"}$/.test(data),
+        `the event's data is ${data}`,
+      );
+    }
+    return `${length} events`;
+  } finally {
+    await Promise.all(pages.map((page) => page.close()));
+    same(await demo.stop(), 0, "the demo's exit status");
+  }
+}
+
+module.exports = {
+  allSeeTheSameDemo,
+  checks: [
+    waitsForRoom, // first: it takes the longest, and mostly waits
+    opensBeforeTheFirstEvent,
+    showsDefaultAndNamedEvents,
+    resumesOverARestart,
+    isToldOfAGapAfterARestart,
+    resumesOverACrash,
+    losesNothingOverDroppedConnections,
+    stopsForGoodWhenTurnedAway,
+    publishesFromAnAllowedOrigin,
+    isRefusedFromAnotherOrigin,
+  ],
+};

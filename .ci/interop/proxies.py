@@ -1,0 +1,419 @@
+"""Proxies in front: nginx and HAProxy pass the stream on at once, keep an idle one,
+tell of a client that left, and cannot be talked into smuggling a request.
+
+usage: proxies.py     (configured with README.md's own blocks, if it has them)
+"""
+
+import asyncio
+import contextlib
+import getpass
+import pathlib
+import re
+import signal
+import statistics
+import sys
+import tempfile
+import time
+
+import smuggling
+from clients import Client
+from harness import HERE, PATIENCE, Curl, Event, Report, Server, expect, until
+from server import free_port
+
+README = HERE.parents[1] / "README.md"
+EVENTS = 20  # of which each must be seen before the next is published
+PROXY_TIMEOUT = 3  # seconds that a proxy lets a silent upstream live, for the usual 60
+HEARTBEAT = 1.0  # seconds, for the usual 15
+AT_ONCE = 1.0  # seconds: an event that takes longer was held back
+USUALLY = 0.1  # seconds that half of the events may take at most
+QUICKLY = HEARTBEAT / 2  # seconds: a departure is noticed without a write to the client
+
+LOG = "output.log"
+CONFIGURATION = "configuration"
+USUAL_ADDRESS = "127.0.0.1:8080"  # the server's in README.md's blocks
+
+# What README.md recommends, should it have no such block.
+NGINX_BLOCK = """
+location /sse {
+    proxy_pass http://127.0.0.1:8080;
+    error_page 502 504 = @sse_away;
+}
+location @sse_away {
+    default_type text/event-stream;
+    return 200 "retry: 3000\\n";
+}
+"""
+NGINX = """
+daemon off;
+user {user};
+worker_processes 1;
+worker_shutdown_timeout 1s;
+pid nginx.pid;
+error_log error.log;
+events {{ worker_connections 512; }}
+http {{
+    log_format upstream 'upstream: $upstream_addr';
+    access_log output.log upstream;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    upstream kept {{ server 127.0.0.1:{upstream}; keepalive 8; }}
+    server {{
+        listen 127.0.0.1:{port};
+        proxy_read_timeout {timeout}s;
+        {protocol}
+        {locations}
+    }}
+}}
+"""
+HTTP_1_1 = 'proxy_http_version 1.1; proxy_set_header Connection "";'
+HAPROXY_BLOCK = """
+listen sse
+    bind :80
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    option http-no-delay
+    option abortonclose
+    server sse_server 127.0.0.1:8080
+"""
+HAPROXY = """
+global
+    hard-stop-after 1s
+    log stdout format raw local0
+defaults
+    log global
+    log-format "upstream: %s"
+{listen}
+    {rules}
+"""
+
+
+# How both log a request that they passed on; one that they answered has "-" or "<".
+PASSED_ON = re.compile(r"^upstream: \w", re.MULTILINE)
+
+
+class Proxy:
+    """nginx or HAProxy, in the foreground, in a folder of its own."""
+
+    def __init__(self, command, folder, port, reload_signal):
+        self._command = command
+        self._folder = folder
+        self._log = folder / LOG
+        self._reload_signal = reload_signal
+        self._process = None
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}/sse"
+
+    async def start(self):
+        with self._log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, cwd=self._folder, stdout=output, stderr=output
+            )
+        await until(self._listens, f"{self._command[0]} listens")
+
+    async def _listens(self):
+        if self._process.returncode is not None:
+            output = self._log.read_text("utf-8", "replace")
+            raise AssertionError(f"{self._command[0]} ended: {output[-1000:]}")
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            writer.close()
+            return True
+
+    def reload(self):
+        self._process.send_signal(self._reload_signal)
+
+    async def stop(self):
+        if self._process and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(self._process.wait(), PATIENCE)
+
+    def passed_on(self):
+        """How many requests it passed on to the server, by its own log."""
+        return len(PASSED_ON.findall(self._log.read_text("utf-8")))
+
+
+@contextlib.asynccontextmanager
+async def running(command, configuration, port, reload_signal):
+    """A proxy with this configuration, in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix=f"sse-{command[0]}-") as name:
+        folder = pathlib.Path(name)
+        # nginx gives its temporary folders to its user, who must be able to reach them.
+        folder.chmod(0o755)
+        (folder / CONFIGURATION).write_text(configuration)
+        proxy = Proxy(command, folder, port, reload_signal)
+        try:
+            await proxy.start()
+            yield proxy
+        finally:
+            await proxy.stop()
+
+
+def nginx(upstream, locations, protocol=""):
+    port = free_port()
+    configuration = NGINX.format(
+        user=getpass.getuser(),
+        port=port,
+        upstream=upstream,
+        timeout=PROXY_TIMEOUT,
+        protocol=protocol,
+        locations=locations,
+    )
+    command = ["nginx", "-p", "./", "-e", "error.log", "-c", CONFIGURATION]
+    return running(command, configuration, port, signal.SIGHUP)
+
+
+def haproxy(upstream, block, rules=""):
+    """The block with the times shortened, on a port of its own."""
+    port = free_port()
+    listen = aimed(block, f"127.0.0.1:{upstream}")
+    for setting, value in (
+        (r"bind \S+", f"bind 127.0.0.1:{port}"),
+        (r"timeout client \S+", f"timeout client {PROXY_TIMEOUT}s"),
+        (r"timeout server \S+", f"timeout server {PROXY_TIMEOUT}s"),
+    ):
+        expect(re.search(setting, listen), f"no {setting} in HAProxy's block")
+        listen = re.sub(setting, value, listen)
+    command = ["haproxy", "-W", "-db", "-f", CONFIGURATION]
+    configuration = HAPROXY.format(listen=listen, rules=rules)
+    return running(command, configuration, port, signal.SIGUSR2)
+
+
+def block_of_readme(language, default):
+    """README.md's only block in this language, or the default."""
+    text = README.read_text("utf-8") if README.exists() else ""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    expect(len(blocks) <= 1, f"README.md has {len(blocks)} blocks of {language}, not 1")
+    print(f"{language}: the block is", "README.md's" if blocks else "this script's own")
+    return blocks[0] if blocks else default
+
+
+def aimed(block, upstream):
+    """The block with the server's usual address replaced."""
+    expect(USUAL_ADDRESS in block, f"{USUAL_ADDRESS} is not in the block")
+    return block.replace(USUAL_ADDRESS, upstream)
+
+
+def nginx_1_0(upstream, block):
+    """nginx's default protocol towards the server."""
+    block = re.sub(r"proxy_(http_version|set_header Connection) [^;]+;", "", block)
+    return nginx(upstream, aimed(block, f"127.0.0.1:{upstream}"))
+
+
+def nginx_1_1(upstream, block):
+    """HTTP/1.1 and kept connections towards the server."""
+    return nginx(upstream, aimed(block, "kept"), HTTP_1_1)
+
+
+async def passes_on_at_once(proxy, server, notes):
+    times = []
+    async with Curl.watching(proxy.url) as curl:
+        await curl.connected(within=5 * AT_ONCE)  # curl has to start, too
+        for number in range(EVENTS):
+            start = time.monotonic()
+            await server.publish(f"number {number}")
+            await curl.received(number + 1, within=AT_ONCE)
+            times.append(time.monotonic() - start)
+    half, slowest = 1000 * statistics.median(times), 1000 * max(times)
+    notes.append(f"half within {half:.0f} ms, all within {slowest:.0f} ms")
+    expect(half < 1000 * USUALLY, notes[-1])
+
+
+async def keeps_an_idle_stream(proxy, server, notes):
+    start = time.monotonic()
+    async with Curl.watching(proxy.url) as curl:
+        await curl.connected()
+        count = curl.decoder.comments + 2 * PROXY_TIMEOUT / HEARTBEAT
+        await until(
+            lambda: curl.ended or curl.decoder.comments >= count, f"{count} heartbeats"
+        )
+        idle = time.monotonic() - start
+        expect(not curl.ended, f"the proxy cut the stream after {idle:.1f} s")
+        await server.publish("after the silence")
+        await until(lambda: curl.data == ["after the silence"], "the event")
+    notes.append(f"idle for {idle:.1f} s with a proxy timeout of {PROXY_TIMEOUT} s")
+
+
+async def tells_of_a_departure(proxy, server, notes):
+    async with Curl.watching(proxy.url) as curl:
+        await server.watched_by(1)
+        await curl.leave()
+        start = time.monotonic()
+        await server.watched_by(0, within=QUICKLY)
+    notes.append(f"after {1000 * (time.monotonic() - start):.0f} ms")
+
+
+async def passes_on_a_publication(proxy, server, notes):
+    """curl posts with a length, and chunked."""
+    async with Curl.watching(proxy.url) as curl:
+        await curl.connected()
+        uploads = (["--data-binary", "@-"], ["-X", "POST", "-T", "-"])
+        for count, upload in enumerate(uploads, 1):
+            process = await asyncio.create_subprocess_exec(
+                *("curl", "--silent", "--fail", *upload, proxy.url),
+                *("-H", f"Authorization: Bearer {smuggling.TOKEN}"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            answer, _ = await process.communicate("zwölf\nlines".encode())
+            expect(process.returncode == 0, f"curl {upload} failed")
+            await curl.received(count)
+            wanted = Event("message", "zwölf\nlines", answer.decode().strip())
+            expect(curl.events[-1] == wanted, f"{curl.events[-1]}, not {wanted}")
+
+
+async def is_resumed_after_a_reload_and_a_stop(proxy, server, notes):
+    """With npm's eventsource, which reconnects by itself."""
+    wanted = []
+
+    async def publish(count):
+        wanted.extend(f"number {len(wanted) + n}" for n in range(count))
+        await server.publish(*wanted[-count:])
+
+    async with Client.watching("eventsource", proxy.url) as client:
+        await server.watched_by(1)
+        await publish(10)
+        await client.received(10)
+        proxy.reload()
+        await server.watched_by(0)  # the old worker ended the stream
+        await publish(10)
+        await client.received(20)
+        await proxy.stop()
+        await server.watched_by(0)
+        await publish(10)
+        await proxy.start()
+        await client.received(30)
+        seen = [event.data for event in client.events]
+        expect(seen == wanted, f"seen {seen}, published {wanted}")
+
+
+async def asks_to_come_again(proxy, server, notes):
+    """While the server is away: an EventSource would take an error for the end."""
+    await server.stop()
+    async with Curl.watching(proxy.url) as curl:
+        await until(lambda: curl.ended, "an answer")
+        expect(curl.decoder.retry, "nginx sent no `retry` while the server was away")
+        notes.append(f"after {curl.decoder.retry} ms")
+
+
+async def waits_for_the_server(proxy, server, notes):
+    """HAProxy tries to connect several times: a short restart goes unnoticed."""
+    await server.stop()
+    async with Curl.watching(proxy.url) as curl:
+        await asyncio.sleep(QUICKLY)  # let it be refused, or there is no proof
+        expect(not curl.ended, "HAProxy answered while the server was away")
+        async with Server.running(port=server.port):
+            await curl.connected()
+
+
+CHECKS = [
+    passes_on_at_once,
+    keeps_an_idle_stream,
+    tells_of_a_departure,
+    passes_on_a_publication,
+    is_resumed_after_a_reload_and_a_stop,
+]
+
+
+@contextlib.asynccontextmanager
+async def fronted(start, *block, **options):
+    """A server with these options, and a proxy in front of it."""
+    behind = Server.running(**options)
+    async with behind as server, start(server.port, *block) as proxy:
+        yield proxy, server
+
+
+async def all_checks(report, name, checks, start, block):
+    options = {"heartbeat": HEARTBEAT, "retry": 0.3, "publish_token": smuggling.TOKEN}
+    async with fronted(start, block, **options) as (proxy, server):
+        for check in checks:
+            with report.case(f"{name} {check.__name__.replace('_', ' ')}") as notes:
+                await server.watched_by(0)
+                await check(proxy, server, notes)
+
+
+# The two checks that could pass for no reason are shown to fail where they must.
+
+
+def buffering_nginx(upstream):
+    location = "location / {{ proxy_pass http://{}; proxy_ignore_headers {}; }}"
+    address = f"127.0.0.1:{upstream}"
+    return nginx(upstream, location.format(address, "X-Accel-Buffering"))
+
+
+async def buffering_is_seen(report):
+    with report.case("control: an nginx that buffers is caught") as notes:
+        async with fronted(buffering_nginx, heartbeat=HEARTBEAT) as (proxy, server):
+            try:
+                await passes_on_at_once(proxy, server, [])
+            except AssertionError as caught:
+                notes.append(str(caught))
+                return
+        raise AssertionError("events came at once in spite of the buffering")
+
+
+async def seconds_until_cut(proxy):
+    async with Curl.watching(proxy.url) as curl:
+        await curl.connected()
+        start = time.monotonic()
+        await until(lambda: curl.ended, "the cut", within=3 * PROXY_TIMEOUT)
+        return time.monotonic() - start
+
+
+async def a_cut_is_seen(report):
+    with report.case("control: a stream without heartbeats is cut") as notes:
+        async with fronted(haproxy, HAPROXY_BLOCK, heartbeat=60) as (proxy, _):
+            notes.append(f"after {await seconds_until_cut(proxy):.1f} s")
+
+
+FORBIDDING = """
+        location = /sse {{ return 403; }}
+        location / {{ proxy_pass http://{}; }}
+"""
+
+
+def forbidding_nginx_1_0(upstream):
+    return nginx(upstream, FORBIDDING.format(f"127.0.0.1:{upstream}"))
+
+
+def forbidding_nginx_1_1(upstream):
+    return nginx(upstream, FORBIDDING.format("kept"), HTTP_1_1)
+
+
+def forbidding_haproxy(upstream):
+    rules = "http-request deny if { path /sse }"
+    return haproxy(upstream, HAPROXY_BLOCK, rules)
+
+
+async def main():
+    report = Report("proxies")
+    for_nginx = block_of_readme("nginx", NGINX_BLOCK)
+    for_haproxy = block_of_readme("haproxy", HAPROXY_BLOCK)
+    nginx_checks = [*CHECKS]
+    if "error_page" in for_nginx:
+        nginx_checks.append(asks_to_come_again)
+    else:
+        print("nginx: the block has no error_page for while the server is away")
+    haproxy_checks = [*CHECKS, waits_for_the_server]
+    await asyncio.gather(
+        all_checks(report, "nginx (HTTP/1.0)", nginx_checks, nginx_1_0, for_nginx),
+        all_checks(report, "nginx (HTTP/1.1)", nginx_checks, nginx_1_1, for_nginx),
+        all_checks(report, "HAProxy", haproxy_checks, haproxy, for_haproxy),
+        buffering_is_seen(report),
+        a_cut_is_seen(report),
+    )
+    await smuggling.hidden_request_publishes(report)
+    await asyncio.gather(
+        smuggling.withstands(report, "nginx (HTTP/1.0)", forbidding_nginx_1_0),
+        smuggling.withstands(report, "nginx (HTTP/1.1)", forbidding_nginx_1_1),
+        smuggling.withstands(report, "HAProxy", forbidding_haproxy),
+    )
+    return report.close()
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
