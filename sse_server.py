@@ -1607,14 +1607,16 @@ class SSEServer:
 
     async def _listen(self) -> None:
         """Bind every address of the host, all of them to one port."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(
-            self._host or None,
-            self._port,
-            type=socket.SOCK_STREAM,
-            flags=socket.AI_PASSIVE,
-        )
-        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+        # Both, whatever the hosts file says: a browser may try either (RFC 6761, 6.3).
+        addresses = ["127.0.0.1", "::1"]
+        if self._host != "localhost":
+            found = await asyncio.get_running_loop().getaddrinfo(
+                self._host or None,
+                self._port,
+                type=socket.SOCK_STREAM,
+                flags=socket.AI_PASSIVE,
+            )
+            addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
         # With port 0 the first address gets a free port that may be taken on the next.
         attempts = 1 if self._port else 10
         for attempt in range(1, attempts + 1):
