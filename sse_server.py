@@ -107,6 +107,8 @@ MAX_CHUNK_LINE_BYTES = 256
 MAX_NAME_BYTES = 256
 # Channels of one subscription: what it costs to route to it is bounded by this.
 MAX_CHANNELS = 100
+# Parameters of a query: channels, and those of a program's own; decoding has a price.
+MAX_PARAMETERS = 200
 # What the broadcaster or a catch-up writes at once.  Enough to make system calls
 # rare, little enough that a stalled client costs its high-water mark and one of these.
 BATCH_BYTES = 64 * KIB
@@ -511,8 +513,17 @@ class Request:
 
     @property
     def parameters(self) -> dict[str, list[str]]:
-        """The query's parameters, decoded; what is not UTF-8 is replaced by U+FFFD."""
-        return urllib.parse.parse_qs(self.query, keep_blank_values=True)
+        """The query's parameters, decoded; what is not UTF-8 is replaced by U+FFFD.
+
+        HTTPError 400 where there are more than 200.
+        """
+        try:
+            return urllib.parse.parse_qs(
+                self.query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS
+            )
+        except ValueError:
+            message = f"query of more than {MAX_PARAMETERS} parameters"
+            raise HTTPError(400, message) from None
 
     @property
     def keep_alive(self) -> bool:
@@ -1735,6 +1746,10 @@ class SSEServer:
                 connection.idle = not connection.received
                 connection.kept = True
                 connection.allow(self._keepalive_timeout)
+                if connection.received:  # perhaps hundreds of requests: give way
+                    await asyncio.sleep(0)
+                if connection.writer.is_closing():
+                    break
         except (OSError, TimeoutError) as error:
             logger.debug("%s: %r", connection.peer, error)
         except Exception:
