@@ -145,6 +145,9 @@ LINGER_BYTES = 4 * MIB
 # is full, long enough to matter.
 RESTART_RETRY_SECONDS = 5.0
 FULL_RETRY_SECONDS = 30.0
+# How long (seconds) a client is kept waiting whose last event this process has yet to
+# be given, because another one was faster; then it is told of a gap.
+AHEAD_SECONDS = 30.0
 # A peer that vanished without a word is probed (seconds, seconds, count), and given up
 # when it has acknowledged nothing for this long (seconds): so all in all in a minute.
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 15, 5, 3
@@ -336,6 +339,8 @@ HEARTBEAT = b":\n"
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
 DEFAULT_CHANNEL: Channels = frozenset([None])
+# The channel that every audience has; as a name it is refused.
+EVERYBODY = ""
 _OWN_ID = re.compile("([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 
 
@@ -359,13 +364,20 @@ class EventLog:
 
     `max_events` bounds their number, but for those that the live subscribers were not
     given yet; `max_bytes` bounds everything, each event with 300 bytes for its
-    bookkeeping, but for a single event that is larger.  Not thread-safe: the server
-    calls it under its lock.
+    bookkeeping, but for a single event that is larger.  `id_order` is what the
+    publisher's ids are sorted by, if they ascend: an id that is not held then has a
+    place between those that are.  Not thread-safe: the server calls it under its lock.
     """
 
-    def __init__(self, max_events: int = 1000, max_bytes: int = 16 * MIB) -> None:
+    def __init__(
+        self,
+        max_events: int = 1000,
+        max_bytes: int = 16 * MIB,
+        id_order: Callable[[str], Any] | None = None,
+    ) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
+        self._id_order = id_order
         self._entries: dict[int, _Entry] = {}  # by number, base + 1 to head
         self._bytes = 0  # the sum of their costs
         self._numbers: dict[str, int] = {}  # of the publisher's ids; see _forget_oldest
@@ -387,7 +399,12 @@ class EventLog:
         """The id of the newest event; before the first, one that precedes it."""
         newest = self._entries.get(self.head)
         own = newest.id if newest else self._forgotten_id
-        return self.id_at(self.head) if own is None else own
+        return own or self.id_at(self.head)
+
+    @property
+    def base_id(self) -> str:
+        """The id of the newest event that is no longer held."""
+        return self._forgotten_id or self.id_at(self.base)
 
     def id_at(self, position: int) -> str:
         """The log's own name of a position, which `find` knows."""
@@ -401,7 +418,7 @@ class EventLog:
         self._entries[self.head] = entry
         self._bytes += entry.cost
         if id is not None:
-            self._numbers[id] = self.head
+            self._numbers.setdefault(id, self.head)
         while self._bytes > self._max_bytes and self.base + 1 < self.head:
             self._forget_oldest()
         return name
@@ -425,7 +442,32 @@ class EventLog:
         own = _OWN_ID.fullmatch(id)
         if own and own[1] == self._epoch and int(own[2]) <= self.head:
             return int(own[2])
-        return None
+        earlier = self._not_later(id)
+        return self._numbers[earlier[-1]] if earlier else None
+
+    def is_ahead(self, id: str) -> bool:
+        """Whether the id is one to come: it is later than all of the publisher's."""
+        return id not in self._numbers and 0 < len(self._not_later(id)) == len(
+            self._numbers
+        )
+
+    def _not_later(self, id: str) -> list[str]:
+        """Those of the publisher's ids that are held and not later than this one."""
+        if not self._id_order:
+            return []
+        ids = list(self._numbers)
+        low, high = 0, len(ids)
+        try:
+            wanted = self._id_order(id)
+            while low < high:
+                middle = (low + high) // 2
+                if self._id_order(ids[middle]) <= wanted:
+                    low = middle + 1
+                else:
+                    high = middle
+        except Exception:  # it is none of the publisher's
+            return []
+        return ids[:low]
 
     def missed(self, position: int, channels: Channels) -> bool:
         """Whether an event of these channels after `position` was forgotten."""
@@ -455,7 +497,7 @@ class EventLog:
         entry = self._entries.pop(self.base)
         self._bytes -= entry.cost
         self._forgotten_id = entry.id
-        if entry.id is not None and self._numbers[entry.id] == self.base:
+        if entry.id is not None and self._numbers.get(entry.id) == self.base:
             del self._numbers[entry.id]
         # Taken out and put in again, so that the first key is the longest unchanged.
         self._forgotten.pop(entry.channel, None)
@@ -852,6 +894,7 @@ class _Subscriber(asyncio.Protocol):
         self.live = False
         self.position = 0  # of its own, while it is behind
         self.gap: str | None = None  # the reason of a gap to announce
+
         self.paused = False  # the transport holds more than it should
         self.waiter: asyncio.Future[None] | None = None  # for paused to end
         self.task: asyncio.Task[None] | None = None  # the catch-up, while behind
@@ -1066,14 +1109,14 @@ class _Broadcaster:
             for subscriber in audience.live:
                 # What was not taken since the last event or heartbeat may never be:
                 # from now on it has to be taken wholly, within the write timeout.
+                # (1 and not 0, at which asyncio's TLS pauses though it holds nothing.)
                 if subscriber.transport.get_write_buffer_size():
-                    _set_high_water(subscriber.transport, 0)
+                    _set_high_water(subscriber.transport, 1)
             await self._write(list(audience.live), audience.frame(HEARTBEAT))
 
     def _gap(self, reason: str) -> bytes:
         """The event that says that events were missed, up to the oldest one held."""
-        oldest = self.log.id_at(self.log.base)
-        return format_event({"reason": reason}, event="gap", id=oldest)
+        return format_event({"reason": reason}, event="gap", id=self.log.base_id)
 
     # Subscribers come, fall behind, catch up and leave.
 
@@ -1085,6 +1128,7 @@ class _Broadcaster:
         last_event_id: str | None,
     ) -> None:
         """Take a new subscriber in, whose stream's head is written."""
+        channels |= {EVERYBODY}
         key = (channels, chunked)
         audience = self._audiences.get(key)
         if audience is None:
@@ -1094,20 +1138,24 @@ class _Broadcaster:
         audience.members += 1
         subscriber.audience = audience
         self.count += 1
+        ahead = None
         with self.lock:
             position: int | None = self.log.sent
             if last_event_id:
                 position = self.log.find(last_event_id)
+                if self.log.is_ahead(last_event_id):
+                    ahead = last_event_id
             if position is None:
                 position = self.log.base
                 subscriber.gap = "unknown id"
         subscriber.position = position
         logger.info("%s joined; %d connected", subscriber.peer, self.count)
         _set_high_water(subscriber.transport, HIGH_WATER_BYTES)
-        if position == self.log.sent and not subscriber.gap and not subscriber.paused:
+        in_step = position == self.log.sent and not subscriber.gap and not ahead
+        if in_step and not subscriber.paused:
             self._join(subscriber)
         else:
-            self._start_catching_up(subscriber)
+            self._start_catching_up(subscriber, ahead)
 
     def _join(self, subscriber: _Subscriber) -> None:
         assert subscriber.audience
@@ -1126,13 +1174,20 @@ class _Broadcaster:
         subscriber.position = self.log.sent
         self._start_catching_up(subscriber)
 
-    def _start_catching_up(self, subscriber: _Subscriber) -> None:
+    def _start_catching_up(
+        self, subscriber: _Subscriber, ahead: str | None = None
+    ) -> None:
         self.behind.add(subscriber)
-        subscriber.task = self._loop.create_task(self._catch_up(subscriber))
+        subscriber.task = self._loop.create_task(self._catch_up(subscriber, ahead))
 
-    async def _catch_up(self, subscriber: _Subscriber) -> None:
-        """Write from the subscriber's own position until it is where the live are."""
+    async def _catch_up(self, subscriber: _Subscriber, ahead: str | None) -> None:
+        """Write from the subscriber's own position until it is where the live are.
+
+        `ahead` is the id of an event that the client has seen and that is yet to come.
+        """
         try:
+            if ahead:
+                await self._overtake(subscriber, ahead)
             while True:
                 await subscriber.writable(self._write_timeout)
                 if subscriber.position > self.log.sent:
@@ -1151,6 +1206,22 @@ class _Broadcaster:
         except Exception:
             logger.exception("catching up failed")
             self._drop(subscriber, "an error")
+
+    async def _overtake(self, subscriber: _Subscriber, id: str) -> None:
+        """Wait for the event that the client has seen in another process."""
+        deadline = self._loop.time() + AHEAD_SECONDS
+        while True:
+            with self.lock:
+                if self._closing or not self.log.is_ahead(id):
+                    break
+            left = deadline - self._loop.time()
+            if left <= 0:
+                subscriber.gap = "unknown id"
+                break
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.progress(), left)
+        with self.lock:
+            subscriber.position = self.log.find(id) or self.log.base
 
     def _write_next(self, subscriber: _Subscriber) -> None:
         audience = subscriber.audience
@@ -1260,7 +1331,7 @@ class _Broadcaster:
 
 
 def _set_high_water(transport: asyncio.WriteTransport, size: int) -> None:
-    """What the transport may hold before it says pause; 0: nothing at all."""
+    """What the transport may hold before it says pause."""
     transport.set_write_buffer_limits(high=size)
 
 
@@ -1275,9 +1346,13 @@ def _close_soon(
     timeout: float,
 ) -> None:
     """Close once everything is sent, or without that after `timeout` seconds."""
+    if transport.is_closing():  # and a second close() would break asyncio's TLS
+        return
     transport.close()
     if transport.get_write_buffer_size():
         loop.call_later(timeout, _abort_unsent, transport)
+    elif transport.get_extra_info("sslcontext"):  # the peer has to agree to the end
+        loop.call_later(LINGER_SECONDS, transport.abort)
 
 
 def _abort_unsent(transport: asyncio.WriteTransport) -> None:
@@ -1367,6 +1442,10 @@ class SSEServer:
     may block.  `publish_token` allows `POST` to publish ("" and None: 405).
     `cors_origins` are the origins whose pages may read the stream, as in
     "https://example.com"; "*" is all of them, without credentials.
+
+    Many processes: where all publish the same ids, which ascend when they are sorted
+    by `id_order` (such as `int`), a client may resume at any of them.  One that has
+    seen more than this process was given yet waits for it, up to 30 seconds.
     """
 
     def __init__(
@@ -1396,6 +1475,8 @@ class SSEServer:
         # Transport
         ssl: ssl_module.SSLContext | None = None,
         reuse_port: bool = False,
+        # Ids that come from elsewhere: what they are sorted by, where they ascend
+        id_order: Callable[[str], Any] | None = None,
     ) -> None:
         _check_integer("port", port, 0, 65535)
         for name, number, low in (
@@ -1434,7 +1515,7 @@ class SSEServer:
         self._cors_origins = frozenset(cors_origins)
         self._ssl = ssl
         self._reuse_port = reuse_port
-        log = EventLog(history, history_bytes)
+        log = EventLog(history, history_bytes, id_order)
         self._broadcaster = _Broadcaster(log, heartbeat, write_timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -1442,6 +1523,7 @@ class SSEServer:
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._refusing = 0  # connections above the limit, which are only told so
         self._refused = 0
 
     # What a program calls.
@@ -1459,7 +1541,7 @@ class SSEServer:
         May be called from any thread, before the server is started (the event is then
         there for those who resume), and never waits for a client.  `data` and `event`
         are as in format_event, but None is sent as JSON's null.  `id` is the caller's
-        own, and Last-Event-ID finds it; by default the server numbers.
+        own, unique, and Last-Event-ID finds it; by default the server numbers.
 
         A burst that is larger than `history_bytes` loses its first events, and who
         misses them is told by a gap; a producer that may be so fast awaits drain().
@@ -1482,6 +1564,16 @@ class SSEServer:
                     f"data has {size} bytes; allowed are {self._max_event_bytes}"
                 )
         return self._broadcaster.publish(body, channel, id)
+
+    def publish_gap(self, reason: str = "source") -> str:
+        """Tell everybody, of every channel, that events are missing at this point.
+
+        Who is connected gets an event `gap` with this reason, and so does who resumes
+        from an earlier event, in its place.  For a program that feeds the server from
+        elsewhere and has lost something on the way.  As publish(), from any thread.
+        """
+        body = format_event({"reason": reason}, event="gap")
+        return self._broadcaster.publish(body, EVERYBODY, None)
 
     async def drain(self, behind: bool = False) -> None:
         """Return once all that was published is written to every live subscriber.
@@ -1575,9 +1667,7 @@ class SSEServer:
     def __enter__(self) -> SSEServer:
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve_in_thread(started)),
-            name="sse_server",
-            daemon=True,
+            target=self._run_in_thread, args=(started,), name="sse_server", daemon=True
         )
         self._thread.start()
         try:
@@ -1593,14 +1683,18 @@ class SSEServer:
             asyncio.run_coroutine_threadsafe(self.close(), self._loop).result()
         self._thread.join()
 
-    async def _serve_in_thread(self, started: concurrent.futures.Future[None]) -> None:
-        try:
+    def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
+        async def serve() -> None:
             await self._start()
+            started.set_result(None)
+            await self.serve_forever()
+
+        try:
+            asyncio.run(serve())
         except BaseException as error:
+            if started.done():
+                raise
             started.set_exception(error)
-            return
-        started.set_result(None)
-        await self.serve_forever()
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -1621,12 +1715,15 @@ class SSEServer:
         # Both, whatever the hosts file says: a browser may try either (RFC 6761, 6.3).
         addresses = ["127.0.0.1", "::1"]
         if self._host != "localhost":
-            found = await asyncio.get_running_loop().getaddrinfo(
-                self._host or None,
-                self._port,
-                type=socket.SOCK_STREAM,
-                flags=socket.AI_PASSIVE,
-            )
+            try:
+                found = await asyncio.get_running_loop().getaddrinfo(
+                    self._host or None,
+                    self._port,
+                    type=socket.SOCK_STREAM,
+                    flags=socket.AI_PASSIVE,
+                )
+            except UnicodeError:
+                raise OSError(f"{self._host!r} is not a host's name") from None
             addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
         # With port 0 the first address gets a free port that may be taken on the next.
         attempts = 1 if self._port else 10
@@ -1659,8 +1756,8 @@ class SSEServer:
                 if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, None):
                     failure = error
                     continue
-                for listener in listeners:
-                    listener.close()
+                for bound in listeners:
+                    bound.close()
                 raise
             listeners.append(listener)
             (sock,) = listener.sockets
@@ -1724,18 +1821,20 @@ class SSEServer:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         assert self._max_connections
-        room = self._max_connections - len(self._connections) - self._broadcaster.count
-        if room <= -MAX_REFUSALS_AT_ONCE or self._closing:
+        served = len(self._connections) - self._refusing + self._broadcaster.count
+        full = served >= self._max_connections
+        if self._closing or (full and self._refusing == MAX_REFUSALS_AT_ONCE):
             self._refused += 1
             writer.transport.abort()
             return
-        connection = _Connection(reader, writer, full=room <= 0)
+        self._refusing += full
+        connection = _Connection(reader, writer, full)
         task = asyncio.get_running_loop().create_task(self._serve(connection))
         self._connections[task] = connection
         task.add_done_callback(self._connection_done)
 
     def _connection_done(self, task: asyncio.Task[None]) -> None:
-        del self._connections[task]
+        self._refusing -= self._connections.pop(task).full
         self._broadcaster.notify()
 
     async def _serve(self, connection: _Connection) -> None:
@@ -1874,7 +1973,14 @@ class SSEServer:
         if method not in ("GET", "HEAD"):
             message = f"{method} is not allowed on {self._path}"
             raise HTTPError(405, message, [("Allow", self._allow)])
-        await self._check_authorized(request)
+        transport = connection.writer.transport
+        assert isinstance(transport, asyncio.Transport)
+        # What comes meanwhile, such as the end of the input, is for the subscriber.
+        transport.pause_reading()
+        try:
+            await self._check_authorized(request)
+        finally:
+            transport.resume_reading()
         if request.accepts("text/html") and not request.accepts("text/event-stream"):
             return _page_response()
         response = self._stream_response(request)
@@ -1945,6 +2051,8 @@ class SSEServer:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
+        except RuntimeError as error:  # it was closed meanwhile
+            raise HTTPError(503, str(error)) from None
 
     def _cors_fields(self, request: Request) -> list[tuple[str, str]]:
         """What lets pages of other origins read the answer (Fetch standard, 3.2)."""
@@ -1975,7 +2083,6 @@ class SSEServer:
     def _stream_response(self, request: Request) -> _Response:
         fields = [("Content-Type", "text/event-stream"), *_STREAM_FIELDS]
         if request.version >= (1, 1):
-            fields.append(("Connection", "keep-alive"))
             fields.append(("Transfer-Encoding", "chunked"))
         return _Response(200, fields, None)
 
@@ -1988,9 +2095,8 @@ class SSEServer:
     ) -> None:
         """Write the stream's head, and hand the connection over to a _Subscriber."""
         transport = connection.writer.transport
-        assert isinstance(transport, asyncio.Transport)
         channels = request.channels
-        if transport.is_closing() or connection.reader.at_eof():
+        if transport.is_closing():
             return  # it left while it was being authorized
         chunked = request.version >= (1, 1)
         # Firefox calls onopen when the first byte of the body comes, and the retry
@@ -2000,7 +2106,6 @@ class SSEServer:
         subscriber = _Subscriber(self._broadcaster, connection.writer, head)
         connection.streaming = True
         transport.set_protocol(subscriber)
-        transport.resume_reading()
         transport.write(
             response.render(chunked, True) + (_chunk(prelude) if chunked else prelude)
         )
@@ -2038,7 +2143,7 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
     Connections inherit the options of the socket that they were accepted from.
     """
     # Linux also ends who is there and takes nothing; that is write_timeout's task.
-    user_timeout = int(1000 * max(VANISHED_SECONDS, write_timeout))
+    user_timeout = min(2**31 - 1, int(1000 * max(VANISHED_SECONDS, write_timeout)))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
@@ -2069,6 +2174,8 @@ class _Response:
             lines.append(f"Content-Length: {len(self.body)}")
         if not keep_alive:
             lines.append("Connection: close")
+        elif self.body is None:
+            lines.append("Connection: keep-alive")
         head = "\r\n".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
         return head + (self.body or b"") if with_body else head
 
@@ -2616,21 +2723,27 @@ def publish_lines(
     to everybody who is behind as well, and never more at once than the history holds.
     """
     at_once = max(1, options.history) if options.lossless else sys.maxsize
-    for lines in read_lines(sys.stdin.fileno(), options.max_event_bytes):
-        while lines:
-            now, lines = lines[:at_once], lines[at_once:]
-            for line in now:
-                try:
-                    server.publish(
-                        line.decode("utf-8", "replace"),
-                        event=options.event,
-                        channel=options.channel,
-                    )
-                except ValueError as error:  # U+FFFD takes more than what it replaces
-                    logger.error("skipped a line: %s", error)
-            drained = server.drain(behind=options.lossless)
-            asyncio.run_coroutine_threadsafe(drained, loop).result()
-    logger.info("end of the input; still serving")
+    fd = sys.stdin.fileno() if sys.stdin else -1  # None: it was closed
+    try:
+        for lines in read_lines(fd, options.max_event_bytes):
+            for start in range(0, len(lines), at_once):
+                for line in lines[start : start + at_once]:
+                    publish_line(server, line, options)
+                drained = server.drain(behind=options.lossless)
+                asyncio.run_coroutine_threadsafe(drained, loop).result()
+    except OSError as error:
+        logger.error("cannot read the input: %s; still serving", error)
+    else:
+        logger.info("end of the input; still serving")
+
+
+def publish_line(server: SSEServer, line: bytes, options: argparse.Namespace) -> None:
+    """Publish one line; what is not UTF-8 becomes U+FFFD."""
+    text = line.decode("utf-8", "replace")
+    try:
+        server.publish(text, event=options.event, channel=options.channel)
+    except ValueError as error:  # U+FFFD takes more bytes than what it replaces
+        logger.error("skipped a line: %s", error)
 
 
 # Group, then for each option its name and what argparse is told of it.
@@ -2730,6 +2843,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.lossless and not options.input:
         parser.error("--lossless goes with -, the lines of standard input")
+    if options.keyfile and not options.certfile:
+        parser.error("--keyfile goes with --certfile")
     level = logging.WARNING if options.quiet else logging.INFO
     logging.basicConfig(
         format="%(asctime)s %(message)s",
@@ -2743,7 +2858,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server = SSEServer(
             options.host,
             options.port,
-            history=options.history,
+            # What a client that is behind has not been written must be held somewhere.
+            history=max(options.history, 1) if options.lossless else options.history,
             heartbeat=options.heartbeat,
             max_connections=options.max_connections,
             max_event_bytes=options.max_event_bytes,

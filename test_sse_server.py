@@ -816,13 +816,58 @@ class EventLogTest(unittest.TestCase):
             return False
         return back and log.find(back) == 1
 
-    def test_the_newest_of_two_events_with_one_id_is_found(self):
+    def test_of_two_events_with_one_id_the_first_is_found(self):
+        """So that what lies between them is not skipped."""
         log = EventLog(max_events=1)
         log.append(b"data: a\n\n", None, "twin")
         log.append(b"data: b\n\n", None, "twin")
-        self.assertEqual(log.find("twin"), 2)
+        self.assertEqual(log.find("twin"), 1)
         log.advance(1)
-        self.assertEqual((log.base, log.find("twin")), (1, 2))
+        self.assertEqual((log.base, log.find("twin")), (1, 1))
+        log.append(b"data: c\n\n", None, None)
+        log.advance(2)
+        self.assertEqual((log.base, log.find("twin")), (2, 2))
+
+    def test_an_id_that_is_not_held_has_its_place_in_the_order(self):
+        log = EventLog(max_events=4, id_order=int)
+        for id in ("10", "20", None, "30", "40", "50"):
+            log.append(b"data: a\n\n", None, id)
+        log.advance(6)
+        self.assertEqual(log.base, 2)  # 10 and 20 are forgotten
+        for id, position, ahead in (
+            ("5", None, False),
+            ("19", None, False),
+            ("20", 2, False),
+            ("21", None, False),
+            ("30", 4, False),
+            ("31", 4, False),
+            ("49", 5, False),
+            ("50", 6, False),
+            ("51", 6, True),
+            (log.last_id, 6, False),
+            (log.id_at(3), 3, False),
+            ("no number", None, False),
+            ("", None, False),
+        ):
+            with self.subTest(id=id):
+                self.assertEqual((log.find(id), log.is_ahead(id)), (position, ahead))
+
+    def test_without_an_order_or_an_event_no_id_is_ahead(self):
+        for log in (EventLog(), EventLog(id_order=int)):
+            self.assertEqual((log.find("1"), log.is_ahead("1")), (None, False))
+        log = EventLog()
+        log.append(b"data: a\n\n", None, "1")
+        self.assertEqual((log.find("2"), log.is_ahead("2")), (None, False))
+
+    def test_the_id_of_the_base_is_the_publishers_or_the_logs_own(self):
+        log = EventLog(max_events=0)
+        self.assertEqual(log.base_id, log.id_at(0))
+        log.append(b"data: a\n\n", None, "mine")
+        log.advance(1)
+        self.assertEqual((log.base_id, log.find(log.base_id)), ("mine", 1))
+        log.append(b"data: a\n\n", None, None)
+        log.advance(2)
+        self.assertEqual((log.base_id, log.find(log.base_id)), (log.id_at(2), 2))
 
     def test_a_forgotten_id_is_found_while_nothing_after_it_is_forgotten(self):
         log = EventLog(max_events=1)
@@ -1031,6 +1076,7 @@ class ModelLog:
         self.max_bytes = max_bytes
         self.tracked = tracked
         self.events = []  # (id, whether it is the publisher's, channel, frame)
+        self.numbers = {}  # of the publisher's ids: the first event, while it is held
         self.base = 0
         self.sent = 0
 
@@ -1038,14 +1084,20 @@ class ModelLog:
         name = f"{self.epoch}-{len(self.events) + 1}" if id is None else id
         frame = f"id: {name}\n".encode() + body
         self.events.append((name, id is not None, channel, frame))
+        if id is not None and id not in self.numbers:
+            self.numbers[id] = len(self.events)
         while len(self.held) > 1 and self.held_bytes > self.max_bytes:
-            self.base += 1
+            self.forget()
         return name
 
     def advance(self, position):
         self.sent = position
         while len(self.held) > self.max_events and self.base < self.sent:
-            self.base += 1
+            self.forget()
+
+    def forget(self):
+        self.base += 1
+        self.numbers = {i: n for i, n in self.numbers.items() if n > self.base}
 
     @property
     def held(self):
@@ -1056,10 +1108,10 @@ class ModelLog:
         return sum(len(frame) + 300 for *_, frame in self.held)
 
     def find(self, id):
-        # The newest with this id, from the last forgotten one on.
-        for number in range(len(self.events), max(self.base, 1) - 1, -1):
-            if self.events[number - 1][:2] == (id, True):
-                return number
+        if id in self.numbers:
+            return self.numbers[id]
+        if self.base and self.events[self.base - 1][:2] == (id, True):
+            return self.base
         for number in range(len(self.events) + 1):
             if id == f"{self.epoch}-{number}":
                 return number
