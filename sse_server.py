@@ -151,7 +151,7 @@ AHEAD_SECONDS = 30.0
 # A peer that vanished without a word is probed (seconds, seconds, count), and given up
 # when it has acknowledged nothing for this long (seconds): so all in all in a minute.
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 15, 5, 3
-VANISHED_SECONDS = 45
+VANISHED_SECONDS = 40
 
 
 # ------------------------------------------------------------------------------------
@@ -1058,11 +1058,11 @@ class _Broadcaster:
                 if audience.live:
                     frames.setdefault(audience, []).append(entry.frame)
         # All the lists are made before the first write gives way to anybody.
-        sweep = [
-            (list(a.live), a.frame(b"".join(f)), len(f)) for a, f in frames.items()
-        ]
-        for subscribers, payload, events in sweep:
-            self.events_written += events * await self._write(subscribers, payload)
+        sweep = [(audience, list(audience.live)) for audience in frames]
+        for audience, subscribers in sweep:
+            payload = audience.frame(b"".join(frames[audience]))
+            written = await self._write(subscribers, payload)
+            self.events_written += written * len(frames[audience])
         self._swept = end
         self.notify()
         await asyncio.sleep(0)
@@ -2733,6 +2733,8 @@ def publish_lines(
                 asyncio.run_coroutine_threadsafe(drained, loop).result()
     except OSError as error:
         logger.error("cannot read the input: %s; still serving", error)
+    except (RuntimeError, concurrent.futures.CancelledError):
+        logger.info("the input goes on, and the server ends")
     else:
         logger.info("end of the input; still serving")
 

@@ -1,0 +1,384 @@
+#!/usr/bin/env python3
+"""Hostile input: fuzzers, heads of the worst shape, slow clients by the hundred, floods
+of pipelined requests, and header injection.
+
+usage: hostile.py [--seed N] [--fuzz-seconds S] [--slow-seconds S] [--python PYTHON]
+       Installs slowhttptest (Debian) and, into a cache folder, atheris where it has a
+       wheel for this Python; without that the seeded fuzzer alone runs, and says so.
+"""
+
+import collections
+import os
+import pathlib
+import random
+import re
+import selectors
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import fuzz
+import harness
+
+STREAMS = 200
+SLOW = 200  # clients of each kind
+TOKEN = "secret"
+ORIGIN = "https://good.example"
+
+
+# The fuzzers.
+
+
+def check_seeded(report, chance, seconds):
+    """Nearly right requests, straight into the parser."""
+    count, deadline = 0, time.monotonic() + seconds
+    fault = None
+    while time.monotonic() < deadline and not fault:
+        data = fuzz.mutate(chance)
+        count += 1
+        try:
+            fuzz.examine(data)
+        except Exception as error:
+            fault = f"{error!r} from {data!r}"
+    report.check("seeded fuzz of the parser", not fault, fault or f"{count} inputs")
+
+
+def check_coverage_guided(report, seconds):
+    python = install_atheris()
+    if not python:
+        report.note("atheris has no wheel for this Python: the seeded fuzzer must do")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [python, str(harness.HERE / "fuzz.py"), folder, str(int(seconds))],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=seconds + 60,
+        )
+        runs = re.search(r"Done (\d+) runs", done.stderr)
+        for line in [] if done.returncode == 0 else done.stderr.splitlines()[-12:]:
+            report.note(line)
+        report.check(
+            "coverage-guided fuzz of the parser",
+            done.returncode == 0 and runs,
+            f"{runs and runs[1]} inputs, {len(os.listdir(folder))} in the corpus",
+        )
+
+
+def install_atheris():
+    """The Python of a venv that has it, or None."""
+    default = pathlib.Path.home() / ".cache"
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", default)) / "sse_server-ci"
+    venv = pathlib.Path(os.environ.get("SSE_CI_CACHE", cache)) / "faults"
+    python = venv / "bin" / "python"
+    if python.exists() and succeeds(python, "-c", "import atheris"):
+        return str(python)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+    install = ["-m", "pip", "install", "-qq", "--only-binary", ":all:", "atheris"]
+    return str(python) if succeeds(python, *install) else None
+
+
+def succeeds(*command):
+    return subprocess.run(command, check=False, stdout=sys.stderr).returncode == 0
+
+
+def check_sockets(report, server, log, chance, count):
+    """The same over connections, in pieces, while the server's messages are watched."""
+    answers = collections.Counter()
+    for _ in range(count):
+        answers[exchange(server.address, fuzz.mutate(chance), chance)] += 1
+    allowed = re.compile(rb"|HTTP/1\.1 [1-5]\d\d")
+    odd = [status for status in answers if not allowed.fullmatch(status)]
+    log.seek(0)
+    traces = log.read().count(b"Traceback")
+    alive = b"HTTP/1.1 200" == exchange(server.address, fuzz.HEADS[0], chance)
+    statuses = {key.decode()[9:] or "none": n for key, n in answers.items() if not odd}
+    report.check(
+        "seeded fuzz of the server",
+        not odd and not traces and alive,
+        f"{count} connections, {traces} tracebacks; {odd or statuses}",
+    )
+
+
+def exchange(address, data, chance):
+    """Send, in two pieces at times; the first words of the answer."""
+    with socket.create_connection(address, timeout=5) as sock:
+        cut = chance.randrange(len(data)) if chance.random() < 0.5 else 0
+        try:
+            sock.sendall(data[:cut])
+            sock.sendall(data[cut:])
+            if not data.startswith(b"GET /sse"):
+                sock.shutdown(socket.SHUT_WR)
+            return sock.recv(1000)[:12]
+        except OSError:
+            return b""
+
+
+# Time: nothing that is quadratic.
+
+
+def worst_heads(size):
+    """Heads of about `size` bytes, each the worst for some step of the parser."""
+    start = b"GET /sse HTTP/1.1\r\nHost: a\r\n"
+    room = size - len(start) - 40
+    query = b"GET /sse?%b HTTP/1.1\r\nHost: a\r\n\r\n"
+    return {
+        "many fields": start + b"a:\r\n" * (room // 4) + b"\r\n",
+        "commas": start + b"Connection: " + b"," * room + b"\r\n\r\n",
+        "spaces": start + b"X:" + b" " * room + b"x" + b"\r\n\r\n",
+        "parameters": query % (b"a&" * (room // 2)),
+        "escapes": query % (b"a=" + b"%41" * (room // 3)),
+        "path of escapes": b"GET /%b HTTP/1.0\r\n\r\n" % (b"%41" * (room // 3)),
+        "no colon": start + b"a" * room + b"\r\n\r\n",
+        "host": b"GET / HTTP/1.1\r\nHost: " + b"a" * room + b":\r\n\r\n",
+        "length": start + b"Content-Length: " + b"9" * room + b"\r\n\r\n",
+        "lengths": start + b"Content-Length: 1" + b",1" * (room // 2) + b"\r\n\r\n",
+    }
+
+
+def microseconds(head, repeat):
+    best = float("inf")
+    for _ in range(repeat):
+        start = time.process_time()
+        fuzz.examine(head)
+        best = min(best, time.process_time() - start)
+    return best * 1e6
+
+
+def check_shapes(report):
+    small, large = worst_heads(1024), worst_heads(16 * 1024)
+    for shape, head in large.items():
+        short = microseconds(small[shape], 30)
+        long = microseconds(head, 10)
+        report.check(
+            f"16 KiB of {shape}",
+            long < 20_000 and long / short < 40,
+            f"{long:.0f} us; 1 KiB {short:.0f} us, ratio {long / short:.1f}",
+        )
+
+
+# Slow clients and floods, while streams go on.
+
+
+class Streams:
+    """STREAMS clients that note how long each event took; in a thread."""
+
+    def __init__(self, address, events):
+        self.delays = []
+        self.missing = 0
+        self._events = events
+        self._selector = selectors.DefaultSelector()
+        for _ in range(STREAMS):
+            client = harness.Client(address).open()
+            client.left = events
+            self._selector.register(client.socket, selectors.EVENT_READ, client)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        deadline = time.monotonic() + 3 * self._events * 0.05 + 5
+        while self._selector.get_map() and time.monotonic() < deadline:
+            for key, _ in self._selector.select(1):
+                self._receive(key.data)
+        for key in list(self._selector.get_map().values()):  # too late is missing
+            self._done(key.data)
+
+    def _receive(self, client):
+        received = client.socket.recv(64 * harness.KIB)
+        now = time.monotonic()
+        for _, name, data in client.stream.feed(received):
+            client.left -= name == "message"
+            self.delays.append(now - int(data) / 1e9)
+        if not received or not client.left:
+            self._done(client)
+
+    def _done(self, client):
+        self._selector.unregister(client.socket)
+        self.missing += client.left
+        client.close()
+
+    def join(self):
+        """Missing events, and the delay in seconds that 99 of 100 stay below."""
+        self._thread.join()
+        return self.missing, sorted(self.delays)[len(self.delays) * 99 // 100]
+
+
+def measure(server, seconds, attack):
+    """The streams with 20 events a second while `attack` goes on."""
+    events = int(seconds * 20)
+    streams = Streams(server.address, events)
+    with attack:
+        server.send("tick", period=0.05, count=events)
+        outcome = streams.join()
+    server.answer()
+    return outcome
+
+
+class Attack:
+    """Programs that run while something is measured."""
+
+    def __init__(self, *commands):
+        self._commands = commands
+
+    def __enter__(self):
+        self._processes = [
+            subprocess.Popen(c, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for c in self._commands
+        ]
+
+    def __exit__(self, *_):
+        for process in self._processes:
+            process.terminate()
+            process.wait()
+
+
+def slow_commands(address, seconds):
+    """200 clients with slow heads, and 200 with slow bodies."""
+    url = "http://{}:{}/sse".format(*address)
+    common = f"-c {SLOW} -r 100 -i 1 -l {int(seconds)} -u {url}".split()
+    tool = shutil.which("slowhttptest", path=os.environ["PATH"] + ":/usr/bin")
+    return [tool, "-H", *common], [tool, "-B", "-s", "8192", *common]
+
+
+def flood(host, port):
+    """Pipelined requests, as many as the server takes, until this is ended."""
+    with socket.create_connection((host, int(port))) as sock:
+        threading.Thread(target=throw_away, args=(sock,), daemon=True).start()
+        while True:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 4000)
+
+
+def throw_away(sock):
+    while sock.recv(harness.MIB):
+        pass
+
+
+def check_attacks(report, server, seconds):
+    if not shutil.which("slowhttptest"):
+        install = ["apt-get", "install", "-y", "-q", "slowhttptest"]
+        sudo = [] if os.geteuid() == 0 else ["sudo"]
+        subprocess.run([*sudo, *install], check=True, stdout=sys.stderr)
+    _, quiet = measure(server, 3, Attack())
+    flooding = [sys.executable, __file__, "--flood", *map(str, server.address)]
+    slow = slow_commands(server.address, seconds)
+    attacks = {
+        f"{SLOW} slow heads and {SLOW} slow bodies": slow,
+        "a flood of pipelined requests": [flooding],
+    }
+    for name, commands in attacks.items():
+        missing, delay = measure(server, seconds, Attack(*commands))
+        report.check(
+            f"{STREAMS} streams during {name}",
+            not missing and delay < max(0.1, 5 * quiet),
+            f"p99 {delay * 1000:.1f} ms, {quiet * 1000:.1f} ms before; "
+            f"{missing} events missing",
+        )
+
+
+# Header injection: whatever is echoed.
+
+
+def raw(address, data):
+    with socket.create_connection(address, timeout=5) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        received = b""
+        try:
+            while len(received) < 100_000:
+                part = sock.recv(65536)
+                if not part:
+                    break
+                received += part
+        except OSError:
+            pass
+        return received
+
+
+def injections():
+    """Requests that try to bring a line of their own into the answer."""
+    evil = [f"a{sign}Evil:%20x" for sign in ("%0d%0a", "%0a", "%0d", "%00")]
+    evil.append("%E2%80%A8Evil")
+    get = "GET /sse?{}={} HTTP/1.1\r\nHost: a\r\n\r\n"
+    post = (
+        "POST /sse?{}={} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nOrigin: {ORIGIN}\r\n\r\nx"
+    )
+    for value in evil:
+        for name in ("channel", "last_event_id", "lastEventId"):
+            yield get.format(name, value)
+        for name in ("channel", "id", "event"):
+            yield post.format(name, value)
+    for sign in ("\r", "\n", "\0", "\r\n", "\x85", "\u2028"):
+        value = f"{ORIGIN}{sign}Evil: x"
+        yield f"GET /sse HTTP/1.1\r\nHost: a\r\nOrigin: {value}\r\n\r\n"
+        yield f"GET /sse HTTP/1.1\r\nHost: a{value}\r\n\r\n"
+        yield f"GET /sse{value} HTTP/1.1\r\nHost: a\r\n\r\n"
+        yield f"GET{value} /sse HTTP/1.1\r\nHost: a\r\n\r\n"
+        yield f"GET /sse HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {value}\r\n\r\n"
+        yield f"GET /sse HTTP/1.1\r\nHost: a\r\nExpect: {value}\r\n\r\n"
+        yield f"GET /sse HTTP/1.1\r\nHost: a\r\nContent-Length: {value}\r\n\r\n"
+        yield f"DELETE{sign}Evil: /sse HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def check_injection(report, server):
+    with harness.Client(server.address) as witness:
+        witness.open()
+        injected, count = [], 0
+        for text in injections():
+            count += 1
+            answer = raw(server.address, text.encode())
+            lines = re.split(rb"\r\n|\r|\n", answer)
+            own = [line for line in lines if line.lower().startswith(b"evil")]
+            if own or b"\0" in answer:
+                injected.append((text, answer[:300]))
+        server.ask("publish", events=[{"data": "last"}])
+        while True:  # ids and names of events that POST may have published
+            event_id, name, data = witness.next()
+            if name not in ("message", "\u2028Evil") or "\n" in event_id:
+                injected.append((event_id, name, data))
+            if data == b"last":
+                break
+    for each in injected[:5]:
+        report.note(str(each))
+    report.check("header injection", not injected, f"{len(injected)} of {count} got in")
+
+
+def main():
+    options = harness.arguments(
+        __doc__, fuzz_seconds=30.0, slow_seconds=15.0, python=sys.executable
+    )
+    chance = random.Random(options.seed)
+    report = harness.Report("hostile")
+    check_shapes(report)
+    check_seeded(report, chance, options.fuzz_seconds / 5)
+    check_coverage_guided(report, options.fuzz_seconds)
+    with (
+        tempfile.TemporaryFile() as log,
+        harness.Server(
+            options.python,
+            stderr=log,
+            publish_token=TOKEN,
+            cors_origins=[ORIGIN],
+            header_timeout=5.0,
+        ) as server,
+    ):
+        check_injection(report, server)
+        check_sockets(report, server, log, chance, 1500)
+        check_attacks(report, server, options.slow_seconds)
+        log.seek(0)
+        errors = log.read().decode("utf-8", "replace").splitlines()
+        report.check("nothing was logged as an error", not errors, str(errors[:3]))
+        report.check("exit status", server.stop() == 0, "after SIGTERM")
+    return report.end()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--flood"]:
+        flood(*sys.argv[2:])
+    else:
+        sys.exit(main())

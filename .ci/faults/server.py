@@ -1,0 +1,185 @@
+"""The server under fire, in a process of its own: JSON lines in, JSON lines out.
+
+usage: server.py '{"option": value, ...}'
+       The options are the keyword arguments of SSEServer, and
+       "before_file": "FILE"            published before it starts: in each line the
+                                        arguments of publish as JSON
+       "send_buffer": bytes             of each connection in the kernel, so that a
+                                        client that does not read is soon felt
+       "descriptors": number            RLIMIT_NOFILE, after the modules are loaded
+
+Prints {"port": ...} once it listens, then answers each command {"do": NAME, ...} with
+one line.  SIGTERM and SIGINT close it in an orderly way; so does the end of its input.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import pathlib
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import storm
+
+import sse_server
+
+LINE_LIMIT = 32 * 1024 * 1024  # bytes of one command
+
+
+class Commands:
+    """What the check at the other end of the pipe can ask for; one method each."""
+
+    def __init__(self, server):
+        self.server = server
+        self._storm = None
+
+    def publish(self, events):
+        return {"ids": [self.server.publish(**event) for event in events]}
+
+    def stats(self):
+        return dataclasses.asdict(self.server.stats)
+
+    def usage(self):
+        """What the process has in use; collected first, so that it is in use."""
+        gc.collect()
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            pages = int(statm.read().split()[1])
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "rss": pages * resource.getpagesize(),
+            "descriptors": len(os.listdir("/proc/self/fd")) - 1,
+            "tasks": len(asyncio.all_tasks()),
+            "transports": count_transports(),
+            "cpu": used.ru_utime + used.ru_stime,
+        }
+
+    def storm(self, **options):
+        self._storm = storm.Storm(self.server, **options)
+        self._storm.start()
+        return {}
+
+    async def end_storm(self):
+        await asyncio.to_thread(self._storm.stop)
+        self._storm = None
+        return {}
+
+    async def end(self):
+        """The server has ended: so do those who publish."""
+        if self._storm:
+            await asyncio.to_thread(self._storm.abandon)
+
+    async def pace(self, size, first, count):
+        """Publish numbered events of `size` bytes, at the broadcaster's pace."""
+        for number in range(first, first + count):
+            text = f"{number} "
+            self.server.publish(text + "x" * (size - len(text)))
+            await self.server.drain()
+        return self.usage()
+
+    async def close(self):
+        """Twice at once and again: how long it took, what is left."""
+        start = time.monotonic()
+        await asyncio.gather(self.server.close(), self.server.close())
+        await self.server.close()
+        seconds = time.monotonic() - start
+        return {"seconds": seconds, "tasks": len(asyncio.all_tasks())}
+
+    async def tick(self, period, count):
+        """Publish `count` events that carry the moment, one each `period` seconds."""
+        for _ in range(count):
+            self.server.publish(str(time.monotonic_ns()))
+            await asyncio.sleep(period)
+        return {}
+
+    async def race(self, threads, events, size):
+        """Publish from many threads as fast as they can, each its own events."""
+        started = time.monotonic()
+        filler = "x" * size
+        crew = [
+            threading.Thread(target=self._publish_all, args=(t, events, filler))
+            for t in range(threads)
+        ]
+        for thread in crew:
+            thread.start()
+        peak = 0
+        while any(thread.is_alive() for thread in crew):
+            await asyncio.sleep(0.05)
+            peak = max(peak, self.usage()["rss"])
+        seconds = time.monotonic() - started
+        await self.server.drain()
+        return {"seconds": seconds, "peak": max(peak, self.usage()["rss"])}
+
+    def _publish_all(self, thread, events, filler):
+        for number in range(events):
+            self.server.publish(f"{thread} {number} {filler}")
+
+
+def count_transports():
+    transport = asyncio.selector_events._SelectorTransport
+    return sum(isinstance(thing, transport) for thing in gc.get_objects())
+
+
+async def command_lines():
+    reader = asyncio.StreamReader(limit=LINE_LIMIT)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    return reader
+
+
+async def obey(commands, lines):
+    async for line in lines:
+        command = json.loads(line)
+        answer = getattr(commands, command.pop("do"))(**command)
+        if asyncio.iscoroutine(answer):
+            answer = await answer
+        print(json.dumps(answer), flush=True)
+
+
+def shrink_send_buffers(server, size):
+    """Accepted connections inherit what their listening socket has."""
+    for listener in server._listeners:
+        for listening in listener.sockets:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+
+def publish_file(server, path):
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            server.publish(**json.loads(line))
+
+
+async def main(options):
+    before_file = options.pop("before_file", None)
+    send_buffer = options.pop("send_buffer", None)
+    descriptors = options.pop("descriptors", None)
+    if descriptors:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    server = sse_server.SSEServer(**options)
+    if before_file:
+        publish_file(server, before_file)
+    commands = Commands(server)
+    async with server:
+        if send_buffer:
+            shrink_send_buffers(server, send_buffer)
+        obeying = asyncio.create_task(obey(commands, await command_lines()))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, obeying.cancel)
+        print(json.dumps({"port": server.port}), flush=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await obeying
+    await commands.end()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1])))

@@ -1,0 +1,299 @@
+"""Clients that misbehave, hundreds in one process, and what they have seen.
+
+Each keeps a transcript: ("start",) where it connects without a Last-Event-ID,
+("event", id, crc of the data) and ("gap", id, reason).  `verify` compares it with the
+record of what was published.
+"""
+
+import bisect
+import collections
+import contextlib
+import json
+import random
+import selectors
+import socket
+import time
+import zlib
+
+import harness
+
+CHANNEL_SETS = [(), ("a",), ("a", "b"), ("a", "b", "c", "d")]
+# What a client does next: how often, and for how many seconds (from, to).
+MOODS = {
+    "read": (50, 1.0, 5.0),
+    "slow": (15, 1.0, 5.0),
+    "stall": (15, 0.5, 5.0),
+    "reset": (7, 0.0, 1.5),
+    "close": (7, 0.0, 1.5),
+    "half-close": (6, 5.0, 5.0),
+}
+SLOW_BYTES = 3000  # each tick
+TICK = 0.05  # seconds
+AWAY = ("reset", "close", "wait")
+
+
+class Chaotic:
+    """One client: a mood, a connection or none, and its transcript."""
+
+    def __init__(self, swarm, number, chance):
+        self.channels = CHANNEL_SETS[number % len(CHANNEL_SETS)]
+        self.transcript = []
+        self.counts = collections.Counter()
+        self.seen = 0  # events
+        self.ends_seen = 0  # of its channels: the last event of the storm
+        self.socket = None
+        self._swarm = swarm
+        self._chance = chance
+        self._small = number % 3 > 0  # a small receive buffer stalls soon
+        self._last_id = ""
+        self._stream = None
+        self._patient = True  # has read all the time on this connection
+        self._mood = "wait"
+        self._until = 0.0
+
+    @property
+    def finished(self):
+        return self.ends_seen >= max(1, len(self.channels))
+
+    def tick(self, now, calm):
+        """Do what is due; `calm`: only come back and read."""
+        if calm and self._mood in ("slow", "stall"):
+            self._until = now
+        if now >= self._until:
+            if self._mood in AWAY:
+                self._connect(now)
+            elif not calm:
+                self._change_mood(now)
+            elif self._mood != "half-close":
+                self._read_on()
+        if self._mood == "slow":
+            self.receive(SLOW_BYTES)
+
+    def _read_on(self):
+        self._mood = "read"
+        self._swarm.watch(self, True)
+
+    def _change_mood(self, now):
+        weights = [weight for weight, _, _ in MOODS.values()]
+        self._mood = self._chance.choices(list(MOODS), weights)[0]
+        _, low, high = MOODS[self._mood]
+        self._until = now + self._chance.uniform(low, high)
+        self.counts[self._mood] += 1
+        self._patient = self._patient and self._mood not in ("slow", "stall")
+        self._swarm.watch(self, self._mood in ("read", "half-close"))
+        if self._mood == "half-close":
+            with contextlib.suppress(OSError):  # the server was faster
+                self.socket.shutdown(socket.SHUT_WR)
+        elif self._mood in AWAY:
+            if self._mood == "reset":
+                harness.reset(self.socket)
+            self._disconnect()
+
+    def _connect(self, now):
+        self._mood = "wait"
+        self._until = now + self._chance.uniform(0.05, 0.5)
+        version = self._chance.choice(["1.1", "1.1", "1.0"])
+        by_query = self._chance.random() < 0.3
+        sock = socket.socket()
+        if self._small:
+            harness.shrink_receive_buffer(sock)
+        try:
+            sock.settimeout(5)
+            sock.connect(self._swarm.address)
+            head = harness.request(version, self.channels, self._last_id, by_query)
+            sock.sendall(head)
+        except OSError:
+            self.counts["refused"] += 1
+            sock.close()
+            return
+        sock.setblocking(False)
+        self.counts[f"HTTP/{version}"] += 1
+        if not self._last_id:
+            self.transcript.append(("start",))
+        self.socket = sock
+        self._stream = harness.Stream(version, self._last_id)
+        self._patient = True
+        self._read_on()
+        self._until = now + self._chance.uniform(0.2, 3)
+
+    def _disconnect(self):
+        self._swarm.watch(self, False)
+        self.socket.close()
+        self.socket = None
+        if self._mood not in AWAY:
+            self._mood = "wait"
+            self._until = time.monotonic() + self._chance.uniform(0, 0.5)
+
+    def receive(self, size=256 * harness.KIB):
+        try:
+            received = self.socket.recv(size)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.counts["reset by the server"] += 1
+            self._disconnect()
+            return
+        if received:
+            for event in self._stream.feed(received):
+                self._take(*event)
+            self._last_id = self._stream.decoder.last_id
+            return
+        if self._mood == "half-close" and self._patient:
+            ended = self._stream.ended or not self._stream.chunked
+            self.counts["half-closed, ended" if ended else "half-closed, cut"] += 1
+        self._disconnect()
+
+    def _take(self, name_id, name, data):
+        if name == "gap":
+            self.transcript.append(("gap", name_id, json.loads(data)["reason"]))
+            return
+        self.transcript.append(("event", name_id, zlib.crc32(data)))
+        self.seen += 1
+        self.ends_seen += data == b"end"
+
+
+class Swarm:
+    """Runs the clients in one selector loop until told that the storm is over."""
+
+    def __init__(self, address, count, seed, seen):
+        self.address = address
+        self._seen = seen  # shared with who waits for enough
+        self._selector = selectors.DefaultSelector()
+        self._watched = set()
+        self.clients = [
+            Chaotic(self, number, random.Random(f"{seed}-{number}"))
+            for number in range(count)
+        ]
+
+    def watch(self, client, wanted):
+        if wanted and client not in self._watched:
+            self._watched.add(client)
+            self._selector.register(client.socket, selectors.EVENT_READ, client)
+        elif not wanted and client in self._watched:
+            self._watched.remove(client)
+            self._selector.unregister(client.socket)
+
+    def run(self, is_calm, patience=60):
+        """Until `is_calm()`, then until each has seen the end, or gave up waiting."""
+        due = time.monotonic()
+        give_up = None
+        while True:
+            for key, _ in self._selector.select(max(0, due - time.monotonic())):
+                if key.data in self._watched:
+                    key.data.receive()
+            now = time.monotonic()
+            if now < due:
+                continue
+            due = now + TICK
+            calm = is_calm()
+            for client in self.clients:
+                client.tick(now, calm)
+            self._seen.value = sum(client.seen for client in self.clients)
+            if calm:
+                give_up = give_up or now + patience
+                finished = all(client.finished for client in self.clients)
+                if finished or now > give_up:
+                    break
+        for client in self.clients:
+            if client.socket:
+                client.socket.close()
+
+
+class Record:
+    """What was published, by epoch and number, from the storms' files."""
+
+    def __init__(self, paths):
+        self._events = {}  # (epoch, number): (channel, crc)
+        self._epochs = []  # in the order of the servers
+        for path in paths:
+            with open(path, encoding="utf-8") as lines:
+                for line in lines:
+                    name, channel, crc = json.loads(line)[:3]
+                    place = parse_id(name)
+                    self._events[place] = (channel, crc)
+                    if place[0] not in self._epochs:
+                        self._epochs.append(place[0])
+        self._by_channel = collections.defaultdict(list)
+        for (epoch, number), (channel, _) in sorted(self._events.items()):
+            self._by_channel[epoch, channel].append(number)
+
+    def __len__(self):
+        return len(self._events)
+
+    def get(self, place):
+        return self._events.get(place, (None, None))
+
+    def between(self, channels, epoch, low, high):
+        """How many events of the channels there are after low and before high."""
+        total = 0
+        for channel in channels:
+            numbers = self._by_channel[epoch, channel]
+            start = bisect.bisect_right(numbers, low)
+            total += max(0, bisect.bisect_left(numbers, high) - start)
+        return total
+
+    def after(self, channels, place):
+        """How many events of the channels follow, to the end of the last epoch."""
+        if place is None or place[0] != self._epochs[-1]:
+            return float("inf")
+        return self.between(channels, *place, float("inf"))
+
+    def later(self, epoch, other):
+        epochs = self._epochs
+        known = epoch in epochs and other in epochs
+        return known and epochs.index(epoch) > epochs.index(other)
+
+
+def parse_id(name):
+    epoch, _, number = name.rpartition("-")
+    return epoch, int(number)
+
+
+def verify(transcript, channels, record):
+    """What is wrong in a transcript: in order, none twice, each hole announced once."""
+    channels = channels or (None,)
+    place = None  # of what the client was given last
+    wrong = []
+    for kind, *rest in transcript:
+        if kind == "start":
+            place = None
+            continue
+        before, place = place, parse_id(rest[0])
+        if kind == "gap":
+            fault = _gap_fault(before, place, rest[1], channels, record)
+        else:
+            fault = _event_fault(before, place, rest[1], channels, record)
+        if fault:
+            wrong.append(f"{fault}: {kind} {rest} after {before}")
+    missing = record.after(channels, place)
+    if missing:
+        wrong.append(f"{missing} events missing at the end, after {place}")
+    return wrong
+
+
+def _gap_fault(before, place, reason, channels, record):
+    if before is None:  # from where is not known
+        return None if reason == "history" else "gap without a Last-Event-ID"
+    if before[0] != place[0]:
+        good = reason == "unknown id" and record.later(place[0], before[0])
+        return None if good else "gap between epochs in the wrong order"
+    if not record.between(channels, place[0], before[1], place[1] + 1):
+        return "gap without a hole"
+    return None
+
+
+def _event_fault(before, place, crc, channels, record):
+    channel, published = record.get(place)
+    if crc != published:
+        return "data differ, or never published"
+    if channel not in channels:
+        return f"channel {channel} was not asked for"
+    if before is None:
+        return None
+    if before[0] != place[0]:
+        return "another epoch without a gap"
+    if before[1] >= place[1]:
+        return "twice or out of order"
+    if record.between(channels, place[0], before[1], place[1]):
+        return "a hole that was not announced"
+    return None

@@ -1,0 +1,123 @@
+"""Several processes of watchers.py as one, and a publisher that never repeats itself."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import redis
+
+from harness import HERE, PATIENCE, expect, until
+
+
+class Fleet:
+    """The clients of several processes; their states are added up."""
+
+    def __init__(self, processes, clients, total, ports, *, times=False, sources=None):
+        self.clients = processes * clients
+        self._states = [{} for _ in range(processes)]
+        self.times = [{} for _ in range(processes)]
+        self.processes = []
+        self._readers = []
+        for number in range(processes):
+            options = {
+                "ports": ports[number],
+                "clients": clients,
+                "total": total,
+                "times": times,
+                "source": sources[number] if sources else None,
+            }
+            process = subprocess.Popen(
+                [sys.executable, HERE / "watchers.py", json.dumps(options)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            self.processes.append(process)
+            reader = threading.Thread(target=self._read, args=(number, process))
+            reader.start()
+            self._readers.append(reader)
+
+    def _read(self, number, process):
+        for line in process.stdout:
+            state = json.loads(line)
+            self.times[number].update(state.pop("times"))
+            self._states[number] = state
+
+    def count(self, name):
+        expect(all(p.poll() is None for p in self.processes), "a watchers.py ended")
+        return sum(state.get(name, 0) for state in self._states)
+
+    def all(self, name, within=PATIENCE):
+        until(
+            lambda: self.count(name) == self.clients,
+            lambda: f"{name} {self.count(name)} of {self.clients}",
+            within,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.stdin.write(b"\n")
+            process.stdin.close()
+        for process, reader in zip(self.processes, self._readers):
+            process.wait()
+            reader.join()
+            process.stdout.close()
+
+
+class Publisher(threading.Thread):
+    """Adds the numbers 1 to `total` to the stream, at a rate, through outages of Redis.
+
+    An XADD whose answer was lost may or may not have happened, so after an error it
+    looks at the end of the stream.
+    """
+
+    def __init__(self, total, rate):
+        super().__init__()
+        self._total, self._rate = total, rate
+        self._client = redis.Redis(
+            decode_responses=True, retry=None, socket_timeout=PATIENCE
+        )
+        self._stopped = threading.Event()
+        self.published = self.first()
+        self.errors = 0
+
+    def first(self):
+        """Number 1, from which on every client has an id to come back with."""
+        self._client.xadd("events", {"data": "1"})
+        return 1
+
+    def run(self):
+        start = time.monotonic()
+        offset = self.published
+        while self.published < self._total and not self._stopped.is_set():
+            due = start + (self.published - offset) / self._rate
+            if self._stopped.wait(max(0, due - time.monotonic())):
+                return
+            try:
+                self._client.xadd("events", {"data": self.published + 1})
+                self.published += 1
+            except redis.RedisError:
+                self.errors += 1
+                self._stopped.wait(0.1)
+                with contextlib.suppress(redis.RedisError):
+                    newest = self._client.xrevrange("events", count=1)
+                    self.published = int(newest[0][1]["data"])
+
+    def reached(self, share):
+        """Wait until this share of the events is published."""
+        number = share * self._total
+        within = self._total / self._rate + PATIENCE
+        until(lambda: self.published >= number, f"event {number:g}", within)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stopped.set()
+        self.join()

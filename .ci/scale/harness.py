@@ -1,0 +1,355 @@
+"""What the checks at scale share: a network of their own, programs that run in it,
+README.md's recipes, and a report."""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PATIENCE = 30.0  # seconds that anything awaited may take on a busy machine
+README = ROOT / "README.md"
+RECIPE = re.compile(
+    r"^<!-- (?:recipe|example): (\S+) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
+NGINX_BLOCK = re.compile(r"^```nginx\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IN_PRIVATE_NETWORK = "SSE_SCALE_IN_PRIVATE_NETWORK"
+
+
+class Failure(Exception):
+    """A check's finding, in words."""
+
+
+def expect(condition, problem):
+    if not condition:
+        raise Failure(problem)
+
+
+def until(condition, what, within=PATIENCE):
+    """Wait until condition() is true, and return what it returned.
+
+    what: the words, or a function that finds them, for the failure.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() >= deadline:
+            raise Failure(
+                f"not within {within:g} s: {what() if callable(what) else what}"
+            )
+        time.sleep(0.02)
+
+
+# The surroundings.
+
+
+def enter_private_network():
+    """Start again in an empty network, where the usual ports are free for us.
+
+    The recipes then run as they stand, with the ports that they name.
+    """
+    if IN_PRIVATE_NETWORK in os.environ:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        return
+    enter = ["unshare", "--net"]
+    if os.geteuid() != 0:
+        enter += ["--user", "--map-current-user", "--keep-caps"]
+    if subprocess.run([*enter, "true"], check=False).returncode:
+        sys.exit("FAIL: no network of its own here; needs root or user namespaces")
+    os.environ[IN_PRIVATE_NETWORK] = "1"
+    os.execvp(enter[0], [*enter, sys.executable, *sys.argv])
+
+
+def arguments(parser=None):
+    """The options that all checks have, and a parser's own."""
+    parser = parser or argparse.ArgumentParser()
+    parser.add_argument(
+        "--readme", type=pathlib.Path, default=README, help="a draft with more recipes"
+    )
+    parser.add_argument("--module", type=pathlib.Path, default=ROOT / "sse_server.py")
+    options = parser.parse_args()
+    options.readme, options.module = options.readme.resolve(), options.module.resolve()
+    return options
+
+
+def raise_descriptor_limit():
+    """As LimitNOFILE= does for a service; programs started from here inherit it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+class Report:
+    """Prints PASS or FAIL for each case, and the closing line."""
+
+    def __init__(self, part):
+        self.part = part
+        self.passed = self.failed = 0
+
+    @contextlib.contextmanager
+    def case(self, name):
+        """Passes when its block ends, fails with what the block raised.
+
+        What the block appends to the list that it gets is printed behind the name.
+        """
+        notes = []
+        try:
+            yield notes
+        except Exception as problem:
+            self.failed += 1
+            self._line("FAIL", name, [f"{type(problem).__name__}: {problem}"])
+            if not isinstance(problem, Failure):
+                traceback.print_exc()
+        else:
+            self.passed += 1
+            self._line("PASS", name, notes)
+
+    def _line(self, verdict, name, notes):
+        suffix = f" ({'; '.join(notes)})" if notes else ""
+        print(f"{verdict} {self.part}: {name}{suffix}", flush=True)
+
+    def close(self):
+        """The closing line, and the exit status."""
+        print(f"{self.part}: {self.passed} passed, {self.failed} failed", flush=True)
+        return 0 if self.passed and not self.failed else 1
+
+
+def recipes(readme):
+    """A README's recipes by their names; its only block for nginx is nginx.conf."""
+    text = readme.read_text("utf-8")
+    found = dict(RECIPE.findall(text))
+    blocks = NGINX_BLOCK.findall(text)
+    expect(len(blocks) <= 1, f"{readme} has {len(blocks)} blocks for nginx, not 1")
+    if blocks:
+        found["nginx.conf"] = blocks[0]
+    return found
+
+
+class Workshop:
+    """A temporary folder with the module and the recipes as files.
+
+    The recipes are README.md's, and before them those of the draft, if there is one.
+    """
+
+    def __init__(self, draft, module):
+        self.recipes = {**recipes(README), **recipes(draft)}
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="sse-scale-"))
+        # PostgreSQL and nginx's workers are other users.
+        self.folder.chmod(0o755)
+        shutil.copy(module, self.folder / "sse_server.py")
+        for name, block in self.recipes.items():
+            (self.folder / name).write_text(block, "utf-8")
+
+    def recipe(self, name):
+        expect(name in self.recipes, f"the README has no recipe {name}")
+        return self.recipes[name]
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.write_text(text, "utf-8")
+        return path
+
+    def python(self, name, *parameters, **options):
+        """Run a recipe."""
+        self.recipe(name)
+        return Program(
+            [sys.executable, "-u", name, *map(str, parameters)], self.folder, **options
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.folder)
+
+
+def listening(port):
+    """The sockets that listen on a port, as descriptors are linked to them."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in pathlib.Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":
+                found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+class Program:
+    """A process of ours whose output goes to a file, and into a failure's text."""
+
+    def __init__(self, command, folder, *, port=None, env=None):
+        self.name = pathlib.Path(command[0]).name
+        if self.name.startswith("python"):
+            self.name = command[2]
+        self._command, self._folder, self._env = command, folder, env
+        self.port = port
+        with tempfile.NamedTemporaryFile(
+            dir=folder, suffix=".log", delete=False
+        ) as log:
+            self._log = pathlib.Path(log.name)
+        self.start()
+
+    def start(self):
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command,
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **(self._env or {})},
+            )
+        if self.port:
+            until(self._listens, f"{self.name} listens on {self.port}")
+
+    def _listens(self):
+        """Whether this very process listens: another one may on the same port."""
+        if self.process.poll() is not None:
+            raise Failure(f"{self.name} ended: {self.output()[-1500:]}")
+        descriptors = pathlib.Path(f"/proc/{self.pid}/fd").iterdir()
+        with contextlib.suppress(FileNotFoundError):  # one that was closed meanwhile
+            return bool({os.readlink(d) for d in descriptors} & listening(self.port))
+        return False
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def output(self):
+        return self._log.read_text("utf-8", "replace")
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def kill(self):
+        """As the kernel does when memory is short: no farewell."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """As a service manager does; the exit status."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise Failure(f"{self.name} did not end at SIGTERM")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+        self.stop()
+
+
+def redis_server(folder, fsync="always"):
+    """Redis on its usual port, with a file that a restart loses nothing of."""
+    data = pathlib.Path(tempfile.mkdtemp(prefix="redis-", dir=folder))
+    return Program(
+        [
+            "redis-server",
+            "--port",
+            "6379",
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(data),
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            fsync,
+        ],
+        folder,
+        port=6379,
+    )
+
+
+def nginx(workshop, server_block, port):
+    """nginx with this server block; many connections."""
+    folder = workshop.folder
+    configuration = workshop.write(
+        "nginx.conf",
+        f"daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx-error.log;\n"
+        + ("user root;\n" if os.geteuid() == 0 else "")
+        + "worker_processes 1; worker_shutdown_timeout 1s;\n"
+        "events { worker_connections 9000; }\n"
+        "http { access_log off;\n"
+        + "".join(
+            f"{kind}_temp_path {folder}/{kind};\n"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        + server_block
+        + "}\n",
+    )
+    return Program(
+        ["nginx", "-e", "stderr", "-c", str(configuration)], folder, port=port
+    )
+
+
+class Stream:
+    """A client of one stream, which reads when asked to.
+
+    It speaks HTTP/1.0, to which the stream is sent without chunks around it.
+    """
+
+    def __init__(self, port, last_event_id=None, query="", host="127.0.0.1"):
+        self._socket = socket.create_connection((host, port), timeout=PATIENCE)
+        resume = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
+        self._socket.sendall(f"GET /sse{query} HTTP/1.0\r\n{resume}\r\n".encode())
+        self._received = b""
+        head, _, self._received = self._until(b"\r\n\r\n")
+        expect(b" 200 " in head.split(b"\r\n")[0], f"the stream's head is {head!r}")
+        self._until(b"retry: ")
+
+    def _until(self, mark):
+        while mark not in self._received:
+            try:
+                data = self._socket.recv(65536)
+            except TimeoutError:
+                raise Failure(f"nothing came; before: {self._received!r}") from None
+            expect(data, f"the stream ended after {self._received!r}")
+            self._received += data
+        return self._received.partition(mark)
+
+    def next(self):
+        """The next event: a dict of its fields."""
+        block, _, self._received = self._until(b"\n\n")
+        fields = {}
+        for line in block.decode().split("\n"):
+            name, _, value = line.partition(": ")
+            if name in ("id", "event", "data"):
+                fields[name] = f"{fields[name]}\n{value}" if name in fields else value
+        return fields
+
+    def take(self, count):
+        return [self.next() for _ in range(count)]
+
+    def data(self, count):
+        """The data of the next events, of which none may be a gap."""
+        events = self.take(count)
+        expect(all(e.get("event") != "gap" for e in events), f"a gap in {events}")
+        return [event["data"] for event in events]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._socket.close()

@@ -1,0 +1,549 @@
+"""README.md's recipes, as they stand there: Redis, PostgreSQL, Flask, http.server, the
+systemd unit, and HTTP/2 towards the browser.
+
+usage: recipes.py [--readme FILE] [--module FILE]
+"""
+
+import contextlib
+import os
+import pathlib
+import pwd
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import psycopg
+import redis
+
+from harness import (
+    PATIENCE,
+    Failure,
+    Program,
+    Report,
+    Stream,
+    Workshop,
+    arguments,
+    enter_private_network,
+    expect,
+    nginx,
+    redis_server,
+    until,
+)
+
+
+def add(client, *data, **options):
+    """XADD each; the ids."""
+    return [client.xadd("events", {"data": text}, **options) for text in data]
+
+
+def expect_events(events, *wanted):
+    """wanted: the data of each, or None for a gap."""
+    seen = [None if e.get("event") == "gap" else e["data"] for e in events]
+    expect(seen == list(wanted), f"seen {seen}, wanted {list(wanted)}")
+
+
+@contextlib.contextmanager
+def away(feed):
+    """The process sleeps, as one on a machine that was suspended."""
+    feed.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        feed.signal(signal.SIGCONT)
+
+
+# Redis Streams.
+
+
+def redis_checks(report, workshop):
+    def feed(port):
+        return workshop.python("redis_feed.py", port, port=port)
+
+    with redis_server(workshop.folder) as broker:
+        client = redis.Redis(decode_responses=True)
+        with (
+            report.case("redis: starts without a stream, and follows it"),
+            feed(8081) as one,
+            Stream(8081) as stream,
+        ):
+            fields = {"data": "first", "event": "reading", "channel": "a"}
+            with Stream(8081, query="?channel=a") as channel:
+                id = client.xadd("events", fields)
+                event = {"id": id, "event": "reading", "data": "first"}
+                expect(channel.next() == event, "not the first entry")
+            add(client, "second")
+            expect(stream.data(1) == ["second"], "not the second entry")
+            expect(one.stop() == 0, "not 0 at SIGTERM")
+        client.delete("events")
+        ids = add(client, *"abcde")
+        with feed(8081) as one, feed(8082) as two:
+            redis_resume(report, client, ids)
+            redis_oddities(report, client, one)
+            redis_restart(report, client, broker)
+            redis_trimmed(report, client, one, two)
+
+
+def redis_resume(report, client, ids):
+    with report.case("redis: a client resumes before the start, and anywhere"):
+        for port in (8081, 8082):
+            with Stream(port, ids[1]) as stream:
+                expect(stream.data(3) == ["c", "d", "e"], f"not the rest at {port}")
+        with Stream(8081, ids[-1]) as stream, Stream(8082, ids[-1]) as other:
+            add(client, "f")
+            seen = stream.next()
+            expect(seen == other.next(), "the two processes differ")
+        with Stream(8082, seen["id"]) as stream:
+            add(client, "g")
+            expect(stream.data(1) == ["g"], "not right after the other process")
+    with report.case("redis: a client that is ahead of the process waits for it"):
+        newest = int(client.xinfo_stream("events")["last-generated-id"].split("-")[0])
+        with Stream(8081, f"{newest + 1000}-5") as stream:
+            add(client, "seen elsewhere", id=f"{newest + 1000}-5")
+            add(client, "new", id=f"{newest + 1000}-6")
+            expect(stream.data(1) == ["new"], "not what follows its id")
+
+
+def redis_oddities(report, client, one):
+    with (
+        report.case("redis: an entry that cannot be served is skipped"),
+        Stream(8081) as stream,
+    ):
+        client.xadd("events", {"other": "x"})
+        client.xadd("events", {"data": b"\xff", "event": "two\nlines"})
+        client.xadd("events", {"data": b"\xff"})
+        expect(stream.data(1) == ["\ufffd"], "not the readable one")
+        skipped = one.output().count("skipped")
+        expect(skipped == 2, f"{skipped} lines about it, not 2")
+
+
+def redis_restart(report, client, broker):
+    with (
+        report.case("redis: Redis ends and comes back: clients stay, and miss nothing"),
+        Stream(8081) as stream,
+        Stream(8082) as other,
+    ):
+        broker.stop()
+        broker.start()
+        add(client, "back")
+        expect(stream.data(1) == other.data(1) == ["back"], "not what came after")
+
+
+def redis_trimmed(report, client, one, two):
+    with report.case("redis: trimmed while away: a gap for those who missed it"):
+        before = add(client, "before")[0]
+        with Stream(8082, before) as lucky, Stream(8081, before) as stream, away(one):
+            ids = add(client, *"123456")
+            expect(lucky.data(6) == list("123456"), "not all at the one awake")
+            client.xtrim("events", maxlen=2, approximate=False)
+            one.signal(signal.SIGCONT)
+            expect_events(stream.take(3), None, "5", "6")
+        with Stream(8081, before) as late:
+            expect_events(late.take(3), None, "5", "6")
+        with Stream(8081, ids[-2]) as late:
+            expect_events(late.take(1), "6")
+    with (
+        report.case("redis: what was seen before it was trimmed is no gap"),
+        Stream(8081, ids[-1]) as stream,
+        Stream(8082, ids[-1]) as other,
+    ):
+        client.xtrim("events", maxlen=0, approximate=False)
+        add(client, "after")
+        expect(stream.data(1) == other.data(1) == ["after"], "not only the entry")
+    with report.case("redis: a restart after the trimming tells who missed something"):
+        one.kill()
+        one.start()
+        with Stream(8081, ids[0]) as stream:
+            expect_events(stream.take(2), None, "after")
+
+
+# PostgreSQL.
+
+
+@contextlib.contextmanager
+def postgres_server(workshop):
+    """A cluster of its own on the usual port; PostgreSQL refuses to run as root."""
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    as_user = []
+    if os.geteuid() == 0:
+        group = str(pwd.getpwnam(user).pw_gid)
+        as_user = ["setpriv", "--reuid", user, "--regid", group, "--clear-groups"]
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="postgres-", dir=workshop.folder))
+    if as_user:
+        shutil.chown(folder, user)
+    programs = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"))
+    subprocess.run(
+        [
+            *as_user,
+            programs / "initdb",
+            "-D",
+            folder / "data",
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+        ],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    command = [
+        *as_user,
+        str(programs / "postgres"),
+        "-D",
+        str(folder / "data"),
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-k",
+        str(folder),
+    ]
+    os.environ.update(PGHOST="127.0.0.1", PGUSER="postgres", PGDATABASE="postgres")
+    with Program(command, workshop.folder, port=5432) as server:
+        until(can_ask, "PostgreSQL answers")
+        yield server
+
+
+def can_ask():
+    with contextlib.suppress(psycopg.OperationalError):
+        psycopg.connect().close()
+        return True
+    return False
+
+
+def publish_row(connection, data, event=None, channel=None):
+    query = "SELECT publish(%s, %s, %s)"
+    return connection.execute(query, (data, event, channel)).fetchone()[0]
+
+
+def postgres_checks(report, workshop):
+    def feed(port):
+        return workshop.python("postgres_feed.py", port, port=port)
+
+    with postgres_server(workshop) as server, psycopg.connect(autocommit=True) as sql:
+        sql.execute(workshop.recipe("postgres.sql"))
+        sequence_loses(report, sql)
+        with feed(8083) as one, feed(8084):
+            postgres_follows(report, sql)
+            postgres_order(report, sql)
+            postgres_deleted(report, sql, one)
+            postgres_restart(report, server)
+
+
+def postgres_follows(report, sql):
+    with report.case("postgres: follows the table, at once, and resumes anywhere"):
+        with Stream(8083) as stream, Stream(8083, query="?channel=a") as channel:
+            for number in range(1, 6):
+                start = time.monotonic()
+                publish_row(sql, f"row {number}", "reading")
+                event = {"id": str(number), "event": "reading", "data": f"row {number}"}
+                expect(stream.next() == event, f"not row {number}")
+                expect(time.monotonic() - start < 5, "only after the poll of 10 s")
+            publish_row(sql, "sixth", None, "a")
+            expect(channel.data(1) == ["sixth"], "not the channel's")
+        with Stream(8084, "3") as stream:
+            expect(stream.data(2) == ["row 4", "row 5"], "not at the other process")
+
+
+def postgres_order(report, sql):
+    with (
+        report.case("postgres: the second publisher waits for the first's commit"),
+        psycopg.connect() as first,
+        psycopg.connect() as second,
+    ):
+        publish_row(first, "uncommitted")
+        second.execute("SET lock_timeout = 300")
+        try:
+            publish_row(second, "too early")
+        except psycopg.errors.LockNotAvailable:
+            first.rollback()
+            second.rollback()
+        else:
+            raise Failure("it did not wait")
+    with report.case("postgres: eight publishers at once, some roll back") as notes:
+        last = sql.execute("SELECT id FROM last_event").fetchone()[0]
+        with Stream(8083, str(last)) as stream:
+            committed = publish_from_threads()
+            events = stream.take(len(committed))
+        ids = [int(event["id"]) for event in events]
+        wanted = list(range(last + 1, last + 1 + len(committed)))
+        expect(ids == wanted, f"ids {ids}, wanted {wanted}")
+        expect(sorted(e["data"] for e in events) == sorted(committed), "other events")
+        notes.append(f"{len(committed)} events, no hole, in order")
+
+
+def publish_from_threads(threads=8, transactions=20):
+    """What each committed; they commit out of the order in which they began."""
+    committed = []
+
+    def work(worker):
+        rng = random.Random(worker)
+        with psycopg.connect() as connection:
+            for number in range(transactions):
+                data = f"{worker}.{number}"
+                publish_row(connection, data)
+                time.sleep(rng.uniform(0, 0.005))
+                if number % 5 == 4:
+                    connection.rollback()
+                else:
+                    connection.commit()
+                    committed.append(data)
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(PATIENCE)
+    return committed
+
+
+def sequence_loses(report, sql):
+    """That the checks of the order prove something: with a sequence it goes wrong."""
+    with report.case("postgres: control: by a sequence's ids an event is lost"):
+        sql.execute("CREATE TABLE by_sequence (id bigserial, data text)")
+        insert = "INSERT INTO by_sequence (data) VALUES (%s)"
+        query = "SELECT id FROM by_sequence WHERE id > %s ORDER BY id"
+        with psycopg.connect() as first, psycopg.connect() as second:
+            first.execute(insert, ["first"])
+            second.execute(insert, ["second"])
+            second.commit()
+            seen = [row[0] for row in sql.execute(query, [0])]
+            first.commit()
+            seen += [row[0] for row in sql.execute(query, [seen[-1]])]
+        expect(seen == [2], f"seen {seen}; it should have missed 1")
+
+
+def postgres_deleted(report, sql, one):
+    with report.case("postgres: deleted while away: a gap for those who missed it"):
+        before = str(publish_row(sql, "before"))
+        with Stream(8083, before) as stream, Stream(8084, before) as lucky, away(one):
+            ids = [publish_row(sql, text) for text in "12345"]
+            expect(lucky.data(5) == list("12345"), "not all at the one awake")
+            sql.execute("DELETE FROM events WHERE id < %s", [ids[-1]])
+            one.signal(signal.SIGCONT)
+            expect_events(stream.take(2), None, "5")
+        with Stream(8083, str(ids[-1])) as stream:
+            sql.execute("DELETE FROM events")
+            publish_row(sql, "after")
+            expect(stream.data(1) == ["after"], "a gap though all was seen")
+
+
+def postgres_restart(report, server):
+    with (
+        report.case("postgres: PostgreSQL ends and comes back: nothing is missed"),
+        Stream(8083) as stream,
+        Stream(8084) as other,
+    ):
+        server.signal(signal.SIGINT)  # the fast shutdown: it cuts connections
+        server.process.wait(PATIENCE)
+        server.start()
+        until(can_ask, "PostgreSQL answers again")
+        with psycopg.connect(autocommit=True) as sql:
+            publish_row(sql, "back")
+        expect(stream.data(1) == other.data(1) == ["back"], "not what came after")
+
+
+# Threads.
+
+
+def curl(*options):
+    run = subprocess.run(
+        ["curl", "--silent", "--show-error", "--fail", *options],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    expect(run.returncode == 0, f"curl {options}: {run.stderr}")
+    return run.stdout
+
+
+def thread_checks(report, workshop):
+    json = ["-H", "Content-Type: application/json", "--data-binary", '{"n": 1}']
+    with (
+        report.case("flask: a view publishes"),
+        workshop.python("flask", port=5000) as app,
+        Stream(8080) as stream,
+    ):
+        curl("http://localhost:5000/orders", *json)
+        event = stream.next()
+        expect(event["event"] == "order", f"not an order: {event}")
+        expect(event["data"] == '{"n":1}', f"not what was posted: {event}")
+        ended_by_ctrl_c(app)
+    with (
+        report.case("http.server: a handler publishes"),
+        workshop.python("http.server", port=8000) as app,
+        Stream(8080) as stream,
+    ):
+        id = curl("http://localhost:8000/", *json)
+        expect(stream.next() == {"id": id, "data": '{"n":1}'}, "not what was posted")
+        ended_by_ctrl_c(app)
+
+
+def ended_by_ctrl_c(app):
+    """While a stream is open."""
+    app.signal(signal.SIGINT)
+    status = app.process.wait(PATIENCE)
+    expect(status == 0, f"status {status} after Ctrl-C: {app.output()[-1500:]}")
+
+
+# Running it for good.
+
+
+def unit_checks(report, workshop):
+    with report.case("systemd: the unit is valid") as notes:
+        unit = workshop.write("sse.service", workshop.recipe("sse.service"))
+        verify = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(unit)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        problems = [
+            line for line in verify.stderr.splitlines() if "sse.service" in line
+        ]
+        expect(verify.returncode == 0 and not problems, verify.stderr)
+        security = subprocess.run(
+            ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        notes.append(security.stdout.strip().splitlines()[-1].lstrip("→ "))
+    with report.case("systemd: what the unit starts serves, and takes publications"):
+        command = next(
+            line.partition("=")[2].split()
+            for line in unit.read_text("utf-8").splitlines()
+            if line.startswith("ExecStart=")
+        )
+        script = next(n for n, word in enumerate(command) if word.endswith(".py"))
+        command = [sys.executable, "-u", "sse_server.py", *command[script + 1 :]]
+        token = {"SSE_PUBLISH_TOKEN": "secret"}
+        with Program(command, workshop.folder, port=8080, env=token) as server:
+            expect(curl("http://127.0.0.1:8080/healthz") == "ok", "not healthy")
+            with Stream(8080) as stream:
+                bearer = "Authorization: Bearer secret"
+                curl("-H", bearer, "--data-binary", "x", "http://127.0.0.1:8080/sse")
+                expect(stream.data(1) == ["x"], "not what was published")
+            expect(server.stop() == 0, "not 0 at SIGTERM")
+
+
+def http2_checks(report, workshop):
+    folder = workshop.folder
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            folder / "key",
+            "-out",
+            folder / "cert",
+        ],
+        check=True,
+        capture_output=True,
+    )
+    block = (
+        "server { listen 8443 ssl http2; server_name localhost;\n"
+        f"ssl_certificate {folder}/cert; ssl_certificate_key {folder}/key;\n"
+        + workshop.recipe("nginx.conf")
+        + "}\n"
+    )
+    server = ["-u", "sse_server.py", "--host", "127.0.0.1"]
+    with Program([sys.executable, *server], folder, port=8080):
+        with (
+            report.case("nginx: HTTP/2 towards the browser") as notes,
+            nginx(workshop, block, 8443),
+        ):
+            notes.append(many_on_one_connection())
+        with report.case("Caddy: HTTP/2 towards the browser") as notes:
+            site = workshop.recipe("Caddyfile").replace("example.com", "localhost:8443")
+            expect("localhost:8443" in site, "example.com is not in the Caddyfile")
+            options = (
+                "{\n admin off\n skip_install_trust\n auto_https disable_redirects\n}\n"
+            )
+            caddyfile = workshop.write("Caddyfile", options + site)
+            command = ["caddy", "run", "--adapter", "caddyfile", "--config"]
+            home = {"HOME": str(folder), "XDG_DATA_HOME": str(folder)}
+            with Program([*command, str(caddyfile)], folder, port=8443, env=home):
+                until(handshake, "Caddy has made its certificate")
+                notes.append(many_on_one_connection())
+
+
+def handshake():
+    return (
+        subprocess.run(
+            ["curl", "-ks", "--head", "https://localhost:8443/sse"],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
+    )
+
+
+def many_on_one_connection(count=20):
+    """More streams than six, each with an event of the clock, on one connection.
+
+    curl tells of each stream's end which version it spoke and how many connections it
+    had to open; --max-time ends them.
+    """
+    urls = [f"https://localhost:8443/sse?last_event_id=&n={n}" for n in range(count)]
+    outputs = [word for url in urls for word in ("-o", "-", url)]
+    run = subprocess.run(
+        [
+            "curl",
+            "-ksN",
+            "--http2",
+            "--parallel",
+            "--parallel-max",
+            str(count),
+            "--max-time",
+            "5",
+            "-w",
+            "\nversion %{http_version} %{num_connects}\n",
+            *outputs,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    ends = [
+        line.split()[1:]
+        for line in run.stdout.splitlines()
+        if line.startswith("version ")
+    ]
+    expect([e[0] for e in ends] == ["2"] * count, f"not HTTP/2: {ends}, {run.stderr}")
+    connections = sum(int(end[1]) for end in ends)
+    events = run.stdout.count("data: {")
+    expect(events >= 2 * count, f"{events} events on {count} streams in 5 s")
+    expect(connections == 1, f"{connections} connections")
+    return f"{count} streams and {events} events on one connection"
+
+
+def main():
+    options = arguments()
+    enter_private_network()
+    report = Report("recipes")
+    with Workshop(options.readme, options.module) as workshop:
+        redis_checks(report, workshop)
+        postgres_checks(report, workshop)
+        thread_checks(report, workshop)
+        unit_checks(report, workshop)
+        http2_checks(report, workshop)
+    return report.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
