@@ -8,7 +8,6 @@ import threading
 import time
 
 import redis
-
 from harness import HERE, PATIENCE, expect, until
 
 

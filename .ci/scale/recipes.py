@@ -19,7 +19,6 @@ import time
 
 import psycopg
 import redis
-
 from harness import (
     PATIENCE,
     Failure,

@@ -21,7 +21,6 @@ import sys
 import time
 
 import redis
-
 from fleet import Fleet
 from harness import (
     Workshop,
