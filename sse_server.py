@@ -876,6 +876,7 @@ class _Subscriber(asyncio.Protocol):
         "head",
         "live",
         "paused",
+        "peer",
         "position",
         "task",
         "transport",
@@ -884,11 +885,16 @@ class _Subscriber(asyncio.Protocol):
     )
 
     def __init__(
-        self, broadcaster: _Broadcaster, writer: asyncio.StreamWriter, head: bytes
+        self,
+        broadcaster: _Broadcaster,
+        writer: asyncio.StreamWriter,
+        peer: str,
+        head: bytes,
     ) -> None:
         self.broadcaster = broadcaster
         self.transport = writer.transport
         self.writer = writer  # kept: when it is collected it closes the transport
+        self.peer = peer  # its address and port
         self.head = head  # the request as it came, parsed again when somebody asks
         self.audience: _Audience | None = None  # None once it has left
         self.live = False
@@ -898,11 +904,6 @@ class _Subscriber(asyncio.Protocol):
         self.paused = False  # the transport holds more than it should
         self.waiter: asyncio.Future[None] | None = None  # for paused to end
         self.task: asyncio.Task[None] | None = None  # the catch-up, while behind
-
-    @property
-    def peer(self) -> str:
-        """The client's address and port."""
-        return _peer_name(self.transport)
 
     def request(self) -> Request:
         """The request that opened the stream."""
@@ -2103,7 +2104,9 @@ class SSEServer:
         # counts without a blank line, which some clients would take for an event.
         prelude = format_event(comment="open", retry=_jittered_ms(self._retry))
         response.fields.extend(self._cors_fields(request))
-        subscriber = _Subscriber(self._broadcaster, connection.writer, head)
+        subscriber = _Subscriber(
+            self._broadcaster, connection.writer, connection.peer, head
+        )
         connection.streaming = True
         transport.set_protocol(subscriber)
         transport.write(

@@ -10,20 +10,40 @@ A random test draws a new seed at each run and shows it when it fails.
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import codecs
+import contextlib
 import datetime
+import email.utils
 import enum
+import errno
+import gc
+import hashlib
 import http
+import io
 import json
+import logging
 import os
 import random
 import re
+import shutil
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 import unittest
+import warnings
 from typing import NamedTuple
 from unittest import mock
 
 import sse_server
-from sse_server import EventLog, HTTPError, Request, format_event
+from sse_server import EventLog, HTTPError, Request, SSEServer, format_event
 
 SEED = int(os.environ.get("SSE_TEST_SEED") or random.randrange(1_000_000))
 
@@ -2060,6 +2080,3609 @@ class FuzzTest(unittest.TestCase):
         self.assertIsInstance(request.keep_alive, bool)
         self.assertIsInstance(request.accepts("text/html"), bool)
         self.assertTrue(request.channels)
+
+
+# ------------------------------------------------------------------------------------
+# What the tests of time and sockets stand on: a client of bytes, and a test case that
+# looks for what was left behind.
+# ------------------------------------------------------------------------------------
+
+DEADLINE = 20.0  # seconds; for whatever a test waits for
+DESCRIPTORS = "/proc/self/fd"
+KIB = 1024
+BUFFER = 64 * KIB  # of the kernel, for a client that is to stall soon
+
+
+class Answer(NamedTuple):
+    """An HTTP answer as a client sees it."""
+
+    status: int
+    reason: str
+    fields: list[tuple[str, str]]  # (name in lower case, value)
+    body: bytes = b""
+
+    def field(self, name):
+        """The values of a field, joined, or None."""
+        values = [value for field, value in self.fields if field == name.lower()]
+        return ", ".join(values) if values else None
+
+
+def ask(target="/sse", *fields, method="GET", version="1.1", body=b""):
+    """The bytes of a request."""
+    lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def post(target, body, *fields, token="secret"):
+    """The bytes of a request to publish."""
+    length = f"Content-Length: {len(body)}"
+    bearer = [] if token is None else [f"Authorization: Bearer {token}"]
+    return ask(target, length, *bearer, *fields, method="POST", body=body)
+
+
+class Client:
+    """An HTTP client on a bare socket; every wait has the deadline."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.received = bytearray()  # and not yet parsed
+        self.answer = None  # of the stream
+        self.content = bytearray()  # of the stream, framing taken off
+        self.chunks = None  # its ChunkDecoder; None where it is not framed
+        self.decoder = Decoder()
+        self._events = []
+
+    @classmethod
+    async def connect(cls, port, host="127.0.0.1", receive_buffer=None):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family)
+        sock.setblocking(False)
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        try:
+            connecting = asyncio.get_running_loop().sock_connect(sock, (host, port))
+            await asyncio.wait_for(connecting, DEADLINE)
+        except BaseException:
+            sock.close()
+            raise
+        return cls(sock)
+
+    async def send(self, data):
+        sending = asyncio.get_running_loop().sock_sendall(self.sock, data)
+        await asyncio.wait_for(sending, DEADLINE)
+
+    async def receive(self):
+        """What comes next; b"" at the end."""
+        receiving = asyncio.get_running_loop().sock_recv(self.sock, 64 * KIB)
+        return await asyncio.wait_for(receiving, DEADLINE)
+
+    async def ended(self):
+        """Whether nothing but the end of the connection comes."""
+        try:
+            return not self.received and await self.receive() == b""
+        except ConnectionResetError:
+            return True
+
+    def close(self):
+        self.sock.close()
+
+    def reset(self):
+        """Leave as a crashed program does: the peer receives a RST."""
+        linger = struct.pack("ii", 1, 0)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.sock.close()
+
+    def end_of_input(self):
+        """Say that no more will be sent, and stay to read."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    async def read_head(self):
+        while b"\r\n\r\n" not in self.received:
+            await self._receive_more()
+        head, _, rest = bytes(self.received).partition(b"\r\n\r\n")
+        self.received = bytearray(rest)
+        status_line, *lines = head.decode().split("\r\n")
+        version, status, reason = status_line.split(" ", 2)
+        assert version == "HTTP/1.1", status_line
+        fields = [line.split(": ", 1) for line in lines]
+        return Answer(int(status), reason, [(n.lower(), v) for n, v in fields])
+
+    async def read_answer(self, *, head_only=False):
+        answer = await self.read_head()
+        length = int(answer.field("content-length") or 0)
+        if head_only:
+            return answer
+        while len(self.received) < length:
+            await self._receive_more()
+        body = bytes(self.received[:length])
+        del self.received[:length]
+        return answer._replace(body=body)
+
+    async def request(self, data, **options):
+        await self.send(data)
+        return await self.read_answer(**options)
+
+    async def _receive_more(self):
+        data = await self.receive()
+        if not data:
+            raise EOFError(f"the connection ended after {bytes(self.received)!r}")
+        self.received += data
+
+    # Streams.
+
+    async def open(self, data):
+        """Send the request for a stream and read the head of the answer."""
+        await self.send(data)
+        self.answer = await self.read_head()
+        assert self.answer.status == 200, self.answer
+        if self.answer.field("transfer-encoding") == "chunked":
+            self.chunks = ChunkDecoder()
+        self._decode(bytes(self.received))
+        return self
+
+    def _decode(self, data):
+        content = self.chunks.feed(data) if self.chunks else data
+        self.content += content
+        self._events += self.decoder.feed(content)
+
+    async def read_stream(self):
+        """Read what comes next of the stream; whether it goes on."""
+        data = await self.receive()
+        self._decode(data)
+        return bool(data)
+
+    async def events(self, count):
+        """The next events, so many; EOFError where the stream ends before."""
+        while len(self._events) < count:
+            if not await self.read_stream():
+                raise EOFError(f"the stream ended after {self._events}")
+        taken, self._events = self._events[:count], self._events[count:]
+        return taken
+
+    async def data(self, count):
+        """The data of the next events."""
+        return [event.data for event in await self.events(count)]
+
+    async def until(self, last):
+        """The data of the next events up to this one."""
+        found = []
+        while not found or found[-1] != last:
+            found += await self.data(1)
+        return found
+
+    async def rest(self):
+        """The events that come until the stream ends, as it should."""
+        while await self.read_stream():
+            pass
+        assert self.chunks is None or self.chunks.ended, "no last chunk"
+        return self._take_all()
+
+    async def rest_of_cut(self):
+        """The events that come until the connection is cut, without an end."""
+        with contextlib.suppress(ConnectionResetError):
+            while await self.read_stream():
+                pass
+        assert not self.chunks.ended, "the last chunk"
+        return self._take_all()
+
+    def _take_all(self):
+        taken, self._events = self._events, []
+        return taken
+
+
+class TLSClient(Client):
+    """The same over TLS."""
+
+    async def handshake(self, context):
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname="localhost"
+        )
+        await self._run(self._tls.do_handshake)
+        return self
+
+    async def _run(self, operation, *arguments):
+        while True:
+            try:
+                result = operation(*arguments)
+                await self._flush()
+                return result
+            except ssl.SSLWantReadError:
+                await self._flush()
+                data = await super().receive()
+                self._incoming.write(data)
+                if not data:
+                    self._incoming.write_eof()
+
+    async def _flush(self):
+        if self._outgoing.pending:
+            await super().send(self._outgoing.read())
+
+    async def send(self, data):
+        await self._run(self._tls.write, data)
+
+    async def receive(self):
+        try:
+            return await self._run(self._tls.read, 64 * KIB)
+        except ssl.SSLZeroReturnError:
+            return b""
+        except ssl.SSLEOFError as error:
+            raise ConnectionResetError("no close_notify") from error
+
+
+class ServerTestCase(unittest.IsolatedAsyncioTestCase):
+    """Runs servers and clients, and fails where a test leaves something behind.
+
+    That is a task, a thread, a descriptor, an object that had to be closed, or a
+    warning or an error in the log that the test has not taken out with `logged`.
+    """
+
+    send_buffer = None  # of the kernel, for the server's connections
+
+    async def asyncSetUp(self):
+        asyncio.get_running_loop().set_debug(False)  # it is slow, and logs what is slow
+        self.clients = []
+        self.transports = []  # of the server's connections, in order
+        self.records = []
+        self.unraisable = []
+        self._watch_warnings()
+        self._watch_log()
+        self._watch_connections()
+        self.addAsyncCleanup(self._check_nothing_is_left, *self._what_there_is())
+        self.addCleanup(self._close_clients)
+
+    def _what_there_is(self):
+        threads = {t for t in threading.enumerate() if "asyncio" not in t.name}
+        descriptors = 0
+        if os.path.isdir(DESCRIPTORS):
+            descriptors = len(os.listdir(DESCRIPTORS))
+        return asyncio.all_tasks(), threads, descriptors
+
+    async def _check_nothing_is_left(self, tasks, threads, descriptors):
+        expected = (set(), set(), 0)
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            now_tasks, now_threads, now_descriptors = self._what_there_is()
+            left = (
+                now_tasks - tasks - {asyncio.current_task()},
+                now_threads - threads,
+                now_descriptors - descriptors,
+            )
+            if left == expected or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.002)
+        self.assertEqual(left, expected, "tasks, threads, descriptors left behind")
+        self.transports.clear()
+        gc.collect()
+        self.assertEqual(self.unraisable, [])
+        bad = [r.getMessage() for r in self.records if r.levelno >= logging.WARNING]
+        self.assertEqual(bad, [], "logged and not expected")
+
+    def _watch_warnings(self):
+        catching = warnings.catch_warnings()
+        catching.__enter__()
+        self.addCleanup(catching.__exit__, None, None, None)
+        warnings.simplefilter("error", ResourceWarning)
+        warnings.simplefilter("error", RuntimeWarning)
+        hook = mock.patch.object(
+            sys,
+            "unraisablehook",
+            lambda failure: self.unraisable.append(repr(failure.exc_value)),
+        )
+        hook.start()
+        self.addCleanup(hook.stop)
+
+    def _watch_log(self):
+        handler = logging.Handler(logging.DEBUG)
+        handler.emit = self.records.append
+        for name in ("sse_server", "asyncio"):
+            logger = logging.getLogger(name)
+            before = logger.level, logger.propagate
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
+            self.addCleanup(self._restore_logger, logger, handler, *before)
+
+    @staticmethod
+    def _restore_logger(logger, handler, level, propagate):
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+    def _watch_connections(self):
+        start_server = asyncio.start_server
+
+        async def start(accept, *arguments, **options):
+            def accepted(reader, writer):
+                self.transports.append(writer.transport)
+                if self.send_buffer:
+                    writer.get_extra_info("socket").setsockopt(
+                        socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer
+                    )
+                accept(reader, writer)
+
+            return await start_server(accepted, *arguments, **options)
+
+        patch = mock.patch.object(asyncio, "start_server", start)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def _close_clients(self):
+        for client in self.clients:
+            client.close()
+
+    def logged(self, level=logging.INFO):
+        """Take the messages of a level out of the log."""
+        taken = [r for r in self.records if r.levelno == level]
+        self.records[:] = [r for r in self.records if r.levelno != level]
+        return [record.getMessage() for record in taken]
+
+    async def until(self, condition, what):
+        """Wait for something that can be observed."""
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            if time.monotonic() > deadline:
+                self.fail(f"not within {DEADLINE:g} s: {what}")
+            await asyncio.sleep(0.002)
+
+    async def until_stats(self, server, **expected):
+        """Wait for the server's counts to be these."""
+
+        def found():
+            stats = server.stats
+            return {name: getattr(stats, name) for name in expected}
+
+        try:
+            await self.until(lambda: found() == expected, "")
+        except AssertionError:
+            self.fail(f"not within {DEADLINE:g} s: {expected}, but {server.stats}")
+
+    async def start(self, host="127.0.0.1", port=0, **options):
+        """A server that runs until the test ends."""
+        options.setdefault("shutdown_timeout", 2.0)
+        server = SSEServer(host, port, **options)
+        await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        return server
+
+    async def _stop(self, server):
+        self._close_clients()
+        await server.close()
+
+    async def connect(self, server, **options):
+        client = await Client.connect(server.port, **options)
+        self.clients.append(client)
+        return client
+
+    async def ask(self, server, data, **options):
+        """The answer to one request on a connection of its own."""
+        client = await self.connect(server)
+        return await client.request(data, **options)
+
+    async def stream(self, server, target="/sse", *fields, version="1.1", **options):
+        """A client whose stream is open: who has read the head is a subscriber."""
+        client = await self.connect(server, **options)
+        return await client.open(ask(target, *fields, version=version))
+
+    async def stall(self, server, size=8 * KIB, **options):
+        """A client that does not read, so that its subscriber stays behind.
+
+        Returns it and the data that were published meanwhile: more than the kernel and
+        the transport take.
+        """
+        client = await self.stream(server, receive_buffer=BUFFER, **options)
+        behind = server.stats.behind
+        published = [f"{n} ".ljust(size, "x") for n in range(768 * KIB // size)]
+        for data in published:
+            server.publish(data)
+            await server.drain()
+        await self.until(lambda: server.stats.behind > behind, "one that is behind")
+        return client, published
+
+
+# ------------------------------------------------------------------------------------
+# 6. Audiences and the broadcaster
+# ------------------------------------------------------------------------------------
+
+
+def numbers(ids):
+    """The numbers in the server's own ids."""
+    return [int(id.rpartition("-")[2]) for id in ids]
+
+
+class BroadcastTest(ServerTestCase):
+    async def test_everybody_receives_every_event_in_order(self):
+        server = await self.start()
+        clients = [await self.stream(server) for _ in range(5)]
+        clients.append(await self.stream(server, version="1.0"))
+        ids = [server.publish({"n": n}) for n in range(50)]
+        expected = [
+            Event("message", json.dumps({"n": n}, separators=(",", ":")), id)
+            for n, id in enumerate(ids)
+        ]
+        for client in clients:
+            self.assertEqual(await client.events(50), expected)
+        self.assertEqual(server.last_event_id, ids[-1])
+
+    async def test_a_burst_is_one_chunk_of_whole_events(self):
+        """Rule 1: one batch, one write."""
+        server = await self.start()
+        client = await self.stream(server)
+        for n in range(100):
+            server.publish(str(n))
+        await client.events(100)
+        opening, burst = client.chunks.chunks
+        self.assertTrue(opening.startswith(b": open\n"))
+        self.assertEqual(burst.count(b"\n\n"), 100)
+
+    async def test_every_chunk_ends_with_an_event(self):
+        """Rule 5."""
+        server = await self.start(heartbeat=0.01)
+        client = await self.stream(server)
+        stream = await self.stream(server, version="1.0")
+        for n in range(300):
+            server.publish(f"{n}\n" * 200)
+            if n % 7 == 0:
+                await asyncio.sleep(0)
+        expected = [f"{n}\n" * 200 for n in range(300)]
+        self.assertEqual(await client.data(300), expected)
+        self.assertEqual(await stream.data(300), expected)
+        for chunk in client.chunks.chunks[1:]:
+            self.assertTrue(chunk == b":\n" or chunk.endswith(b"\n\n"), chunk[-80:])
+
+    async def test_the_batches_of_a_large_burst_are_bounded(self):
+        """Rule 4."""
+        server = await self.start()
+        client = await self.stream(server)
+        for n in range(100):
+            server.publish("x" * 10_000)
+        server.publish("y" * 200_000)
+        for n in range(3000):
+            server.publish(str(n))
+        await client.events(3101)
+        sizes = [len(chunk) for chunk in client.chunks.chunks]
+        large = [size for size in sizes if size > sse_server.BATCH_BYTES]
+        self.assertEqual(len(large), 1, sizes)
+        counts = [chunk.count(b"\n\n") for chunk in client.chunks.chunks]
+        self.assertLessEqual(max(counts), sse_server.BATCH_EVENTS)
+        self.assertGreater(len(counts), 13)
+
+    async def test_who_joins_during_a_sweep_misses_nothing_and_gets_nothing_twice(self):
+        """Rule 2."""
+        turn = mock.patch.object(sse_server, "WRITES_PER_TURN", 1)
+        turn.start()
+        self.addCleanup(turn.stop)
+        server = await self.start()
+        clients = [await self.stream(server) for _ in range(5)]
+        ended = asyncio.Event()
+
+        async def publish():
+            while not ended.is_set():
+                server.publish("")
+                await asyncio.sleep(0)
+            server.publish("end")
+
+        publishing = asyncio.ensure_future(publish())
+        for _ in range(20):
+            clients.append(await self.stream(server))
+        ended.set()
+        await publishing
+        last = numbers([server.last_event_id])[0]
+        for client in clients:
+            events = []
+            while not events or events[-1].data != "end":
+                events += await client.events(1)
+            found = numbers(event.last_event_id for event in events)
+            self.assertEqual(found, list(range(found[0], last + 1)))
+
+    async def test_a_sweep_gives_way_to_others(self):
+        turn = mock.patch.object(sse_server, "WRITES_PER_TURN", 2)
+        turn.start()
+        self.addCleanup(turn.stop)
+        server = await self.start()
+        clients = [await self.stream(server) for _ in range(10)]
+        turns = []
+
+        async def count():
+            while server.stats.events_written < 10:
+                turns.append(None)
+                await asyncio.sleep(0)
+
+        counting = asyncio.ensure_future(count())
+        server.publish("a")
+        for client in clients:
+            self.assertEqual(await client.data(1), ["a"])
+        await counting
+        self.assertGreaterEqual(len(turns), 5)
+
+    async def test_heartbeats_reach_the_live_ones_at_their_interval(self):
+        server = await self.start(heartbeat=0.05)
+        framed = await self.stream(server)
+        unframed = await self.stream(server, version="1.0")
+        began = time.monotonic()
+        for client in (framed, unframed):
+            while client.content.count(b":\n") < 4:
+                await client.read_stream()
+        self.assertGreater(time.monotonic() - began, 0.1)
+        self.assertEqual(framed.chunks.chunks[1:4], [b":\n"] * 3)
+        self.assertEqual(server.stats.events_written, 0)
+        server.publish("a")
+        self.assertEqual(await framed.data(1), ["a"])
+
+    async def test_without_heartbeats_nothing_is_sent_unasked(self):
+        server = await self.start(heartbeat=None)
+        other = await self.start(heartbeat=0.01)
+        client = await self.stream(server)
+        beating = await self.stream(other)
+        while beating.content.count(b":\n") < 5:
+            await beating.read_stream()
+        server.publish("a")
+        await client.events(1)
+        self.assertEqual(len(client.chunks.chunks), 2)
+
+    async def test_stats_count_what_was_written(self):
+        server = await self.start()
+        self.assertEqual(server.stats, sse_server.Stats(0, 0, 0, 0, 0, 0, 0, 0))
+        clients = [await self.stream(server) for _ in range(3)]
+        before = server.stats.bytes_written
+        server.publish("a")
+        server.publish("b")
+        for client in clients:
+            await client.data(2)
+        await server.drain()
+        stats = server.stats
+        self.assertEqual((stats.live, stats.behind), (3, 0))
+        self.assertEqual((stats.published, stats.events_written), (2, 6))
+        chunk = clients[0].chunks.chunks[1]
+        framed = len(chunk) + len(f"{len(chunk):x}\r\n\r\n")
+        self.assertEqual(stats.bytes_written - before, 3 * framed)
+
+    async def test_stats_count_while_others_catch_up(self):
+        turn = mock.patch.object(sse_server, "WRITES_PER_TURN", 1)
+        batch = mock.patch.object(sse_server, "BATCH_EVENTS", 1)
+        for patch in (turn, batch):
+            patch.start()
+            self.addCleanup(patch.stop)
+        server = await self.start()
+        start = server.last_event_id
+        for n in range(40):
+            server.publish(str(n))
+        await server.drain()
+        clients = [await self.stream(server) for _ in range(30)]
+        resuming = await self.connect(server)
+        await resuming.send(ask(f"/sse?lastEventId={start}"))
+        for n in range(40, 60):
+            server.publish(str(n))
+            await server.drain()
+        for client in clients:
+            self.assertEqual(await client.data(20), [*map(str, range(40, 60))])
+        await resuming.open(b"")
+        self.assertEqual(await resuming.data(60), [*map(str, range(60))])
+        self.assertEqual(server.stats.events_written, 30 * 20 + 60)
+
+    async def test_open_streams_have_no_tasks(self):
+        """Rule 6."""
+        server = await self.start()
+        before = len(asyncio.all_tasks())
+        clients = [await self.stream(server) for _ in range(20)]
+        await self.until(lambda: len(asyncio.all_tasks()) <= before, "tasks to end")
+        server.publish("a")
+        for client in clients:
+            self.assertEqual(await client.data(1), ["a"])
+
+
+class ResumeTest(ServerTestCase):
+    async def test_ways_to_say_where_to_resume(self):
+        server = await self.start()
+        ids = [server.publish(str(n)) for n in range(5)]
+        own = server.publish("5", id="own é/7")
+        server.publish("6")
+        quoted = "own%20%C3%A9%2F7"
+        cases = {
+            "header": ("/sse", [f"Last-Event-ID: {ids[2]}"], ["3", "4", "5", "6"]),
+            "query": (f"/sse?last_event_id={ids[3]}", [], ["4", "5", "6"]),
+            "query as polyfills do": (f"/sse?lastEventId={ids[4]}", [], ["5", "6"]),
+            "the header wins": (
+                f"/sse?lastEventId={ids[0]}",
+                [f"Last-Event-ID: {ids[4]}"],
+                ["5", "6"],
+            ),
+            "the caller's id in UTF-8": ("/sse", [f"Last-Event-ID: {own}"], ["6"]),
+            "the caller's id in the query": (f"/sse?lastEventId={quoted}", [], ["6"]),
+            "before the first": (
+                f"/sse?lastEventId={ids[0][:-1]}0",
+                [],
+                ["0", "1", "2", "3", "4", "5", "6"],
+            ),
+        }
+        for name, (target, fields, expected) in cases.items():
+            with self.subTest(name):
+                client = await self.stream(server, target, *fields)
+                self.assertEqual(await client.data(len(expected)), expected)
+        self.assertEqual(server.stats.gaps, 0)
+
+    async def test_without_a_position_only_what_is_new(self):
+        server = await self.start()
+        server.publish("old")
+        clients = [
+            await self.stream(server),
+            await self.stream(server, "/sse", "Last-Event-ID:"),
+            await self.stream(server, "/sse?lastEventId="),
+            await self.stream(server, "/sse", f"Last-Event-ID: {server.last_event_id}"),
+        ]
+        server.publish("new")
+        for client in clients:
+            self.assertEqual(await client.data(1), ["new"])
+
+    async def test_a_page_that_knows_last_event_id_misses_nothing(self):
+        server = await self.start()
+        rendered = server.last_event_id
+        ids = [server.publish("0"), server.publish("1")]
+        client = await self.stream(server, f"/sse?last_event_id={rendered}")
+        self.assertEqual(await client.data(2), ["0", "1"])
+        self.assertEqual(server.last_event_id, ids[1])
+        self.assertEqual(server.publish("2", id="mine"), "mine")
+        self.assertEqual(server.last_event_id, "mine")
+        self.assertEqual((await client.events(1))[0].last_event_id, "mine")
+
+    async def test_an_unknown_id_is_one_gap_and_then_what_is_held(self):
+        """Rule 3."""
+        server = await self.start()
+        for n in range(3):
+            server.publish(str(n))
+        for id in ("00000000-2", "nothing", "é"):
+            with self.subTest(id):
+                client = await self.stream(server, "/sse", f"Last-Event-ID: {id}")
+                gap, *events = await client.events(4)
+                self.assertEqual(gap.type, "gap")
+                self.assertEqual(json.loads(gap.data), {"reason": "unknown id"})
+                self.assertEqual([event.data for event in events], ["0", "1", "2"])
+                self.assertNotIn(gap.last_event_id, ["", id])
+        self.assertEqual(server.stats.gaps, 3)
+        server.publish("3")
+        self.assertEqual(await client.data(1), ["3"])
+
+    async def test_an_unknown_id_is_a_gap_even_where_nothing_is_held(self):
+        server = await self.start()
+        client = await self.stream(server, "/sse?lastEventId=before-the-restart")
+        server.publish("0")
+        events = await client.events(2)
+        self.assertEqual([event.type for event in events], ["gap", "message"])
+        again = await self.stream(server, f"/sse?lastEventId={events[0].last_event_id}")
+        self.assertEqual(await again.data(1), ["0"])
+
+    async def test_a_position_that_fell_off_the_log_is_a_gap(self):
+        """Rule 3."""
+        server = await self.start(history=5)
+        ids = [server.publish(str(n)) for n in range(20)]
+        lost = await self.stream(server, f"/sse?lastEventId={ids[13]}")
+        gap, *events = await lost.events(6)
+        self.assertEqual((gap.type, gap.data), ("gap", '{"reason":"history"}'))
+        self.assertEqual([event.data for event in events], [*map(str, range(15, 20))])
+        self.assertEqual(gap.last_event_id, ids[14])
+        held = await self.stream(server, f"/sse?lastEventId={ids[14]}")
+        self.assertEqual(await held.data(5), [*map(str, range(15, 20))])
+        self.assertEqual(server.stats.gaps, 1)
+
+    async def test_history_of_none(self):
+        server = await self.start(history=0)
+        live = await self.stream(server)
+        ids = [server.publish(str(n)) for n in range(3)]
+        self.assertEqual(await live.data(3), ["0", "1", "2"])
+        await server.drain()
+        current = await self.stream(server, f"/sse?lastEventId={ids[2]}")
+        lost = await self.stream(server, f"/sse?lastEventId={ids[1]}")
+        server.publish("3")
+        self.assertEqual(await live.data(1), ["3"])
+        self.assertEqual(await current.data(1), ["3"])
+        events = await lost.events(2)
+        self.assertEqual(
+            [event.data for event in events], ['{"reason":"history"}', "3"]
+        )
+
+    async def test_a_burst_above_history_bytes_is_a_gap_for_the_live(self):
+        """Rule 3."""
+        server = await self.start(history_bytes=20_000)
+        client = await self.stream(server)
+        other = await self.stream(server, "/sse?channel=other")
+        for n in range(100):
+            server.publish(f"{n} ".ljust(1000, "x"))
+        gap, *events = await client.events(2)
+        self.assertEqual((gap.type, gap.data), ("gap", '{"reason":"history"}'))
+        first = int(events[0].data.split()[0])
+        self.assertGreater(first, 80)
+        self.assertEqual(numbers([gap.last_event_id])[0], first)
+        found = [int(d.split()[0]) for d in await client.data(99 - first)]
+        self.assertEqual(found, list(range(first + 1, 100)))
+        self.assertEqual(server.stats.gaps, 1)
+        server.publish("", channel="other")
+        self.assertEqual(await other.data(1), [""])
+
+    async def test_resuming_at_full_speed_sees_every_event_once(self):
+        """Rule 2."""
+        server = await self.start(history=100_000)
+        position = server.last_event_id
+        total = 6000
+
+        async def publish():
+            for n in range(total):
+                server.publish(str(n))
+                if n % 20 == 0:
+                    await asyncio.sleep(0)
+
+        publishing = asyncio.ensure_future(publish())
+        seen = []
+        while len(seen) < total:
+            client = await self.connect(server)
+            await client.open(ask("/sse", f"Last-Event-ID: {position}"))
+            events = await client.events(min(237, total - len(seen)))
+            seen += [event.data for event in events]
+            position = events[-1].last_event_id
+            client.reset()
+        await publishing
+        self.assertEqual(seen, [*map(str, range(total))])
+        self.assertEqual(server.stats.gaps, 0)
+        await self.until_stats(server, live=0, behind=0)
+
+    async def test_an_id_that_the_live_have_not_been_given_yet(self):
+        """Rule 2: the position is ahead of `sent`."""
+        turn = mock.patch.object(sse_server, "WRITES_PER_TURN", 1)
+        batch = mock.patch.object(sse_server, "BATCH_EVENTS", 1)
+        for patch in (turn, batch):
+            patch.start()
+            self.addCleanup(patch.stop)
+        server = await self.start()
+        clients = [await self.stream(server) for _ in range(10)]
+        ids = [server.publish(str(n), id=str(n)) for n in range(300)]
+        ahead = await self.connect(server)
+        await ahead.open(ask(f"/sse?lastEventId={ids[290]}"))
+        self.assertLess(server.stats.events_written, 10 * 290)
+        self.assertEqual(await ahead.data(9), [*map(str, range(291, 300))])
+        for client in clients:
+            self.assertEqual(await client.data(300), [*map(str, range(300))])
+
+
+class SlowClientTest(ServerTestCase):
+    send_buffer = BUFFER
+
+    async def test_who_never_reads_harms_nobody_and_is_dropped(self):
+        """Rules 1 and 4."""
+        server = await self.start(write_timeout=0.6, history=100_000)
+        stalled = [await self.stream(server, receive_buffer=BUFFER) for _ in range(2)]
+        reading = [await self.stream(server) for _ in range(4)]
+        expected = [f"{n} ".ljust(8 * KIB, "x") for n in range(250)]
+
+        async def publish():
+            for data in expected:
+                server.publish(data)
+                await server.drain()
+
+        publishing = asyncio.ensure_future(publish())
+        found = await asyncio.gather(*[client.data(250) for client in reading])
+        await publishing
+        for data in found:
+            self.assertEqual(data, expected)
+        largest = sse_server.HIGH_WATER_BYTES + sse_server.BATCH_BYTES + 64 * KIB
+        for transport in self.transports:
+            self.assertLess(transport.get_write_buffer_size(), largest)
+        await self.until_stats(server, live=4, behind=0, dropped=2)
+        left = [line for line in self.logged() if " left, " in line]
+        self.assertEqual(len(left), 2)
+        self.assertIn("left, took nothing for 0.6 s; 5 remain", left[0])
+        events = await stalled[0].rest_of_cut()
+        self.assertEqual([e.data for e in events], expected[: len(events)])
+
+    async def test_who_reads_again_catches_up_and_is_live(self):
+        """Rule 2; at once, and not when its time is looked at."""
+        server = await self.start(history=100_000, write_timeout=1000)
+        client, expected = await self.stall(server)
+        for n in range(40):
+            server.publish(str(n))
+        await server.drain()
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 1))
+        self.assertEqual(await client.data(len(expected)), expected)
+        self.assertEqual(await client.data(40), [*map(str, range(40))])
+        await self.until_stats(server, live=1, behind=0)
+        server.publish("live again")
+        self.assertEqual(await client.data(1), ["live again"])
+        self.assertEqual((server.stats.gaps, server.stats.dropped), (0, 0))
+        for chunk in client.chunks.chunks[1:]:
+            self.assertTrue(chunk.endswith(b"\n\n"))
+
+    async def test_who_reads_again_too_late_is_told_of_the_gap(self):
+        """Rule 3."""
+        server = await self.start(history=10)
+        client, sent = await self.stall(server)
+        for n in range(50):
+            server.publish(str(n))
+        await server.drain()
+        events = []
+        while not events or events[-1].data != "49":
+            events += await client.events(1)
+        gap = [event.type for event in events].index("gap")
+        before, after = events[:gap], events[gap + 1 :]
+        self.assertEqual([e.data for e in before], sent[: len(before)])
+        self.assertEqual([e.data for e in after], [*map(str, range(40, 50))])
+        self.assertEqual(events[gap].data, '{"reason":"history"}')
+        self.assertEqual(server.stats.gaps, 1)
+
+    async def test_one_who_left_while_behind_finds_its_events_again(self):
+        server = await self.start(write_timeout=0.3, history=100_000)
+        client, expected = await self.stall(server)
+        await self.until_stats(server, behind=0, dropped=1)
+        events = await client.rest_of_cut()
+        position = events[-1].last_event_id
+        again = await self.stream(server, "/sse", f"Last-Event-ID: {position}")
+        rest = await again.data(len(expected) - len(events))
+        self.assertEqual([e.data for e in events] + rest, expected)
+
+    async def test_a_slow_reader_that_takes_something_is_not_dropped(self):
+        server = await self.start(write_timeout=0.6, history_bytes=4 * 1024 * KIB)
+        client = await self.stream(server, version="1.0", receive_buffer=BUFFER)
+        expected = ["x" * 1000 * KIB, "y"]  # the first: one write, long under way
+        for data in expected:
+            server.publish(data)
+        await self.until_stats(server, live=0, behind=1)
+        began = time.monotonic()
+        wanted = 0
+        while time.monotonic() - began < 1.2:
+            await asyncio.sleep(0.1)  # the pace of the client
+            wanted += 40 * KIB
+            while len(client.content) < wanted:
+                await client.read_stream()
+            self.assertEqual(server.stats.behind, 1)
+        self.assertEqual(server.stats.dropped, 0)
+        self.assertEqual(await client.data(2), expected)
+
+    async def test_a_little_that_is_never_read_is_noticed_at_the_heartbeat(self):
+        """Rule 4."""
+        server = await self.start(write_timeout=0.3, heartbeat=0.05)
+        client = await self.stream(server, receive_buffer=BUFFER)
+        transport = self.transports[0]
+        largest = 0
+
+        def dropped():
+            nonlocal largest
+            size = transport.get_write_buffer_size()
+            largest = max(largest, size)
+            if not size and server.stats.live:
+                server.publish("x" * 8 * KIB)
+            return server.stats.dropped
+
+        await self.until(dropped, "the drop")
+        self.assertLess(largest, sse_server.HIGH_WATER_BYTES)
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+        self.assertTrue(client.answer)
+
+    async def test_a_little_that_is_read_late_is_no_harm(self):
+        server = await self.start(heartbeat=0.02)
+        client = await self.stream(server, receive_buffer=BUFFER)
+        count = 0
+        while not server.stats.behind:
+            server.publish(f"{count} ".ljust(8 * KIB, "x"))
+            await server.drain()
+            count += 1
+        found = await client.data(count)
+        self.assertEqual([int(d.split()[0]) for d in found], list(range(count)))
+        await self.until_stats(server, live=1, behind=0)
+        server.publish("end")
+        self.assertEqual(await client.data(1), ["end"])
+
+    async def test_drain_waits_for_those_behind_only_if_asked(self):
+        server = await self.start(history=100_000)
+        client, expected = await self.stall(server)
+        for n in range(200):
+            server.publish(str(n).ljust(8 * KIB, "x"))
+        await asyncio.wait_for(server.drain(), DEADLINE)
+        draining = asyncio.ensure_future(server.drain(behind=True))
+        server.publish("after")
+        await asyncio.wait_for(server.drain(), DEADLINE)
+        self.assertFalse(draining.done())
+        await client.data(len(expected) + 200)
+        await asyncio.wait_for(draining, DEADLINE)
+
+    async def test_drain_of_those_behind_ends_when_they_are_dropped(self):
+        server = await self.start(write_timeout=0.3, history=100_000)
+        await self.stall(server)
+        for n in range(200):
+            server.publish(str(n).ljust(8 * KIB, "x"))
+        await asyncio.wait_for(server.drain(behind=True), DEADLINE)
+        self.assertEqual(server.stats.dropped, 1)
+
+    async def test_a_stream_that_opens_with_a_full_buffer_is_behind_at_once(self):
+        """Rule 4: nobody else is told that the transport is full."""
+        asked = []
+
+        async def authorize(request):
+            asked.append(request)
+            return True
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server, receive_buffer=BUFFER)
+        await client.request(ask("/"))
+        (transport,) = self.transports
+        high = transport.get_write_buffer_limits()[1]
+        # Ever smaller answers, until the next one brings the buffer to its high water.
+        for request in (ask("/sse", "Accept: text/html"), ask(method="HEAD")):
+            size = grown = 0
+            while size + grown < high:
+                before = transport.get_write_buffer_size()
+                answers = len(asked)
+                await client.send(request)
+                await self.until(lambda n=answers: len(asked) > n, "the request")
+                size = transport.get_write_buffer_size()
+                grown = max(grown, size - before)
+        self.assertLess(size, high)
+        await client.send(ask())
+        await self.until_stats(server, live=0, behind=1)
+
+
+class DepartureTest(ServerTestCase):
+    async def test_ways_to_leave_are_noticed_without_a_write(self):
+        """Rule 6."""
+        ways = {"close": Client.close, "reset": Client.reset}
+        server = await self.start(heartbeat=None)
+        stays = await self.stream(server)
+        for name, leave in ways.items():
+            for version in ("1.1", "1.0"):
+                with self.subTest(name, version=version):
+                    client = await self.stream(server, version=version)
+                    self.logged()
+                    host, port = client.sock.getsockname()
+                    leave(client)
+                    await self.until_stats(server, live=1, behind=0)
+                    await self.until(lambda: self.records, "the departure in the log")
+                    (line,) = self.logged()
+                    self.assertRegex(line, f"^{host}:{port} left, .+; 1 remain$")
+        server.publish("a")
+        self.assertEqual(await stays.data(1), ["a"])
+        self.assertEqual(server.stats.events_written, 1)
+
+    async def test_who_ends_its_input_is_told_to_come_back(self):
+        for version in ("1.1", "1.0"):
+            with self.subTest(version):
+                server = await self.start(heartbeat=None)
+                client = await self.stream(server, version=version)
+                client.end_of_input()
+                self.assertEqual(await client.rest(), [])
+                self.assertTrue(2500 <= client.decoder.retry <= 7500)
+                self.assertEqual(server.stats.live, 0)
+
+    async def test_two_hundred_visits_leave_nothing(self):
+        server = await self.start()
+        for n in range(10):
+            clients = [await self.stream(server) for _ in range(20)]
+            server.publish(str(n))
+            for number, client in enumerate(clients):
+                if number % 3 == 0:
+                    client.reset()
+                elif number % 3 == 1:
+                    client.close()
+                else:
+                    self.assertEqual(await client.data(1), [str(n)])
+                    client.end_of_input()
+            await self.until_stats(server, live=0, behind=0)
+            for client in clients:
+                client.close()
+        self.assertEqual(server.stats.published, 10)
+
+    async def test_one_that_leaves_in_the_midst_of_writes_is_no_error(self):
+        server = await self.start()
+        clients = [await self.stream(server) for _ in range(10)]
+        for n in range(40):
+            server.publish(str(n) * 1000)
+            if n % 4 == 3:
+                clients.pop().reset()
+            await server.drain()
+        await self.until_stats(server, live=0, behind=0)
+
+    async def test_arrivals_and_departures_are_logged(self):
+        server = await self.start()
+        self.logged()
+        first = await self.stream(server)
+        second = await self.stream(server)
+        first.close()
+        await self.until_stats(server, live=1)
+        one, two = self.peer(0), self.peer(1)
+        lines = self.logged()
+        self.assertEqual(
+            lines[:2], [f"{one} joined; 1 connected", f"{two} joined; 2 connected"]
+        )
+        self.assertRegex(lines[2], f"^{one} left, .*client; 1 remain$")
+        self.assertTrue(second)
+
+    def peer(self, number):
+        host, port = self.transports[number].get_extra_info("peername")
+        return f"{host}:{port}"
+
+
+class ChannelTest(ServerTestCase):
+    async def test_who_receives_what(self):
+        server = await self.start()
+        targets = {
+            "/sse": ["0", "4"],
+            "/sse?channel=a": ["1", "5"],
+            "/sse?channel=b": ["2"],
+            "/sse?channel=a&channel=b": ["1", "2", "5"],
+            "/sse?channel=b&channel=a&channel=a": ["1", "2", "5"],
+            "/sse?channel=%C3%A9+%2F&channel=b": ["2", "3"],
+            "/sse?channel=nothing": [],
+        }
+        clients = {t: await self.stream(server, t) for t in targets}
+        for n, channel in enumerate([None, "a", "b", "é /", None, "a"]):
+            server.publish(str(n), channel=channel)
+        for channel in (None, "a", "b", "é /", "nothing"):
+            server.publish("end", channel=channel)
+        for target, expected in targets.items():
+            with self.subTest(target):
+                found = await clients[target].until("end")
+                self.assertEqual(found, [*expected, "end"])
+
+    async def test_one_sequence_of_ids_resumes_them_all(self):
+        server = await self.start()
+        ids = [server.publish(str(n), channel="abc"[n % 3]) for n in range(12)]
+        self.assertEqual(numbers(ids), list(range(1, 13)))
+        target = f"/sse?channel=a&channel=c&lastEventId={ids[4]}"
+        client = await self.stream(server, target)
+        self.assertEqual(await client.data(5), ["5", "6", "8", "9", "11"])
+        self.assertEqual(client.decoder.last_event_id, ids[11])
+
+    async def test_a_channel_nobody_listens_to_costs_nothing(self):
+        server = await self.start()
+        client = await self.stream(server)
+        for n in range(50):
+            server.publish(str(n), channel=f"channel {n}")
+        await server.drain()
+        self.assertEqual(server.stats.events_written, 0)
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+        self.assertEqual(len(client.chunks.chunks), 2)
+
+    async def test_a_gap_is_only_for_whose_channel_lost_something(self):
+        """Rule 3."""
+        server = await self.start(history=10)
+        quiet = server.publish("kept", channel="quiet")
+        for n in range(30):
+            server.publish(str(n), channel="busy")
+        server.publish("new", channel="quiet")
+        server.publish("new", channel="busy")
+        client = await self.stream(server, f"/sse?channel=quiet&lastEventId={quiet}")
+        events = await client.events(1)
+        self.assertEqual((events[0].type, events[0].data), ("message", "new"))
+        client = await self.stream(server, f"/sse?channel=busy&lastEventId={quiet}")
+        self.assertEqual((await client.events(1))[0].type, "gap")
+        target = f"/sse?channel=quiet&channel=busy&lastEventId={quiet}"
+        client = await self.stream(server, target)
+        self.assertEqual((await client.events(1))[0].type, "gap")
+        self.assertEqual(server.stats.gaps, 2)
+
+    async def test_bad_channels_are_refused(self):
+        server = await self.start()
+        longest, long = "x" * 256, "x" * 257
+        many = "&".join(f"channel={n}" for n in range(101))
+        cases = {
+            "channel=": "channel has 0 bytes; allowed are 1 to 256 (UTF-8)",
+            f"channel={long}": "channel has 257 bytes; allowed are 1 to 256 (UTF-8)",
+            "channel=a%0Ab": r"channel 'a\nb' has a LF at index 1",
+            "channel=a%00": r"channel 'a\x00' has a NUL at index 1",
+            many: "101 channels asked for; allowed are 100",
+        }
+        for query, text in cases.items():
+            with self.subTest(text):
+                answer = await self.ask(server, ask(f"/sse?{query}"))
+                self.assertEqual(
+                    (answer.status, answer.body), (400, f"{text}\n".encode())
+                )
+        self.assertEqual(server.stats.live, 0)
+        client = await self.stream(server, f"/sse?channel={longest}")
+        hundred = await self.stream(server, f"/sse?{many.rpartition('&')[0]}")
+        server.publish("a", channel=longest)
+        server.publish("b", channel="99")
+        self.assertEqual(await client.data(1), ["a"])
+        self.assertEqual(await hundred.data(1), ["b"])
+
+
+# ------------------------------------------------------------------------------------
+# 7. The server
+# ------------------------------------------------------------------------------------
+
+NOT_SECONDS = (0, -1, float("nan"), float("inf"), "1", None, True)
+BAD_ARGUMENTS = [
+    *[("port", port, "integers from 0 to 65535") for port in (-1, 65536, "80", 1.0)],
+    *[("history", n, "integers from 0") for n in (-1, "5", 1.5, None, True)],
+    *[("history_bytes", n, "integers from 0") for n in (-1, None)],
+    *[("max_event_bytes", n, "integers from 1") for n in (0, None)],
+    *[("max_connections", n, "integers from 1") for n in (0, 1.5, False)],
+    *[("heartbeat", s, "seconds above 0") for s in NOT_SECONDS if s is not None],
+    *[
+        (f"{name}{timeout}", seconds, "seconds above 0")
+        for name, timeout in (
+            ("retry", ""),
+            ("header", "_timeout"),
+            ("body", "_timeout"),
+            ("keepalive", "_timeout"),
+            ("write", "_timeout"),
+            ("shutdown", "_timeout"),
+        )
+        for seconds in NOT_SECONDS
+    ],
+    *[
+        ("path", path, "ASCII that begins with /")
+        for path in ("", "sse", "/s?", "/s#", "/é", "/a b", "/a\n")
+    ],
+]
+
+
+class ConstructorTest(unittest.TestCase):
+    def test_bad_arguments(self):
+        for name, value, allowed in BAD_ARGUMENTS:
+            with self.subTest(name, value=value):
+                with self.assertRaises(ValueError) as caught:
+                    SSEServer(**{name: value})
+                verb = "is" if name == "path" else "are"
+                expected = f"{name} is {value!r}; allowed {verb} {allowed}"
+                self.assertEqual(str(caught.exception), expected)
+
+    def test_one_origin_is_not_a_list_of_them(self):
+        with self.assertRaises(ValueError) as caught:
+            SSEServer(cors_origins="https://example.com")
+        self.assertEqual(
+            str(caught.exception),
+            "cors_origins is a str; allowed is a sequence of them",
+        )
+
+    def test_the_limits_of_what_is_allowed(self):
+        SSEServer(port=65535, history=0, history_bytes=0, max_event_bytes=1)
+        SSEServer(max_connections=1, heartbeat=None, retry=1e-9, path="/")
+
+    def test_where_it_is(self):
+        cases = {
+            ("localhost", 8080): "http://localhost:8080/sse",
+            ("::1", 1): "http://[::1]:1/sse",
+            (None, 80): "http://localhost:80/sse",
+        }
+        for (host, port), url in cases.items():
+            server = SSEServer(host, port)
+            self.assertEqual((server.url, server.port), (url, port))
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        server = SSEServer(ssl=context, path="/%65vents")
+        self.assertEqual(server.url, "https://localhost:8080/events")
+
+
+PLAIN = ("content-type", "text/plain; charset=utf-8")
+OK = (200, [PLAIN, ("content-length", "2")], b"ok")
+OK_HEAD = (200, [PLAIN, ("content-length", "2")], b"")
+STREAM_FIELDS = [
+    ("content-type", "text/event-stream"),
+    ("cache-control", "no-cache"),
+    ("x-accel-buffering", "no"),
+    ("vary", "Accept"),
+]
+CLOSE = ("connection", "close")
+ALLOW = ("allow", "GET, HEAD, OPTIONS")
+
+
+def refused(status, text, *fields):
+    body = f"{text}\n".encode()
+    length = ("content-length", str(len(body)))
+    return status, [PLAIN, *fields, length, CLOSE], body
+
+
+def not_allowed(method):
+    body = f"{method} is not allowed on /sse\n".encode()
+    length = ("content-length", str(len(body)))
+    return 405, [PLAIN, ALLOW, length], body
+
+
+# what is asked: (bytes, answer).  Where the answer has no Connection: close another
+# request on the same connection is answered.
+ANSWERS = {
+    "any path": (ask("/"), OK),
+    "any other path": (ask("/anything?a=b"), OK),
+    "a path below": (ask("/sse/"), OK),
+    "another case": (ask("/SSE"), OK),
+    "an encoded slash": (ask("/%2Fsse"), OK),
+    "any method": (ask("/", method="BREW"), OK),
+    "POST elsewhere": (post("/", b"body", token=None), OK),
+    "HEAD elsewhere": (ask("/", method="HEAD"), OK_HEAD),
+    "OPTIONS elsewhere": (ask("/", method="OPTIONS"), OK),
+    "OPTIONS for all": (ask("*", method="OPTIONS"), OK),
+    "HTTP/1.2": (ask("/", version="1.2"), OK),
+    "HTTP/1.0": (
+        ask("/", version="1.0"),
+        (200, [PLAIN, ("content-length", "2"), CLOSE], b"ok"),
+    ),
+    "HTTP/1.0 without Host": (
+        b"GET / HTTP/1.0\r\n\r\n",
+        (200, [PLAIN, ("content-length", "2"), CLOSE], b"ok"),
+    ),
+    "Connection: close": (
+        ask("/", "Connection: Close"),
+        (200, [PLAIN, ("content-length", "2"), CLOSE], b"ok"),
+    ),
+    "HEAD": (
+        ask(method="HEAD"),
+        (
+            200,
+            [
+                *STREAM_FIELDS,
+                ("connection", "keep-alive"),
+                ("transfer-encoding", "chunked"),
+            ],
+            b"",
+        ),
+    ),
+    "HEAD on HTTP/1.0": (
+        ask(method="HEAD", version="1.0"),
+        (200, [*STREAM_FIELDS, CLOSE], b""),
+    ),
+    "HEAD and Connection: close": (
+        ask("/sse", "Connection: close", method="HEAD"),
+        (200, [*STREAM_FIELDS, ("transfer-encoding", "chunked"), CLOSE], b""),
+    ),
+    "OPTIONS": (ask(method="OPTIONS"), (204, [ALLOW], b"")),
+    "POST without a token to publish": (post("/sse", b"a"), not_allowed("POST")),
+    "PUT": (ask(method="PUT"), not_allowed("PUT")),
+    "DELETE of an encoded path": (
+        ask("/%73s%65?a", method="DELETE"),
+        not_allowed("DELETE"),
+    ),
+    "a malformed request line": (
+        b"GET  / HTTP/1.1\r\n\r\n",
+        refused(400, "malformed request line 'GET  / HTTP/1.1'"),
+    ),
+    "no Host": (
+        b"GET / HTTP/1.1\r\n\r\n",
+        refused(400, "0 Host fields; there must be one"),
+    ),
+    "both framings": (
+        ask("/", "Content-Length: 1", "Transfer-Encoding: chunked", method="POST"),
+        refused(400, "Content-Length together with Transfer-Encoding"),
+    ),
+    "a broken chunk": (
+        ask("/", "Transfer-Encoding: chunked", method="POST", body=b"x\r\n"),
+        refused(400, "malformed chunk size 'x'"),
+    ),
+    "a body over the limit": (
+        ask("/", "Content-Length: 101", method="POST"),
+        refused(413, "body of 101 bytes or more; allowed are 100"),
+    ),
+    "a chunk over the limit": (
+        ask("/sse", "Transfer-Encoding: chunked", method="PUT", body=b"65\r\n"),
+        refused(413, "body of 101 bytes or more; allowed are 100"),
+    ),
+    "an expectation": (ask("/", "Expect: tea"), refused(417, "Expect 'tea'")),
+    "a large head": (
+        ask("/", "A: " + "x" * 16 * KIB),
+        refused(431, "request head is larger than 16384 bytes"),
+    ),
+    "CONNECT": (
+        ask("example.com:80", method="CONNECT"),
+        refused(501, "CONNECT is for proxies, and this is none"),
+    ),
+    "another coding": (
+        ask("/", "Transfer-Encoding: gzip", method="POST"),
+        refused(501, "Transfer-Encoding 'gzip'"),
+    ),
+    "HTTP/2": (
+        b"PRI * HTTP/2.0\r\n\r\n",
+        refused(505, "HTTP version 2.0; served is 1.x"),
+    ),
+}
+REASONS = {
+    200: "OK",
+    204: "No Content",
+    400: "Bad Request",
+    405: "Method Not Allowed",
+    413: "Content Too Large",
+    417: "Expectation Failed",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    505: "HTTP Version Not Supported",
+}
+
+
+class AnswerTest(ServerTestCase):
+    async def test_answers(self):
+        server = await self.start(max_event_bytes=100)
+        for name, (data, expected) in ANSWERS.items():
+            with self.subTest(name):
+                await self.check_answer(server, data, *expected)
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+
+    async def check_answer(self, server, data, status, fields, body):
+        client = await self.connect(server)
+        head_only = data.startswith(b"HEAD")
+        answer = await client.request(data, head_only=head_only)
+        (date,) = (value for name, value in answer.fields if name == "date")
+        age = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+        self.assertTrue(-1 <= age < DEADLINE, date)
+        rest = sorted(field for field in answer.fields if field[0] != "date")
+        self.assertEqual(
+            (answer.status, rest, answer.body), (status, sorted(fields), body)
+        )
+        self.assertEqual(answer.reason, REASONS[status])
+        if CLOSE in fields:
+            self.assertTrue(await client.ended())
+        else:
+            again = await client.request(ask("/"))
+            self.assertEqual((again.status, again.body), (200, b"ok"))
+
+    async def test_another_path_for_the_stream(self):
+        server = await self.start(path="/%7Eevents/live")
+        self.assertEqual((await self.ask(server, ask("/sse"))).body, b"ok")
+        client = await self.stream(server, "/~event%73/live?a=b")
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+        self.assertEqual(server.url, f"http://127.0.0.1:{server.port}/~events/live")
+
+    async def test_a_target_in_absolute_form(self):
+        server = await self.start()
+        client = await self.stream(server, "http://localhost/sse")
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+
+
+class ConnectionTest(ServerTestCase):
+    async def test_pipelined_requests_are_answered_in_order(self):
+        server = await self.start()
+        client = await self.connect(server)
+        chunked = ask("/", "Transfer-Encoding: chunked", method="POST")
+        requests = [
+            ask("/"),
+            post("/", b"GET /sse HTTP/1.1\r\n\r\n", token=None),
+            ask(method="OPTIONS"),
+            chunked + b"3\r\nabc\r\n0\r\nTrailer: a\r\n\r\n",
+            ask(method="PUT"),
+            ask(),
+        ]
+        await client.open(b"".join(requests[:1]))
+        client = await self.connect(server)
+        await client.send(b"\r\n".join(requests))
+        found = [(await client.read_answer()).status for _ in requests[:-1]]
+        self.assertEqual(found, [200, 200, 204, 200, 405])
+        await client.open(b"")
+        await self.until_stats(server, live=1)
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+
+    async def test_a_request_in_pieces(self):
+        server = await self.start()
+        client = await self.connect(server)
+        client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):
+            for byte in post("/", b"body", token=None):
+                await client.send(bytes([byte]))
+                await asyncio.sleep(0)
+            self.assertEqual((await client.read_answer()).body, b"ok")
+
+    async def test_a_silent_connection_is_told_and_closed(self):
+        """Rule 4."""
+        server = await self.start(header_timeout=0.1)
+        client = await self.connect(server)
+        rest = bytearray()
+        while data := await client.receive():
+            rest += data
+        self.assertTrue(not rest or b" 408 " in rest, rest)
+
+    async def test_an_idle_kept_connection_is_closed_without_a_word(self):
+        """Rule 4."""
+        server = await self.start(keepalive_timeout=0.1)
+        client = await self.connect(server)
+        await client.request(ask("/"))
+        began = time.monotonic()
+        self.assertTrue(await client.ended())
+        self.assertGreater(time.monotonic() - began, 0.05)
+
+    async def test_a_head_that_is_not_complete_in_time(self):
+        """Rule 4."""
+        server = await self.start(header_timeout=0.2)
+        for before in (b"", ask("/")):
+            with self.subTest(before=before):
+                client = await self.connect(server)
+                if before:
+                    await client.send(before + b"GET")
+                    await client.read_answer()
+                else:
+                    await client.send(b"GET")
+                answer = await client.read_answer()
+                self.assertEqual(answer.status, 408)
+                self.assertEqual(answer.body, b"request head not complete in 0.2 s\n")
+                self.assertTrue(await client.ended())
+
+    async def test_a_body_that_is_not_complete_in_time(self):
+        """Rule 4."""
+        server = await self.start(body_timeout=0.1)
+        answer = await self.ask(server, post("/", b"12345", token=None)[:-1])
+        self.assertEqual(answer.status, 408)
+        self.assertEqual(answer.body, b"request body not complete in 0.1 s\n")
+
+    async def test_who_asks_and_does_not_read_is_cut(self):
+        """Rule 4."""
+        self.send_buffer = BUFFER
+        server = await self.start(write_timeout=0.3)
+        client = await self.connect(server, receive_buffer=BUFFER)
+        with self.assertRaises(ConnectionError):
+            while True:
+                await client.send(ask("/sse", "Accept: text/html") * 10)
+        await self.until(self.transports[0].is_closing, "the server to close")
+
+    async def test_who_reads_the_last_answer_slowly_gets_all_of_it(self):
+        """Rule 4: the timer of a connection that has ended does nothing."""
+        self.send_buffer = 4 * KIB
+        linger = mock.patch.object(sse_server, "LINGER_SECONDS", 0.2)
+        linger.start()
+        self.addCleanup(linger.stop)
+        server = await self.start()
+        client = await self.connect(server, receive_buffer=4 * KIB)
+        await client.send(ask("/sse", "Accept: text/html", "Connection: close"))
+        await self.until(
+            lambda: self.transports and self.transports[0].is_closing(), "the end"
+        )
+        self.assertGreater(self.transports[0].get_write_buffer_size(), 0)
+        over = time.monotonic() + 0.3
+        answer = await client.read_answer()
+        self.assertTrue(answer.body.endswith(b"</html>\n"))
+        self.assertTrue(await client.ended())
+        await self.until(lambda: time.monotonic() > over, "the timer's time")
+
+    async def test_who_does_not_read_the_last_answer_is_cut(self):
+        """Rule 4."""
+        self.send_buffer = 4 * KIB
+        linger = mock.patch.object(sse_server, "LINGER_SECONDS", 0.1)
+        linger.start()
+        self.addCleanup(linger.stop)
+        server = await self.start()
+        client = await self.connect(server, receive_buffer=4 * KIB)
+        await client.send(ask("/sse", "Accept: text/html", "Connection: close"))
+        with self.assertRaises((ConnectionError, EOFError)):
+            await self.until(
+                lambda: (
+                    self.transports
+                    and self.transports[0].is_closing()
+                    and not self.transports[0].get_write_buffer_size()
+                ),
+                "the cut",
+            )
+            await client.read_answer()
+
+    async def test_100_continue_where_the_body_is_wanted(self):
+        server = await self.start(publish_token="secret", max_event_bytes=10)
+        expect = "Expect: 100-continue"
+        client = await self.connect(server)
+        await client.send(post("/sse", b"abc", expect)[:-3])
+        self.assertEqual((await client.read_head()).status, 100)
+        answer = await client.request(b"abc")
+        self.assertEqual(answer.status, 200)
+        answer = await client.request(post("/sse", b"abc", expect))
+        self.assertEqual(answer.status, 200, "the body had come")
+        cases = {
+            "wrong token": (post("/sse", b"abc", expect, token="x"), 401),
+            "too large": (post("/sse", b"a" * 11, expect), 413),
+        }
+        for name, (data, status) in cases.items():
+            with self.subTest(name):
+                client = await self.connect(server)
+                answer = await client.request(
+                    data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+                )
+                self.assertEqual(answer.status, status)
+
+    async def test_an_error_is_read_by_who_still_uploads_megabytes(self):
+        server = await self.start(publish_token="secret")
+        body = b"x" * (3 * 1024 * KIB)
+        cases = {
+            "wrong token": (post("/sse", body, token="x"), 401),
+            "too large": (post("/", body), 413),
+            "malformed": (post("/ /", body), 400),
+        }
+        for name, (data, status) in cases.items():
+            with self.subTest(name):
+                client = await self.connect(server)
+                await client.send(data)
+                answer = await client.read_answer()
+                self.assertEqual(answer.status, status)
+                self.assertTrue(await client.ended())
+
+    async def test_lingering_is_bounded_in_time_and_in_bytes(self):
+        """Rule 4."""
+        for limit in (
+            {"LINGER_SECONDS": 0.1},
+            {"LINGER_SECONDS": 1000, "LINGER_BYTES": 100_000},
+        ):
+            with self.subTest(limit), mock.patch.multiple(sse_server, **limit):
+                server = await self.start()
+                client = await self.connect(server)
+                await client.send(b"x y z\r\n\r\n")
+                self.assertEqual((await client.read_answer()).status, 400)
+                transport = self.transports[-1]
+                if "LINGER_BYTES" in limit:
+                    self.assertFalse(transport.is_closing())
+                    with contextlib.suppress(ConnectionError):
+                        await client.send(b"x" * 100_000)
+                await self.until(transport.is_closing, "the server to close")
+
+    async def test_a_client_that_leaves_within_a_request(self):
+        server = await self.start()
+        for data in (b"", b"GET", post("/", b"body")[:-1]):
+            for leave in (Client.close, Client.reset):
+                client = await self.connect(server)
+                await client.send(data)
+                await self.until(lambda: self.transports, "the connection")
+                leave(client)
+        self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
+
+
+class StreamTest(ServerTestCase):
+    async def test_the_head(self):
+        server = await self.start()
+        client = await self.stream(server)
+        fields = [field for field in client.answer.fields if field[0] != "date"]
+        expected = [
+            *STREAM_FIELDS,
+            ("connection", "keep-alive"),
+            ("transfer-encoding", "chunked"),
+        ]
+        self.assertEqual(sorted(fields), sorted(expected))
+
+    async def test_to_http_1_0_it_is_unframed_and_ended_by_the_close(self):
+        server = await self.start()
+        client = await self.stream(server, version="1.0")
+        fields = [field for field in client.answer.fields if field[0] != "date"]
+        self.assertEqual(fields, [*STREAM_FIELDS, CLOSE])
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+        await server.close()
+        self.assertEqual(await client.rest(), [])
+        self.assertRegex(
+            client.content.decode(),
+            r"\A: open\nretry: [0-9]+\nid: [0-9a-f]{8}-1\ndata: a\n\nretry: [0-9]+\n\Z",
+        )
+
+    async def test_it_opens_with_a_comment_and_a_jittered_retry_and_no_blank_line(self):
+        server = await self.start(retry=1.0)
+        seen = set()
+        for _ in range(30):
+            client = await self.stream(server)
+            while not client.content:
+                await client.read_stream()
+            self.assertRegex(bytes(client.content), rb"\A: open\nretry: [0-9]+\n\Z")
+            self.assertEqual(len(client.chunks.chunks), 1)
+            seen.add(client.decoder.retry)
+            client.close()
+        self.assertGreaterEqual(min(seen), 500)
+        self.assertLessEqual(max(seen), 1500)
+        self.assertGreater(len(seen), 15)
+        self.assertLess(min(seen), 1000)
+        self.assertGreater(max(seen), 1000)
+
+    async def test_the_retry_is_never_zero(self):
+        server = await self.start(retry=1e-9)
+        client = await self.stream(server)
+        while client.decoder.retry is None:
+            await client.read_stream()
+        self.assertEqual(client.decoder.retry, 1)
+
+    async def test_what_the_client_sends_is_ignored(self):
+        """Rule 6."""
+        server = await self.start()
+        client = await self.stream(server)
+        for _ in range(20):
+            await client.send(ask("/") + b"x" * 10_000)
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+        self.assertEqual(len(client.chunks.chunks), 2)
+
+    async def test_what_the_client_sends_with_the_request_is_ignored(self):
+        server = await self.start()
+        client = await self.connect(server)
+        await client.open(ask() + ask("/") + b"x" * 300_000)
+        await self.until_stats(server, live=1)
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+
+    async def test_the_options_of_the_sockets(self):
+        server = await self.start(write_timeout=7)
+        await self.stream(server)
+        sock = self.transports[0].get_extra_info("socket")
+        option = sock.getsockopt
+        self.assertTrue(option(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertTrue(option(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            idle = option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            interval = option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
+            count = option(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+            self.assertLessEqual(idle + interval * count, 60)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            vanished = option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            self.assertTrue(7000 <= vanished <= 60_000, vanished)
+
+    async def test_timeouts_longer_than_the_kernel_knows(self):
+        server = await self.start(write_timeout=1e9, header_timeout=1e9)
+        client = await self.stream(server)
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+
+
+class PublishTest(ServerTestCase):
+    async def test_it_returns_the_ids_and_takes_the_callers(self):
+        server = await self.start()
+        client = await self.stream(server)
+        first = server.publish(None)
+        self.assertRegex(first, "^[0-9a-f]{8}-1$")
+        self.assertEqual(server.publish("text\r\n", event="name", id="mine"), "mine")
+        moment = datetime.datetime(2024, 2, 29, tzinfo=datetime.timezone.utc)
+        third = server.publish({"timestamp": moment, "é": [1, 2]})
+        self.assertEqual(third, f"{first[:-1]}3")
+        expected = [
+            Event("message", "null", first),
+            Event("name", "text\n", "mine"),
+            Event(
+                "message", '{"timestamp":"2024-02-29T00:00:00+00:00","é":[1,2]}', third
+            ),
+        ]
+        self.assertEqual(await client.events(3), expected)
+
+    async def test_what_is_refused(self):
+        server = await self.start(max_event_bytes=10)
+        client = await self.stream(server)
+        size = "has {} bytes; allowed are 1 to 256 (UTF-8)".format
+        cases = [
+            (ValueError, "data has 11 bytes; allowed are 10", "x" * 11, {}),
+            (ValueError, "data has 12 bytes; allowed are 10", "é" * 6, {}),
+            (ValueError, "data has 11 bytes; allowed are 10", {"a": 12345}, {}),
+            (ValueError, f"event {size(0)}", "", {"event": ""}),
+            (ValueError, f"event {size(257)}", "", {"event": "x" * 257}),
+            (ValueError, f"id {size(0)}", "", {"id": ""}),
+            (ValueError, f"id {size(258)}", "", {"id": "é" * 129}),
+            (ValueError, f"channel {size(0)}", "", {"channel": ""}),
+            (ValueError, f"channel {size(257)}", "", {"channel": "x" * 257}),
+            (ValueError, r"id 'a\nb' has a LF at index 1", "", {"id": "a\nb"}),
+            (ValueError, r"event '\r' has a CR at index 0", "", {"event": "\r"}),
+            (ValueError, r"channel '\x00' has a NUL at index 0", "", {"channel": "\0"}),
+            (TypeError, "bytes cannot be sent as JSON; decode it first", b"", {}),
+            (TypeError, "object cannot be sent as JSON", object(), {}),
+        ]
+        for error, text, data, options in cases:
+            with self.subTest(text), self.assertRaises(error) as caught:
+                server.publish(data, **options)
+            self.assertEqual(str(caught.exception), text)
+        self.assertEqual(server.stats.published, 0)
+        longest = "é" * 128
+        server.publish("x" * 10, event=longest, id=longest)
+        server.publish("\n" * 10)
+        expected = [
+            Event(longest, "x" * 10, longest),
+            Event("message", "\n" * 10, server.last_event_id),
+        ]
+        self.assertEqual(await client.events(2), expected)
+
+    async def test_before_the_start_is_there_for_those_who_resume(self):
+        server = SSEServer("127.0.0.1", 0)
+        first = server.publish("0")
+        server.publish("1")
+        async with server:
+            new = await self.stream(server)
+            resuming = await self.stream(server, f"/sse?lastEventId={first}")
+            server.publish("2")
+            self.assertEqual(await new.data(1), ["2"])
+            self.assertEqual(await resuming.data(2), ["1", "2"])
+            await asyncio.wait_for(server.drain(), DEADLINE)
+
+    async def test_after_the_end_is_an_error(self):
+        server = await self.start()
+        await server.close()
+        with self.assertRaises(RuntimeError) as caught:
+            server.publish("a")
+        self.assertEqual(
+            str(caught.exception), "the server is closed; nothing can be published"
+        )
+        self.assertEqual(server.stats.published, 0)
+
+    async def test_from_many_threads_in_the_order_of_each(self):
+        server = await self.start()
+        client = await self.stream(server)
+
+        def publish(name):
+            for n in range(500):
+                server.publish(f"{name} {n}")
+
+        threads = [threading.Thread(target=publish, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        events = await client.events(4000)
+        for thread in threads:
+            thread.join(DEADLINE)
+        self.assertEqual(
+            numbers(event.last_event_id for event in events), list(range(1, 4001))
+        )
+        found = {}
+        for event in events:
+            name, n = event.data.split()
+            found.setdefault(name, []).append(int(n))
+        self.assertEqual(found, {str(name): list(range(500)) for name in range(8)})
+
+    async def test_drain_returns_when_the_live_were_written_everything(self):
+        server = await self.start()
+        clients = [await self.stream(server) for _ in range(300)]
+        for n in range(3):
+            server.publish(str(n))
+        await asyncio.wait_for(server.drain(), DEADLINE)
+        self.assertEqual(server.stats.events_written, 900)
+        await asyncio.wait_for(server.drain(), DEADLINE)
+        self.assertEqual(len(clients), 300)
+
+    async def test_drain_belongs_into_the_event_loop_of_the_server(self):
+        text = "drain() belongs into the event loop of the server"
+        with self.assertRaises(RuntimeError) as caught:
+            await SSEServer().drain()
+        self.assertEqual(str(caught.exception), text)
+        server = await self.start()
+
+        def elsewhere():
+            with self.assertRaises(RuntimeError) as caught:
+                asyncio.run(server.drain())
+            self.assertEqual(str(caught.exception), text)
+
+        await asyncio.get_running_loop().run_in_executor(None, elsewhere)
+
+
+class AuthorizeTest(ServerTestCase):
+    async def test_what_the_hook_may_answer(self):
+        """For a stream, and for publishing."""
+        outcome = None
+
+        def say(request):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        async def say_later(request):
+            await asyncio.sleep(0)
+            return say(request)
+
+        class Hook:
+            async def __call__(self, request):
+                return say(request)
+
+        basic = ("WWW-Authenticate", "Basic")
+        cases = [
+            (False, 403, "Forbidden\n"),
+            (None, 403, "Forbidden\n"),
+            (0, 403, "Forbidden\n"),
+            (HTTPError(401, "log in", [basic]), 401, "log in\n"),
+            (HTTPError(204), 204, ""),
+            (HTTPError(429, "é"), 429, "é\n"),
+            (HTTPError(418, "tea"), 418, "tea\n"),
+            (ZeroDivisionError("oh"), 500, "Internal Server Error\n"),
+        ]
+        for hook in (say, say_later, Hook()):
+            server = await self.start(authorize=hook, publish_token="secret")
+            for outcome, status, text in cases:
+                for data in (ask(), post("/sse", b"a"), ask(method="HEAD")):
+                    method = data[:4]
+                    with self.subTest(hook=hook, outcome=outcome, method=method):
+                        head_only = method == b"HEAD"
+                        answer = await self.ask(server, data, head_only=head_only)
+                        self.assertEqual(answer.status, status)
+                        body = b"" if head_only else text.encode()
+                        self.assertEqual(answer.body, body)
+                        self.assertIsNone(answer.field("content-encoding"))
+                        if status == 401:
+                            self.assertEqual(answer.field("www-authenticate"), "Basic")
+                        if status == 204:
+                            self.assertIsNone(answer.field("content-length"))
+            outcome = True
+            client = await self.stream(server)
+            answer = await self.ask(server, post("/sse", b"a"))
+            self.assertEqual(answer.status, 200)
+            self.assertEqual(await client.data(1), ["a"])
+            self.assertEqual(server.stats.published, 1)
+            logged = self.logged(logging.ERROR)
+            self.assertEqual(logged, ["authorize() failed for /sse"] * 3)
+
+    async def test_it_is_given_the_request_and_not_asked_elsewhere(self):
+        requests = []
+
+        def authorize(request):
+            requests.append(request)
+            return True
+
+        server = await self.start(authorize=authorize)
+        for data in (ask("/"), ask(method="OPTIONS"), ask(method="PUT")):
+            await self.ask(server, data)
+        self.assertEqual(requests, [])
+        client = await self.stream(server, "/sse?channel=a&x=1", "Cookie: é=1")
+        (request,) = requests
+        self.assertEqual((request.method, request.path), ("GET", "/sse"))
+        self.assertEqual(request.parameters, {"channel": ["a"], "x": ["1"]})
+        self.assertEqual(request.header("cookie"), "é=1")
+        host, port = client.sock.getsockname()
+        self.assertEqual(request.peer, f"{host}:{port}")
+
+    async def test_one_that_takes_its_time_holds_up_nobody(self):
+        go = threading.Event()
+        self.addCleanup(go.set)
+
+        def block(request):
+            if request.query == "slow":
+                go.wait(DEADLINE)
+            return True
+
+        server = await self.start(authorize=block)
+        slow = await self.connect(server)
+        await slow.send(ask("/sse?slow"))
+        fast = await self.stream(server)
+        server.publish("a")
+        self.assertEqual(await fast.data(1), ["a"])
+        self.assertEqual(server.stats.live, 1)
+        go.set()
+        await slow.open(b"")
+        server.publish("b")
+        self.assertEqual(await slow.data(1), ["b"])
+
+    async def test_it_may_take_longer_than_every_timeout(self):
+        gate = asyncio.Event()
+
+        async def authorize(request):
+            return await gate.wait()
+
+        server = await self.start(
+            authorize=authorize,
+            header_timeout=0.1,
+            body_timeout=0.1,
+            keepalive_timeout=0.1,
+            write_timeout=0.1,
+        )
+        client = await self.connect(server)
+        await client.send(ask())
+        over = time.monotonic() + 0.3
+        await self.until(lambda: time.monotonic() > over, "the timeouts")
+        gate.set()
+        await client.open(b"")
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+
+    async def test_a_client_that_left_meanwhile_is_no_subscriber(self):
+        ways = {
+            "close": (Client.close, b""),
+            "reset": (Client.reset, b""),
+            "end of input": (Client.end_of_input, b""),
+            "end of input after data": (Client.end_of_input, b"x"),
+        }
+        for name, (leave, data) in ways.items():
+            with self.subTest(name):
+                asked, gate = asyncio.Event(), asyncio.Event()
+
+                async def authorize(request, asked=asked, gate=gate):
+                    asked.set()
+                    return await gate.wait()
+
+                server = await self.start(authorize=authorize, heartbeat=None)
+                client = await self.connect(server)
+                await client.send(ask())
+                await asked.wait()
+                await client.send(data)
+                leave(client)
+                await self.look_around()
+                gate.set()
+                await self.until(self.transports[-1].is_closing, "the end")
+                await self.until_stats(server, live=0, behind=0)
+
+    async def test_one_that_sent_much_meanwhile_is_still_seen_to_leave(self):
+        """Rule 6: its input was not read any more."""
+        asked, gate = asyncio.Event(), asyncio.Event()
+
+        async def authorize(request):
+            asked.set()
+            return await gate.wait()
+
+        server = await self.start(authorize=authorize, heartbeat=None)
+        client = await self.connect(server)
+        await client.send(ask())
+        await asked.wait()
+        await client.send(b"x" * 300_000)
+        gate.set()
+        await client.open(b"")
+        client.close()
+        await self.until_stats(server, live=0)
+
+    async def look_around(self):
+        """Let the event loop see what has come."""
+        other = await self.start()
+        await self.ask(other, ask("/", "Connection: close"))
+        self.transports.pop()
+
+
+class DisconnectTest(ServerTestCase):
+    async def test_it_ends_the_chosen_streams(self):
+        server = await self.start(history=100_000)
+        stays = await self.stream(server, "/sse?user=1")
+        leaves = [
+            await self.stream(server, "/sse?user=2"),
+            await self.stream(server, "/sse?user=2", version="1.0"),
+        ]
+        server.publish("a")
+        server.disconnect(lambda request: request.parameters["user"] == ["2"])
+        for client in leaves:
+            self.assertEqual([event.data for event in await client.rest()], ["a"])
+            self.assertTrue(2500 <= client.decoder.retry <= 7500)
+        server.publish("b")
+        self.assertEqual(await stays.data(2), ["a", "b"])
+        self.assertEqual(server.stats.live, 1)
+        left = [line for line in self.logged() if " left, " in line]
+        self.assertIn("left, disconnected by the program; 2 remain", left[0])
+
+    async def test_from_a_thread_and_of_those_behind(self):
+        self.send_buffer = BUFFER
+        server = await self.start(history=100_000, write_timeout=0.5)
+        client, sent = await self.stall(server)
+        for n in range(50):
+            server.publish(str(n))
+        await asyncio.get_running_loop().run_in_executor(
+            None, server.disconnect, lambda request: True
+        )
+        await self.until_stats(server, live=0, behind=0)
+        over = time.monotonic() + 0.7
+        events = await client.rest()
+        self.assertEqual([e.data for e in events], sent[: len(events)])
+        self.assertGreater(len(events), 0)
+        await self.until(lambda: time.monotonic() > over, "the write timeout")
+
+    async def test_of_one_that_never_reads(self):
+        """Rule 4."""
+        self.send_buffer = BUFFER
+        server = await self.start(history=100_000, write_timeout=0.3)
+        await self.stall(server)
+        server.disconnect(lambda request: True)
+        await self.until_stats(server, live=0, behind=0)
+        descriptor = self.transports[0]
+        await self.until(
+            lambda: not descriptor.get_write_buffer_size(), "the connection to be cut"
+        )
+
+    async def test_a_predicate_that_fails_is_logged(self):
+        server = await self.start()
+        client = await self.stream(server)
+        server.disconnect(lambda request: 1 / 0)
+        await self.until(lambda: self.logged(logging.ERROR), "the error")
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+
+    async def test_of_a_server_that_does_not_run_is_nothing(self):
+        SSEServer().disconnect(lambda request: True)
+        server = await self.start()
+        await server.close()
+        server.disconnect(lambda request: True)
+
+    async def test_just_before_the_end(self):
+        server = await self.start()
+        client = await self.stream(server)
+        server.disconnect(lambda request: True)
+        await server.close()
+        self.assertEqual(await client.rest(), [])
+
+
+class PostTest(ServerTestCase):
+    async def asyncSetUp(self):
+        await super().asyncSetUp()
+        self.server = await self.start(publish_token="secret", max_event_bytes=100)
+
+    async def test_the_body_is_the_data_as_it_is(self):
+        client = await self.stream(self.server)
+        channel = await self.stream(self.server, "/sse?channel=a+b")
+        data = ' {"é": 1}\r\n\n'
+        answer = await self.ask(self.server, post("/sse", data.encode()))
+        self.assertEqual((answer.status, answer.reason), (200, "OK"))
+        self.assertEqual(answer.fields[1], PLAIN)
+        id = answer.body.decode()
+        self.assertEqual(id, self.server.last_event_id)
+        self.assertEqual(
+            await client.events(1), [Event("message", ' {"é": 1}\n\n', id)]
+        )
+        target = "/sse?event=n%C3%A9&channel=a%20b&id=7&event=other"
+        answer = await self.ask(self.server, post(target, b""))
+        self.assertEqual((answer.status, answer.body), (200, b"7"))
+        self.assertEqual(await channel.events(1), [Event("né", "", "7")])
+
+    async def test_a_chunked_body(self):
+        client = await self.stream(self.server)
+        head = ask(
+            "/sse",
+            "Transfer-Encoding: chunked",
+            "Authorization: bearer  secret ",
+            method="POST",
+        )
+        answer = await self.ask(self.server, head + b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n")
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(await client.data(1), ["abc"])
+
+    async def test_tokens(self):
+        wrong = "publishing needs Authorization: Bearer and the right token\n"
+        cases = [
+            ["Authorization: Bearer wrong"],
+            ["Authorization: Bearer secre"],
+            ["Authorization: Bearer secret2"],
+            ["Authorization: Bearer"],
+            ["Authorization: Basic secret"],
+            ["Authorization: secret"],
+            ["Authorization: Bearer é\udcff"],
+            ["Authorization: Bearer secret", "Authorization: Bearer secret"],
+            [],
+        ]
+        for fields in cases:
+            with self.subTest(fields):
+                head = "\r\n".join(
+                    [
+                        "POST /sse HTTP/1.1",
+                        "Host: a",
+                        *fields,
+                        "Content-Length: 1\r\n\r\n",
+                    ]
+                ).encode("utf-8", "surrogateescape")
+                answer = await self.ask(self.server, head + b"a")
+                self.assertEqual((answer.status, answer.body.decode()), (401, wrong))
+                challenge = answer.field("www-authenticate")
+                self.assertEqual(challenge, 'Bearer realm="publish"')
+        self.assertEqual(self.server.stats.published, 0)
+
+    async def test_tokens_of_any_length_and_alphabet(self):
+        for token in ("t", "é 漢", "x" * 5000):
+            with self.subTest(token[:10]):
+                server = await self.start(publish_token=token)
+                answer = await self.ask(server, post("/sse", b"a", token=token))
+                self.assertEqual(answer.status, 200)
+
+    async def test_without_a_token_it_is_off(self):
+        for token in (None, ""):
+            server = await self.start(publish_token=token)
+            for given in ("", "secret"):
+                answer = await self.ask(server, post("/sse", b"a", token=given))
+                self.assertEqual(answer.status, 405)
+                self.assertEqual(answer.field("allow"), "GET, HEAD, OPTIONS")
+
+    async def test_what_is_refused(self):
+        size = "has {} bytes; allowed are 1 to 256 (UTF-8)\n".format
+        cases = [
+            ("", b"x" * 101, 413, "body of 101 bytes or more; allowed are 100\n"),
+            (
+                "",
+                b"a\xff",
+                400,
+                (
+                    "the body is not UTF-8: 'utf-8' codec can't decode byte 0xff in "
+                    "position 1: invalid start byte\n"
+                ),
+            ),
+            ("?event=", b"", 400, f"event {size(0)}"),
+            (f"?event={'x' * 257}", b"", 400, f"event {size(257)}"),
+            ("?channel=", b"", 400, f"channel {size(0)}"),
+            ("?id=", b"", 400, f"id {size(0)}"),
+            ("?id=a%0Db", b"", 400, "id 'a\\rb' has a CR at index 1\n"),
+        ]
+        for query, body, status, text in cases:
+            with self.subTest(text):
+                answer = await self.ask(self.server, post(f"/sse{query}", body))
+                self.assertEqual((answer.status, answer.body.decode()), (status, text))
+        answer = await self.ask(self.server, post("/sse", b"x" * 100))
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(self.server.stats.published, 1)
+
+    async def test_it_is_in_the_list_of_what_is_allowed(self):
+        for method in ("OPTIONS", "PUT"):
+            answer = await self.ask(self.server, ask(method=method))
+            self.assertEqual(answer.field("allow"), "GET, HEAD, OPTIONS, POST")
+
+    async def test_a_body_that_ends_after_the_server_is_closed(self):
+        client = await self.connect(self.server)
+        data = post("/sse", b"abc")
+        await client.send(data[:-1])
+        await self.until(lambda: self.transports, "the connection")
+        # Answered: the server has read what was sent before.
+        await self.ask(self.server, ask("/", "Connection: close"))
+        closing = asyncio.ensure_future(self.server.close())
+        await asyncio.sleep(0)
+        await client.send(data[-1:])
+        answer = await client.read_answer()
+        self.assertEqual(answer.status, 503)
+        await closing
+
+
+class CorsTest(ServerTestCase):
+    ORIGIN = "https://example.com"
+    ALLOWED = "access-control-allow-"
+
+    async def fields_of(self, server, *fields, method="HEAD", target="/sse"):
+        answer = await self.ask(
+            server, ask(target, *fields, method=method), head_only=method == "HEAD"
+        )
+        prefix = "access-control-"
+        found = {n: v for n, v in answer.fields if n.startswith(prefix)}
+        return found, answer.field("vary")
+
+    async def test_without_origins_there_is_nothing(self):
+        server = await self.start()
+        for method in ("HEAD", "OPTIONS", "PUT"):
+            found = await self.fields_of(
+                server, f"Origin: {self.ORIGIN}", method=method
+            )
+            self.assertEqual(found[0], {})
+
+    async def test_an_origin_of_the_list(self):
+        server = await self.start(cors_origins=["https://a.example", self.ORIGIN])
+        expected = {
+            f"{self.ALLOWED}origin": self.ORIGIN,
+            f"{self.ALLOWED}credentials": "true",
+        }
+        field = f"Origin: {self.ORIGIN}"
+        self.assertEqual(
+            await self.fields_of(server, field), (expected, "Accept, Origin")
+        )
+        client = await self.stream(server, "/sse", field)
+        self.assertEqual(client.answer.field(f"{self.ALLOWED}origin"), self.ORIGIN)
+        self.assertEqual(client.answer.field("vary"), "Accept, Origin")
+        found = await self.fields_of(server, field, method="PUT")
+        self.assertEqual(found, (expected, "Origin"))
+        found = await self.fields_of(
+            server, field, target="/sse?channel=", method="GET"
+        )
+        self.assertEqual(found, (expected, "Origin"))
+        found = await self.fields_of(server, field, target="/")
+        self.assertEqual(found, ({}, None))
+
+    async def test_an_origin_that_is_not_of_the_list(self):
+        server = await self.start(cors_origins=[self.ORIGIN])
+        for fields in (
+            [],
+            ["Origin: https://evil.example"],
+            ["Origin: null"],
+            [f"Origin: {self.ORIGIN}.evil"],
+            [f"Origin: {self.ORIGIN}", "Origin: https://evil.example"],
+        ):
+            for method in ("HEAD", "OPTIONS"):
+                with self.subTest(fields, method=method):
+                    found, vary = await self.fields_of(server, *fields, method=method)
+                    self.assertEqual(found, {})
+                    self.assertIn("Origin", vary)
+
+    async def test_all_origins_are_without_credentials(self):
+        server = await self.start(cors_origins=["*"])
+        for fields in ([], ["Origin: https://evil.example"]):
+            found, vary = await self.fields_of(server, *fields)
+            self.assertEqual(found, {f"{self.ALLOWED}origin": "*"})
+            self.assertIn("Origin", vary)
+
+    async def test_the_preflight(self):
+        server = await self.start(cors_origins=[self.ORIGIN], publish_token="secret")
+        found, _ = await self.fields_of(
+            server,
+            f"Origin: {self.ORIGIN}",
+            "Access-Control-Request-Method: POST",
+            "Access-Control-Request-Headers: authorization",
+            method="OPTIONS",
+        )
+        expected = {
+            f"{self.ALLOWED}origin": self.ORIGIN,
+            f"{self.ALLOWED}credentials": "true",
+            f"{self.ALLOWED}methods": "GET, HEAD, OPTIONS, POST",
+            f"{self.ALLOWED}headers": "Authorization, Content-Type, Last-Event-ID",
+            "access-control-max-age": "600",
+        }
+        self.assertEqual(found, expected)
+
+    async def test_what_authorize_refuses_can_be_read_too(self):
+        server = await self.start(
+            cors_origins=[self.ORIGIN], authorize=lambda request: False
+        )
+        field = f"Origin: {self.ORIGIN}"
+        found, _ = await self.fields_of(server, field, method="GET")
+        self.assertEqual(found[f"{self.ALLOWED}origin"], self.ORIGIN)
+
+
+class FullTest(ServerTestCase):
+    async def test_both_kinds_of_client(self):
+        server = await self.start(max_connections=2)
+        streams = [await self.stream(server) for _ in range(2)]
+        event_stream = "Accept: text/event-stream"
+        client = await self.connect(server)
+        answer = await client.request(ask("/sse", event_stream))
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(answer.field("content-type"), "text/event-stream")
+        self.assertEqual(answer.field("connection"), "close")
+        self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
+        self.assertTrue(15_000 <= int(answer.body[7:]) <= 45_000, answer.body)
+        self.assertTrue(await client.ended())
+        for data in (ask(), ask("/", event_stream), ask("/"), post("/sse", b"")):
+            with self.subTest(data):
+                client = await self.connect(server)
+                answer = await client.request(data)
+                self.assertEqual(answer.status, 503)
+                self.assertEqual(answer.reason, "Service Unavailable")
+                self.assertEqual(answer.body, b"the server is full\n")
+                self.assertTrue(15 <= int(answer.field("retry-after")) <= 45)
+                self.assertTrue(await client.ended())
+                client.close()
+        self.assertEqual(server.stats.refused, 5)
+        server.publish("a")
+        for client in streams:
+            self.assertEqual(await client.data(1), ["a"])
+
+    async def test_room_for_so_many_and_again_when_one_leaves(self):
+        server = await self.start(max_connections=3)
+        streams = [await self.stream(server) for _ in range(2)]
+        kept = await self.connect(server)
+        self.assertEqual((await kept.request(ask("/"))).status, 200)
+        self.assertEqual((await self.ask(server, ask("/"))).status, 503)
+        for client in (kept, streams[0]):
+            client.close()
+        await self.until_stats(server, live=1)
+        streams.append(await self.stream(server))
+        await self.room(server)
+        streams.append(await self.stream(server))
+        self.assertEqual((await self.ask(server, ask("/"))).status, 503)
+        self.assertEqual(server.stats.live, 3)
+
+    async def room(self, server):
+        """Wait until there is room for one more."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            client = await self.connect(server)
+            status = (await client.request(ask("/"))).status
+            client.close()
+            if status == 200:
+                break
+            self.assertLess(time.monotonic(), deadline, "no room")
+        await self.until(self.transports[-1].is_closing, "the connection to end")
+        await asyncio.sleep(0)
+
+    async def test_those_who_are_refused_take_no_room(self):
+        server = await self.start(max_connections=1)
+        stream = await self.stream(server)
+        for _ in range(5):
+            answer = await self.ask(server, ask("/"))  # and stays connected
+            self.assertEqual(answer.status, 503)
+        stream.close()
+        await self.until_stats(server, live=0)
+        await self.stream(server)
+        self.assertEqual(server.stats.live, 1)
+
+    async def test_more_than_can_be_told_are_cut(self):
+        """Rule 4."""
+        with mock.patch.object(sse_server, "MAX_REFUSALS_AT_ONCE", 2):
+            server = await self.start(max_connections=1)
+            stream = await self.stream(server)
+            waiting = [await self.connect(server) for _ in range(2)]
+            await self.until(lambda: len(self.transports) == 3, "the connections")
+            self.assertTrue(await (await self.connect(server)).ended())
+            self.assertEqual(server.stats.refused, 1)
+            for client in waiting:
+                self.assertEqual((await client.request(ask("/"))).status, 503)
+        server.publish("a")
+        self.assertEqual(await stream.data(1), ["a"])
+
+    async def test_the_limit_follows_from_the_descriptors(self):
+        resource = self.need("resource")
+        reserve = sse_server.RESERVED_DESCRIPTORS
+        for soft in (reserve + 2, 1):
+            with (
+                self.subTest(soft),
+                mock.patch.object(resource, "getrlimit", return_value=(soft, soft)),
+            ):
+                server = await self.start()
+                room = max(1, soft - reserve)
+                for _ in range(room):
+                    await self.stream(server)
+                self.assertEqual((await self.ask(server, ask("/"))).status, 503)
+        infinite = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        with mock.patch.object(resource, "getrlimit", return_value=infinite):
+            await self.stream(await self.start())
+
+    def need(self, module):
+        try:
+            return __import__(module)
+        except ImportError:
+            self.skipTest(f"{module} is not here")
+
+
+class EndingTest(ServerTestCase):
+    async def test_everybody_is_told_when_to_come_back(self):
+        server = await self.start()
+        clients = [await self.stream(server) for _ in range(20)]
+        clients.append(await self.stream(server, version="1.0"))
+        server.publish("last")
+        began = time.monotonic()
+        await server.close()
+        self.assertLess(time.monotonic() - began, 1.5)
+        retries = set()
+        for client in clients:
+            self.assertEqual([event.data for event in await client.rest()], ["last"])
+            retries.add(client.decoder.retry)
+        self.assertTrue(2500 <= min(retries) <= max(retries) <= 7500, retries)
+        self.assertGreater(len(retries), 10)
+        self.assertEqual(server.stats.live, 0)
+        with self.assertRaises(OSError):
+            await self.connect(server)
+
+    async def test_what_was_published_is_delivered_to_all_first(self):
+        server = await self.start(history=100_000)
+        start = server.last_event_id
+        for n in range(3000):
+            server.publish(str(n).ljust(100))
+        await server.drain()
+        live = await self.stream(server)
+        resuming = await self.connect(server)
+        await resuming.send(ask(f"/sse?lastEventId={start}"))
+        await self.until(
+            lambda: server.stats.live + server.stats.behind == 2, "the second"
+        )
+        for n in range(3000, 6000):
+            server.publish(str(n).ljust(100))
+        closing = asyncio.ensure_future(server.close())
+        await resuming.open(b"")
+        found = [int(event.data) for event in await resuming.rest()]
+        self.assertEqual(found, list(range(6000)))
+        found = [int(event.data) for event in await live.rest()]
+        self.assertEqual(found, list(range(3000, 6000)))
+        await closing
+
+    async def test_one_that_catches_up_in_time_is_given_all_and_told(self):
+        self.send_buffer = BUFFER
+        server = await self.start(history=100_000, shutdown_timeout=DEADLINE)
+        client, expected = await self.stall(server)
+        began = time.monotonic()
+        closing = asyncio.ensure_future(server.close())
+        await asyncio.sleep(0)
+        self.assertEqual([event.data for event in await client.rest()], expected)
+        self.assertTrue(2500 <= client.decoder.retry <= 7500)
+        await closing
+        self.assertLess(time.monotonic() - began, DEADLINE / 2)
+
+    async def test_twice_and_at_once(self):
+        server = await self.start()
+        client = await self.stream(server)
+        await asyncio.gather(*[server.close() for _ in range(3)])
+        await server.close()
+        self.assertEqual(await client.rest(), [])
+        async with await self.start() as other:
+            await other.close()
+
+    async def test_a_close_that_is_cancelled_goes_on(self):
+        self.send_buffer = BUFFER
+        server = await self.start(shutdown_timeout=0.3)
+        await self.stall(server)
+        with self.assertRaises(asyncio.TimeoutError):
+            await asyncio.wait_for(server.close(), 0.01)
+        await server.close()
+        self.assertEqual(server.stats.behind, 0)
+
+    async def test_stalled_clients_are_cut_within_the_shutdown_timeout(self):
+        """Rule 4."""
+        self.send_buffer = BUFFER
+        server = await self.start(shutdown_timeout=0.3, history=100_000)
+        stalled, _ = await self.stall(server)
+        for n in range(100):
+            server.publish("x" * 8 * KIB)
+        await server.drain()
+        reading = await self.stream(server)
+        for data in (b"GET", ask("/"), post("/", b"body")[:-1]):
+            await (await self.connect(server)).send(data)
+        await self.until(lambda: len(self.transports) == 5, "the connections")
+        began = time.monotonic()
+        await server.close()
+        self.assertTrue(0.25 < time.monotonic() - began < 1.3)
+        self.assertEqual(await reading.rest(), [])
+        await stalled.rest_of_cut()
+        for transport in self.transports:
+            self.assertTrue(transport.is_closing())
+
+    async def test_one_that_was_told_and_reads_late_is_no_error(self):
+        """Rule 4: the timer of a stream that has ended does nothing."""
+        self.send_buffer = BUFFER
+        server = await self.start(write_timeout=0.4, shutdown_timeout=5)
+        client = await self.stream(server, receive_buffer=BUFFER)
+        transport = self.transports[0]
+        while not transport.get_write_buffer_size():
+            server.publish("x" * 8 * KIB)
+            await server.drain()
+        over = time.monotonic() + 0.5
+        closing = asyncio.ensure_future(server.close())
+        await asyncio.sleep(0)
+        events = await client.rest()
+        self.assertEqual(len(events), server.stats.published)
+        await closing
+        await self.until(lambda: time.monotonic() > over, "the timer's time")
+
+    async def test_idle_connections_are_closed_at_once(self):
+        server = await self.start()
+        kept = await self.connect(server)
+        await kept.request(ask("/"))
+        silent = await self.connect(server)
+        await self.until(lambda: len(self.transports) == 2, "the connections")
+        began = time.monotonic()
+        await server.close()
+        self.assertLess(time.monotonic() - began, 1.5)
+        self.assertTrue(await kept.ended())
+        self.assertTrue(await silent.ended())
+
+    async def test_a_request_in_progress_is_answered_and_the_connection_closed(self):
+        server = await self.start()
+        client = await self.connect(server)
+        await client.send(post("/", b"abc", token=None)[:-1])
+        await self.ask(server, ask("/", "Connection: close"))
+        closing = asyncio.ensure_future(server.close())
+        await asyncio.sleep(0)
+        answer = await client.request(b"c")
+        self.assertEqual(answer.field("connection"), "close")
+        self.assertTrue(await client.ended())
+        await closing
+
+    async def test_a_stream_that_was_being_authorized_does_not_open(self):
+        gate = asyncio.Event()
+        asked = asyncio.Event()
+
+        async def authorize(request):
+            asked.set()
+            return await gate.wait()
+
+        server = await self.start(authorize=authorize, shutdown_timeout=5)
+        client = await self.connect(server)
+        await client.send(ask("/sse", "Accept: text/event-stream"))
+        await asked.wait()
+        began = time.monotonic()
+        closing = asyncio.ensure_future(server.close())
+        await asyncio.sleep(0)
+        gate.set()
+        answer = await client.read_head()
+        self.assertEqual(answer.field("content-type"), "text/event-stream")
+        while data := await client.receive():
+            client.received += data
+        self.assertIn(b"retry: ", client.received)
+        await closing
+        self.assertLess(time.monotonic() - began, 2.5)
+
+    async def test_serve_forever_ends_with_close(self):
+        server = SSEServer("127.0.0.1", 0)
+        serving = asyncio.ensure_future(server.serve_forever())
+        await self.until(lambda: server.port, "the start")
+        client = await self.stream(server)
+        server.publish("a")
+        await server.close()
+        self.assertIsNone(await asyncio.wait_for(serving, DEADLINE))
+        self.assertEqual([event.data for event in await client.rest()], ["a"])
+
+    async def test_serve_forever_ends_politely_when_it_is_cancelled(self):
+        server = SSEServer("127.0.0.1", 0)
+        serving = asyncio.ensure_future(server.serve_forever())
+        await self.until(lambda: server.port, "the start")
+        client = await self.stream(server)
+        server.publish("a")
+        serving.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await serving
+        self.assertEqual([event.data for event in await client.rest()], ["a"])
+        self.assertTrue(client.chunks.ended)
+
+    async def test_an_error_in_the_block_ends_it_too(self):
+        with self.assertRaises(ZeroDivisionError):
+            async with SSEServer("127.0.0.1", 0) as server:
+                client = await self.stream(server)
+                raise ZeroDivisionError
+        self.assertEqual(await client.rest(), [])
+
+    async def test_a_server_that_never_started(self):
+        server = SSEServer("127.0.0.1", 0)
+        await server.close()
+        await server.close()
+        with self.assertRaises(RuntimeError):
+            server.publish("a")
+
+    async def test_a_server_runs_once(self):
+        server = await self.start()
+        await server.close()
+        for start in (server.__aenter__, server.serve_forever):
+            with self.assertRaises(RuntimeError) as caught:
+                await start()
+            self.assertEqual(
+                str(caught.exception), "the server was closed; a server runs once"
+            )
+
+    async def test_a_server_belongs_to_one_event_loop(self):
+        server = await self.start()
+
+        def elsewhere():
+            with self.assertRaises(RuntimeError) as caught:
+                asyncio.run(server.serve_forever())
+            text = "the server runs in another event loop"
+            self.assertEqual(str(caught.exception), text)
+
+        await asyncio.get_running_loop().run_in_executor(None, elsewhere)
+        self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
+
+
+class ListenTest(ServerTestCase):
+    async def test_localhost_is_every_loopback_address_on_one_port(self):
+        server = await self.start("localhost")
+        found = socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM)
+        hosts = {address[0] for *_, address in found}
+        self.assertIn("127.0.0.1", hosts)
+        clients = [await self.connect(server, host=host) for host in sorted(hosts)]
+        for client in clients:
+            await client.open(ask())
+        server.publish("a")
+        for client in clients:
+            self.assertEqual(await client.data(1), ["a"])
+        self.assertEqual(server.url, f"http://localhost:{server.port}/sse")
+
+    async def test_every_address(self):
+        for host in (None, "", "0.0.0.0"):
+            with self.subTest(host):
+                server = await self.start(host)
+                self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
+
+    @unittest.skipUnless(socket.has_ipv6, "no IPv6")
+    async def test_ipv6_alone(self):
+        server = await self.start("::1")
+        self.assertEqual(server.url, f"http://[::1]:{server.port}/sse")
+        client = await self.connect(server, host="::1")
+        await client.open(ask())
+        self.assertRegex(self.logged()[0], r"^\[::1\]:[0-9]+ joined; 1 connected$")
+        with self.assertRaises(OSError):
+            await self.connect(server)
+
+    async def test_an_address_that_the_machine_does_not_have(self):
+        """As ::1 where IPv6 is off: the others of the name serve."""
+        real = socket.getaddrinfo
+
+        def getaddrinfo(host, port, *arguments, **options):
+            if host != "both":
+                return real(host, port, *arguments, **options)
+            return real("192.0.2.1", port, type=socket.SOCK_STREAM) + real(
+                "127.0.0.1", port, type=socket.SOCK_STREAM
+            )
+
+        with mock.patch.object(socket, "getaddrinfo", getaddrinfo):
+            server = await self.start("both")
+        self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
+        with self.assertRaises(OSError):
+            await self.start("192.0.2.1")
+
+    async def test_a_port_that_is_taken(self):
+        first = await self.start()
+        with self.assertRaises(OSError) as caught:
+            await self.start(port=first.port)
+        self.assertEqual(caught.exception.errno, errno.EADDRINUSE)
+        self.assertEqual((await self.ask(first, ask("/"))).body, b"ok")
+
+    async def test_a_failed_start_may_be_tried_again(self):
+        first = await self.start()
+        second = SSEServer("127.0.0.1", first.port)
+        with self.assertRaises(OSError):
+            await second.serve_forever()
+        await first.close()
+        async with second:
+            self.assertEqual((await self.ask(second, ask("/"))).body, b"ok")
+
+    async def test_a_failure_on_one_address_closes_the_others(self):
+        start_server = asyncio.start_server
+
+        async def fail(accept, host, *arguments, **options):
+            if host == "127.0.0.1":
+                raise PermissionError(errno.EACCES, "no")
+            return await start_server(accept, host, *arguments, **options)
+
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))
+            for host in ("127.0.0.2", "127.0.0.1")
+        ]
+        with (
+            mock.patch.object(asyncio, "start_server", fail),
+            mock.patch.object(socket, "getaddrinfo", return_value=found),
+            self.assertRaises(PermissionError),
+        ):
+            await self.start("both")
+
+    async def test_port_0_that_is_taken_on_the_second_address(self):
+        start_server = asyncio.start_server
+        failures = 3
+
+        async def fail(accept, host, *arguments, **options):
+            nonlocal failures
+            if failures and host == "127.0.0.1":
+                failures -= 1
+                raise OSError(errno.EADDRINUSE, "taken")
+            return await start_server(accept, host, *arguments, **options)
+
+        with mock.patch.object(asyncio, "start_server", fail):
+            server = await self.start("localhost")
+        self.assertEqual(failures, 0)
+        self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
+
+    @unittest.skipUnless(hasattr(socket, "SO_REUSEPORT"), "no SO_REUSEPORT")
+    async def test_two_may_share_a_port_if_asked(self):
+        first = await self.start(reuse_port=True)
+        second = await self.start(port=first.port, reuse_port=True)
+        await first.close()
+        self.assertEqual((await self.ask(second, ask("/"))).body, b"ok")
+
+    async def test_several_servers_in_one_process(self):
+        servers = [await self.start() for _ in range(3)]
+        clients = [await self.stream(server) for server in servers]
+        for n, server in enumerate(servers):
+            server.publish(str(n))
+        await servers[0].close()
+        servers[1].publish("more")
+        self.assertEqual([event.data for event in await clients[0].rest()], ["0"])
+        self.assertEqual(await clients[1].data(2), ["1", "more"])
+        self.assertEqual(await clients[2].data(1), ["2"])
+        epochs = {server.last_event_id.partition("-")[0] for server in servers}
+        self.assertEqual(len(epochs), 3)
+
+    async def test_successive_event_loops(self):
+        async def visit():
+            async with SSEServer("127.0.0.1", 0) as server:
+                client = await Client.connect(server.port)
+                await client.open(ask())
+                server.publish("a")
+                found = await client.data(1)
+            client.close()
+            return found
+
+        def run():
+            return [asyncio.run(visit()) for _ in range(3)]
+
+        loop = asyncio.get_running_loop()
+        self.assertEqual(await loop.run_in_executor(None, run), [["a"]] * 3)
+
+
+class ThreadTest(ServerTestCase):
+    """`with SSEServer()`: the blocks run where nothing else does."""
+
+    async def in_thread(self, function):
+        return await asyncio.get_running_loop().run_in_executor(None, function)
+
+    async def test_leaving_the_block_delivers_and_closes(self):
+        server = SSEServer("127.0.0.1", 0, history=100_000)
+        opened = threading.Event()
+
+        def program():
+            with server:
+                opened.wait(DEADLINE)
+                for n in range(2000):
+                    server.publish(str(n))
+
+        running = asyncio.ensure_future(self.in_thread(program))
+        await self.until(lambda: server.port, "the start")
+        clients = [await self.stream(server) for _ in range(3)]
+        await self.until_stats(server, live=3)
+        opened.set()
+        for client in clients:
+            events = await client.rest()
+            self.assertEqual([e.data for e in events], [*map(str, range(2000))])
+        await running
+        with self.assertRaises(RuntimeError):
+            server.publish("a")
+
+    async def test_a_failure_to_start_is_raised_in_the_caller(self):
+        first = await self.start()
+
+        def program():
+            with (
+                self.assertRaises(OSError) as caught,
+                SSEServer("127.0.0.1", first.port),
+            ):
+                self.fail("it started")
+            self.assertEqual(caught.exception.errno, errno.EADDRINUSE)
+
+        await self.in_thread(program)
+
+    async def test_a_failure_to_make_an_event_loop_is_raised_in_the_caller(self):
+        failure = OSError(errno.EMFILE, "no descriptors")
+        raised = []
+
+        def program():
+            try:
+                with SSEServer("127.0.0.1", 0):
+                    raised.append(None)
+            except OSError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=program, daemon=True)
+        policy = asyncio.get_event_loop_policy()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            stack.enter_context(mock.patch.object(threading, "excepthook"))
+            for holder in (asyncio, asyncio.events, policy):
+                failing = mock.patch.object(
+                    holder, "new_event_loop", side_effect=failure
+                )
+                stack.enter_context(failing)
+            thread.start()
+            await self.in_thread(lambda: thread.join(3))
+            failure.__traceback__ = None  # which holds a coroutine that never ran
+            gc.collect()
+        self.assertEqual(raised, [failure])
+
+    async def test_an_error_in_the_block_ends_it_too(self):
+        server = SSEServer("127.0.0.1", 0)
+
+        def program():
+            with self.assertRaises(ZeroDivisionError), server:
+                raise ZeroDivisionError
+
+        await self.in_thread(program)
+        with self.assertRaises(OSError):
+            await self.connect(server)
+
+    async def test_disconnect_from_the_program(self):
+        server = SSEServer("127.0.0.1", 0)
+        go = threading.Event()
+
+        def program():
+            with server:
+                go.wait(DEADLINE)
+
+        running = asyncio.ensure_future(self.in_thread(program))
+        await self.until(lambda: server.port, "the start")
+        client = await self.stream(server)
+        server.disconnect(lambda request: True)
+        self.assertEqual(await client.rest(), [])
+        go.set()
+        await running
+
+    async def test_a_script_that_ends_right_after_its_last_publish(self):
+        script = (
+            "import sse_server, sys\n"
+            "with sse_server.SSEServer('127.0.0.1', 0) as server:\n"
+            "    print(server.port, flush=True)\n"
+            "    sys.stdin.readline()\n"
+            "    for n in range(500): server.publish(n)\n"
+        )
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            script,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=os.path.dirname(os.path.abspath(sse_server.__file__)),
+        )
+        port = int(await process.stdout.readline())
+        client = await Client.connect(port)
+        self.clients.append(client)
+        await client.open(ask())
+        _, err = await asyncio.wait_for(process.communicate(b"\n"), DEADLINE)
+        self.assertEqual((process.returncode, err), (0, b""))
+        self.assertEqual([e.data for e in await client.rest()], [*map(str, range(500))])
+
+
+OPENSSL = shutil.which("openssl")
+
+
+@unittest.skipUnless(OPENSSL, "the openssl program is not here")
+class TLSTest(ServerTestCase):
+    send_buffer = BUFFER
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.mkdtemp()
+        cls.addClassCleanup(shutil.rmtree, folder)
+        cls.certificate = os.path.join(folder, "certificate.pem")
+        cls.key = os.path.join(folder, "key.pem")
+        command = [OPENSSL, "req", "-x509", "-nodes", "-days", "1"]
+        command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+        command += ["-keyout", cls.key, "-out", cls.certificate]
+        command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    async def start_tls(self, **options):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.certificate, self.key)
+        return await self.start(ssl=context, **options)
+
+    async def connect(self, server, **options):
+        client = await TLSClient.connect(server.port, **options)
+        self.clients.append(client)
+        context = ssl.create_default_context(cafile=self.certificate)
+        return await client.handshake(context)
+
+    async def test_a_stream(self):
+        server = await self.start_tls()
+        self.assertEqual(server.url, f"https://127.0.0.1:{server.port}/sse")
+        clients = [await self.stream(server, version=v) for v in ("1.1", "1.0")]
+        for n in range(300):
+            server.publish(str(n) * 300)
+        for client in clients:
+            self.assertEqual(await client.data(300), [str(n) * 300 for n in range(300)])
+        clients[0].close()
+        await self.until_stats(server, live=1)
+        closing = asyncio.ensure_future(server.close())
+        self.assertEqual(await clients[1].rest(), [])
+        clients[1].close()
+        await closing
+
+    async def test_requests(self):
+        server = await self.start_tls()
+        client = await self.connect(server)
+        for _ in range(2):
+            self.assertEqual((await client.request(ask("/"))).body, b"ok")
+        client.close()
+        client = await self.connect(server)
+        answer = await client.request(ask("/", "Connection: close"))
+        self.assertEqual(answer.body, b"ok")
+        self.assertTrue(await client.ended())
+        for leave in (Client.reset, Client.close):
+            client = await self.connect(server)
+            await client.send(b"GET")
+            leave(client)
+        for data in (b"x y z\r\n\r\n", post("/", b"x" * 2 * 1024 * KIB)):
+            client = await self.connect(server)
+            await client.send(data)
+            self.assertIn((await client.read_answer()).status, (400, 413))
+            client.close()
+
+    async def test_departures_are_logged_with_who(self):
+        server = await self.start_tls()
+        for leave in (Client.close, Client.reset):
+            with self.subTest(leave.__name__):
+                client = await self.stream(server)
+                self.logged()
+                host, port = client.sock.getsockname()
+                leave(client)
+                await self.until_stats(server, live=0)
+                (line,) = self.logged()
+                self.assertRegex(line, f"^{host}:{port} left, .+; 0 remain$")
+
+    async def test_one_that_leaves_while_it_is_authorized(self):
+        asked, gate = asyncio.Event(), asyncio.Event()
+
+        async def authorize(request):
+            asked.set()
+            return await gate.wait()
+
+        server = await self.start_tls(authorize=authorize)
+        client = await self.connect(server)
+        await client.send(ask())
+        await asked.wait()
+        client.reset()
+        other = await self.connect(server)
+        self.assertEqual((await other.request(ask("/"))).body, b"ok")
+        gate.set()
+        self.assertEqual((await other.request(ask("/"))).body, b"ok")
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+
+    async def test_one_that_stalls_is_dropped(self):
+        """Rule 4."""
+        server = await self.start_tls(write_timeout=0.4, history=100_000)
+        client, sent = await self.stall(server)
+        other = await self.stream(server)
+        server.publish("a")
+        self.assertEqual(await other.data(1), ["a"])
+        await self.until_stats(server, live=1, behind=0, dropped=1)
+        self.assertTrue(client.answer and sent)
+
+    async def test_one_that_reads_again_catches_up(self):
+        """Rule 2; with heartbeats, which look at what was not taken."""
+        server = await self.start_tls(
+            write_timeout=1.5, history=100_000, heartbeat=0.02
+        )
+        client = await self.stream(server, receive_buffer=BUFFER)
+        transport = self.transports[0]
+        published = []
+        while not transport.get_write_buffer_size():
+            published.append(str(len(published)).ljust(8 * KIB, "x"))
+            server.publish(published[-1])
+            await server.drain()
+        await self.until_stats(server, behind=1)
+        for n in range(100):
+            published.append(str(n).ljust(8 * KIB, "y"))
+            server.publish(published[-1])
+        self.assertEqual(await client.data(len(published)), published)
+        await self.until_stats(server, live=1, behind=0)
+        self.assertEqual((server.stats.dropped, server.stats.gaps), (0, 0))
+
+    async def test_the_end_does_not_wait_for_who_does_not_answer(self):
+        """Rule 4: a client that never says close_notify."""
+        server = await self.start_tls(shutdown_timeout=0.4)
+        await self.stream(server)
+        silent = await self.connect(server)
+        await silent.request(ask("/"))
+        await self.stall(server)
+        began = time.monotonic()
+        await server.close()
+        self.assertLess(time.monotonic() - began, 1.5)
+
+    async def test_a_stream_that_ended_does_not_wait_for_who_does_not_answer(self):
+        """Rule 4."""
+        linger = mock.patch.object(sse_server, "LINGER_SECONDS", 0.2)
+        linger.start()
+        self.addCleanup(linger.stop)
+        server = await self.start_tls(write_timeout=0.3)
+        before = len(os.listdir(DESCRIPTORS)) if os.path.isdir(DESCRIPTORS) else None
+        if before is None:
+            self.skipTest(f"no {DESCRIPTORS}")
+        client = await self.stream(server)
+        server.disconnect(lambda request: True)
+        await self.until_stats(server, live=0)
+        # The client's own descriptor stays.
+        await self.until(
+            lambda: len(os.listdir(DESCRIPTORS)) <= before + 1, "the server to close"
+        )
+        self.assertTrue(client.answer)
+
+    async def test_who_does_not_speak_tls(self):
+        server = await self.start_tls(header_timeout=0.3)
+        plain = await Client.connect(server.port)
+        self.clients.append(plain)
+        await plain.send(ask("/"))
+        with contextlib.suppress(ConnectionResetError):
+            self.assertNotIn(b"HTTP", await plain.receive())
+        silent = await Client.connect(server.port)
+        self.clients.append(silent)
+        self.assertTrue(await silent.ended())
+
+
+# ------------------------------------------------------------------------------------
+# 8. The page
+# ------------------------------------------------------------------------------------
+
+
+class PageTest(ServerTestCase):
+    NAVIGATION = "Accept: text/html,application/xhtml+xml,*/*;q=0.8"
+
+    async def test_who_gets_it(self):
+        server = await self.start()
+        cases = {
+            self.NAVIGATION: "text/html; charset=utf-8",
+            "Accept: TEXT/HTML ;q=1": "text/html; charset=utf-8",
+            "Accept: text/event-stream": "text/event-stream",
+            "Accept: text/html, text/event-stream": "text/event-stream",
+            "Accept: */*": "text/event-stream",
+            "Accept: text/*": "text/event-stream",
+            "Accept:": "text/event-stream",
+            "X: y": "text/event-stream",
+        }
+        for field, expected in cases.items():
+            for method in ("GET", "HEAD"):
+                with self.subTest(field, method=method):
+                    client = await self.connect(server)
+                    await client.send(ask("/sse?channel=a", field, method=method))
+                    answer = await client.read_head()
+                    self.assertEqual(answer.field("content-type"), expected)
+                    self.assertIn("Accept", answer.field("vary"))
+                    client.close()
+        await self.until_stats(server, live=0)
+
+    async def test_its_policy_allows_its_own_script_and_style_and_nothing_else(self):
+        server = await self.start()
+        client = await self.connect(server)
+        answer = await client.request(ask("/sse", self.NAVIGATION))
+        page = answer.body.decode()
+        self.assertEqual(answer.field("cache-control"), "no-store")
+        self.assertEqual(answer.field("x-content-type-options"), "nosniff")
+        self.assertEqual(answer.field("referrer-policy"), "no-referrer")
+        policy = {}
+        for directive in answer.field("content-security-policy").split("; "):
+            name, *sources = directive.split(" ")
+            policy[name] = sources
+        none = ["'none'"]
+        for element in ("script", "style"):
+            (content,) = re.findall(f"<{element}>(.*?)</{element}>", page, re.DOTALL)
+            digest = base64.b64encode(hashlib.sha256(content.encode()).digest())
+            self.assertEqual(
+                policy.pop(f"{element}-src"), [f"'sha256-{digest.decode()}'"]
+            )
+            self.assertEqual(page.count(f"<{element}"), 1)
+        self.assertEqual(
+            policy,
+            {
+                "default-src": none,
+                "connect-src": ["'self'"],
+                "img-src": ["data:"],
+                "base-uri": none,
+                "form-action": none,
+                "frame-ancestors": none,
+            },
+        )
+        self.assertNotRegex(page, r"\s(on[a-z]+|style|src|href)=[\"'](?!data:image)")
+        self.assertNotIn("innerHTML", page)
+        self.assertEqual((await client.request(ask("/"))).body, b"ok")
+
+
+# ------------------------------------------------------------------------------------
+# 9. The command line
+# ------------------------------------------------------------------------------------
+
+TIMESTAMP = (
+    r'\{"timestamp":"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}Z"\}'
+)
+OPTIONS = (
+    *("--version", "--host", "--port", "--certfile", "--keyfile", "--event"),
+    *("--channel", "--lossless", "--publish-token", "--cors-origin", "--history"),
+    *("--heartbeat", "--max-event-bytes", "--max-connections", "--verbose", "--quiet"),
+)
+
+
+class CommandLineTestCase(ServerTestCase):
+    async def run_command(
+        self, *arguments, environment=(), program=None, stdin=subprocess.PIPE
+    ):
+        """Start the program; its output is read by the test."""
+        program = program or [os.path.abspath(sse_server.__file__)]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *program,
+            *arguments,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "SSE_PUBLISH_TOKEN": "", **dict(environment)},
+            limit=2**22,
+        )
+        self.addAsyncCleanup(self.kill, process)
+        return process
+
+    async def kill(self, process):
+        self._close_clients()
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+    async def finish(self, process, input=None):
+        """The exit status and what it said on standard error."""
+        _, err = await asyncio.wait_for(process.communicate(input), DEADLINE)
+        return process.returncode, err.decode()
+
+    async def serve(self, *arguments, **options):
+        """The running program and its port."""
+        process = await self.run_command("--port", "0", *arguments, **options)
+        line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
+        listening = re.fullmatch(
+            rb"Listening on (https?)://localhost:([0-9]+)/sse\n", line
+        )
+        if not listening:
+            self.fail(f"{line} {await process.stderr.read()}")
+        line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
+        self.assertRegex(line, rb"\AWatch it: curl -N http.+/sse, or open it")
+        return process, int(listening[2])
+
+    async def watch(self, port, target="/sse", **options):
+        client = await Client.connect(port, **options)
+        self.clients.append(client)
+        return await client.open(ask(target))
+
+    async def errors_until(self, process, pattern):
+        """What it says on standard error up to a line that matches."""
+        found = []
+        while not found or not re.search(pattern, found[-1]):
+            line = await asyncio.wait_for(process.stderr.readline(), DEADLINE)
+            self.assertTrue(line, f"no {pattern} in {found}")
+            found.append(line.decode())
+        return found
+
+
+class CommandLineTest(CommandLineTestCase):
+    async def test_the_demo_is_a_clock(self):
+        process, port = await self.serve()
+        client = await self.watch(port)
+        other = await self.watch(port)
+        events = await client.events(2)
+        for event in events:
+            self.assertRegex(event.data, rf"\A{TIMESTAMP}\Z")
+        self.assertEqual(await other.events(2), events)
+        first, second = (
+            datetime.datetime.fromisoformat(json.loads(e.data)["timestamp"][:-1])
+            for e in events
+        )
+        self.assertTrue(0.5 < (second - first).total_seconds() < 1.9)
+        age = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None) - second
+        self.assertTrue(-1 < age.total_seconds() < DEADLINE)
+        process.terminate()
+        status, err = await self.finish(process)
+        self.assertEqual(status, 0, err)
+        self.assertIn(" joined; 1 connected\n", err)
+        self.assertRegex(err, r"SIGTERM: ending\n(?s:.*); 0 remain\n")
+
+    async def test_signals_end_it_politely(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process, port = await self.serve("--channel", "x")
+            clients = [await self.watch(port) for _ in range(20)]
+            process.send_signal(number)
+            status, err = await self.finish(process)
+            self.assertEqual(status, 0, err)
+            self.assertNotIn("Traceback", err)
+            self.assertIn(f"{number.name}: ending\n", err)
+            for client in clients:
+                self.assertEqual(await client.rest(), [])
+                self.assertTrue(2500 <= client.decoder.retry <= 7500)
+
+    async def test_a_second_signal_ends_it_at_once(self):
+        process, port = await self.serve()
+        client = await Client.connect(port)
+        self.clients.append(client)
+        await client.send(b"GET")
+        await self.watch(port)
+        process.send_signal(signal.SIGTERM)
+        await self.errors_until(process, "SIGTERM: ending")
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        status, err = await self.finish(process)
+        self.assertEqual(status, -signal.SIGINT, err)
+        self.assertLess(time.monotonic() - began, 3)
+
+    async def test_while_it_ends_the_clock_says_nothing(self):
+        """With a client that holds up the end for longer than a second."""
+        program = (
+            "import sys, sse_server\n"
+            "sse_server.SSEServer.__init__.__kwdefaults__['shutdown_timeout'] = 1.2\n"
+            "sys.exit(sse_server.main())\n"
+        )
+        folder = os.path.dirname(os.path.abspath(sse_server.__file__))
+        process, port = await self.serve(
+            program=["-c", program], environment={"PYTHONPATH": folder}
+        )
+        client = await Client.connect(port)
+        self.clients.append(client)
+        await client.send(b"GET")
+        await self.watch(port)
+        process.terminate()
+        status, err = await self.finish(process)
+        self.assertEqual(status, 0, err)
+        self.assertNotIn("Traceback", err)
+        self.assertNotIn("never retrieved", err)
+
+    def main(self, *arguments):
+        """Run it in this process: (exit status, standard output, standard error)."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(logging, "basicConfig"))
+            with contextlib.suppress(ImportError):
+                import resource
+
+                stack.enter_context(mock.patch.object(resource, "setrlimit"))
+            out = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            err = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            try:
+                status = sse_server.main(arguments)
+            except SystemExit as end:
+                status = end.code
+        return status, out.getvalue(), err.getvalue()
+
+    async def test_arguments_that_are_refused(self):
+        """One clear line and exit status 2."""
+        name = "name has {} bytes; allowed are 1 to 256 (UTF-8)".format
+        cases = {
+            "--port x": "argument --port: invalid int value: 'x'",
+            "--port 65536": "port is 65536; allowed are integers from 0 to 65535",
+            "--port -1": "port is -1; allowed are integers from 0 to 65535",
+            "--history -1": "history is -1; allowed are integers from 0",
+            "--heartbeat 0": "heartbeat is 0.0; allowed are seconds above 0",
+            "--heartbeat nan": "heartbeat is nan; allowed are seconds above 0",
+            "--max-connections 0": "max_connections is 0; allowed are integers from 1",
+            "--max-event-bytes 0": "max_event_bytes is 0; allowed are integers from 1",
+            "--event=": name(0),
+            f"--channel {'x' * 257}": name(257),
+            "--lossless": "--lossless goes with -, the lines of standard input",
+            "--verbose --quiet": "argument --quiet: not allowed with argument --verbose",
+            "--what": "unrecognized arguments: --what",
+        }
+        for line, text in cases.items():
+            with self.subTest(line):
+                error = f"sse_server: {text}; --help shows all options\n"
+                self.assertEqual(self.main(*line.split(" ")), (2, "", error))
+
+    async def test_a_key_without_a_certificate_is_refused(self):
+        with mock.patch.object(asyncio, "run", lambda running: running.close()):
+            status, _, error = self.main("--keyfile", "key.pem")
+        self.assertEqual(status, 2)
+        self.assertRegex(error, r"\Asse_server: --keyfile .+\n\Z")
+
+    async def test_bad_numbers_as_the_shell_sees_them(self):
+        process = await self.run_command("--port", "1e3")
+        status, err = await self.finish(process)
+        expected = "sse_server: argument --port: invalid int value: '1e3'; --help"
+        self.assertEqual((status, err.count("\n")), (2, 1))
+        self.assertTrue(err.startswith(expected), err)
+
+    async def test_what_cannot_be_served(self):
+        """One clear line and exit status 1."""
+        taken = await self.start()
+        port = taken.port
+        process = await self.run_command("--host=127.0.0.1", f"--port={port}")
+        status, err = await self.finish(process)
+        text = f"sse_server: cannot listen on 127.0.0.1:{port}: "
+        self.assertEqual((status, err.count("\n")), (1, 1), err)
+        self.assertTrue(err.startswith(text), err)
+        self.assertIn("address already in use", err)
+        cases = {
+            "--host 192.0.2.1 --port 0": "cannot listen on 192.0.2.1:0: ",
+            "--host a..b --port 0": "cannot listen on a..b:0: ",
+            "--certfile /nowhere": "cannot use /nowhere: ",
+            f"--certfile {__file__}": f"cannot use {__file__}: ",
+        }
+        for line, text in cases.items():
+            with self.subTest(line):
+                arguments = line.split(" ")
+                loop = asyncio.get_running_loop()
+                status, out, err = await loop.run_in_executor(
+                    None, lambda a=arguments: self.main(*a)
+                )
+                self.assertEqual((status, out), (1, ""))
+                self.assertRegex(err, rf"\Asse_server: {re.escape(text)}.+\n\Z")
+
+    async def test_help_and_version(self):
+        status, text, error = self.main("--help")
+        self.assertEqual((status, error), (0, ""))
+        for option in OPTIONS:
+            self.assertRegex(text, rf"(?m)^  {option}\b")
+        flat = " ".join(text.split())
+        for default in ("8080", "localhost", "1000", "15.0", "1048576"):
+            self.assertIn(f"({default})", flat)
+        self.assertNotIn("None", text)
+        version = f"sse_server {sse_server.__version__}\n"
+        self.assertEqual(self.main("--version"), (0, version, ""))
+
+    async def test_the_options_reach_the_server(self):
+        _, port = await self.serve(
+            "--heartbeat=0.05",
+            "--max-connections=2",
+            "--cors-origin=https://a.example",
+            "--cors-origin=https://b.example",
+            "--publish-token=secret",
+            "--max-event-bytes=40",
+            "--history=1",
+            "--channel=clock",
+            "--event=tick",
+            "--verbose",
+        )
+        silent = await self.watch(port)
+        while silent.content.count(b":\n") < 2:
+            await silent.read_stream()
+        client = await Client.connect(port)
+        self.clients.append(client)
+        answer = await client.request(
+            post("/sse", b"x" * 40, "Origin: https://b.example")
+        )
+        self.assertEqual(answer.status, 200)
+        allowed = answer.field("access-control-allow-origin")
+        self.assertEqual(allowed, "https://b.example")
+        self.assertEqual(await silent.data(1), ["x" * 40])
+        answer = await client.request(post("/sse", b"x" * 41))
+        self.assertEqual(answer.status, 413)
+        client.close()
+        ticking = await self.admitted(port, "/sse?channel=clock")
+        (event,) = await ticking.events(1)
+        self.assertEqual(event.type, "tick")
+        full = await Client.connect(port)
+        self.clients.append(full)
+        self.assertEqual((await full.request(ask("/"))).status, 503)
+
+    async def admitted(self, port, target):
+        """A stream, as soon as there is room for it."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            self.assertLess(time.monotonic(), deadline, "no room")
+            with contextlib.suppress(AssertionError, ConnectionError, EOFError):
+                return await self.watch(port, target)
+
+    async def test_the_token_may_come_from_the_environment(self):
+        process, port = await self.serve(
+            "--verbose",
+            environment={"SSE_PUBLISH_TOKEN": "é secret"},
+        )
+        client = await Client.connect(port)
+        self.clients.append(client)
+        answer = await client.request(post("/sse", b"a", token="é secret"))
+        self.assertEqual(answer.status, 200)
+        process.terminate()
+        status, err = await self.finish(process)
+        self.assertEqual(status, 0)
+        self.assertNotIn("secret", err)
+
+    async def test_quiet_says_nothing(self):
+        with contextlib.closing(socket.socket()) as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        process = await self.run_command(
+            "--quiet", "--host=127.0.0.1", f"--port={port}"
+        )
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            try:
+                client = await self.watch(port)
+                break
+            except ConnectionRefusedError:
+                self.assertLess(time.monotonic(), deadline)
+                await asyncio.sleep(0.01)
+        client.close()
+        process.terminate()
+        out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+        self.assertEqual((process.returncode, out, err), (0, b"", b""))
+
+    @unittest.skipUnless(OPENSSL, "the openssl program is not here")
+    async def test_https(self):
+        TLSTest.setUpClass()
+        self.addCleanup(TLSTest.doClassCleanups)
+        _, port = await self.serve(
+            f"--certfile={TLSTest.certificate}", f"--keyfile={TLSTest.key}"
+        )
+        client = await TLSClient.connect(port)
+        self.clients.append(client)
+        context = ssl.create_default_context(cafile=TLSTest.certificate)
+        await client.handshake(context)
+        await client.open(ask())
+        self.assertRegex((await client.data(1))[0], TIMESTAMP)
+
+
+class StandardInputTest(CommandLineTestCase):
+    async def test_each_line_is_an_event(self):
+        process, port = await self.serve(
+            "-", "--event=line", "--channel=log", "--max-event-bytes=20"
+        )
+        client = await self.watch(port, "/sse?channel=log")
+        lines = [
+            b"plain\n",
+            b"crlf\r\n",
+            b"\n",
+            "é\u2028\x85\x0b漢\n".encode(),
+            b"a\rb\n",
+            b"bad \xff\xc3\n",
+            b"x" * 20 + b"\n",
+            b"y" * 20 + b"\r\n",
+            b"z" * 21 + b"\n",
+            b"w" * 3_000_000 + b"\n",
+            b"\xff" * 10 + b"\n",
+            b'{"n": 1}\n',
+        ]
+        process.stdin.write(b"".join(lines))
+        await process.stdin.drain()
+        expected = [
+            "plain",
+            "crlf",
+            "",
+            "é\u2028\x85\x0b漢",
+            "a\nb",
+            "bad \ufffd\ufffd",
+            "x" * 20,
+            "y" * 20,
+            '{"n": 1}',
+        ]
+        events = await client.events(len(expected))
+        self.assertEqual([event.data for event in events], expected)
+        self.assertEqual({event.type for event in events}, {"line"})
+        process.stdin.write(b"half")
+        await process.stdin.drain()
+        process.stdin.write(b" and half\nlast")
+        self.assertEqual(await client.data(1), ["half and half"])
+        process.stdin.close()
+        self.assertEqual(await client.data(1), ["last"])
+        found = "".join(await self.errors_until(process, "still serving"))
+        self.assertIn("skipped a line of 21 bytes; allowed: 20\n", found)
+        self.assertIn("skipped a line of 3000000 bytes; allowed: 20\n", found)
+        self.assertIn("skipped a line: data has 30 bytes; allowed are 20\n", found)
+        self.assertEqual(found.count("skipped"), 3)
+        again = await self.watch(port, "/sse?channel=log&lastEventId=x")
+        found = await again.data(len(expected) + 3)
+        self.assertEqual(found[1:], [*expected, "half and half", "last"])
+        process.terminate()
+        status, err = await self.finish(process)
+        self.assertEqual(status, 0, err)
+
+    async def test_a_stalled_viewer_holds_up_neither_the_pipe_nor_the_others(self):
+        process, port = await self.serve("-", "--history=100000")
+        stalled = await self.watch(port, receive_buffer=BUFFER)
+        reading = await self.watch(port)
+        count = 400
+        data = b"".join(b"%d %b\n" % (n, b"x" * 20_000) for n in range(count))
+
+        async def feed():
+            process.stdin.write(data)
+            await process.stdin.drain()
+            process.stdin.close()
+
+        feeding = asyncio.ensure_future(feed())
+        numbers = [int(d.split()[0]) for d in await reading.data(count)]
+        self.assertEqual(numbers, list(range(count)))
+        await asyncio.wait_for(feeding, DEADLINE)
+        self.assertTrue(stalled.answer)
+
+    async def test_lossless_waits_for_the_slowest(self):
+        process, port = await self.serve("-", "--lossless", "--history=3")
+        slow = await self.watch(port, receive_buffer=BUFFER)
+        fast = await self.watch(port)
+        count = 120
+        data = b"".join(b"%d %b\n" % (n, b"x" * 60_000) for n in range(count))
+        process.stdin.write(data)
+        process.stdin.close()
+        started = await fast.data(count // 3)
+        reading = asyncio.ensure_future(fast.data(count - len(started)))
+        found = []
+        while len(found) < count:
+            found += await slow.data(1)
+            await asyncio.sleep(0.002)  # the pace of the client
+        for data in (found, started + await reading):
+            numbers = [int(line.split()[0]) for line in data]
+            self.assertEqual(numbers, list(range(count)))
+
+    async def test_lossless_without_a_history(self):
+        process = await self.run_command("--port=0", "-", "--lossless", "--history=0")
+        line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
+        if not line:
+            status, err = await self.finish(process)
+            self.assertEqual(status, 2, err)
+            return
+        port = int(re.search(rb":([0-9]+)/", line)[1])
+        slow = await self.watch(port, receive_buffer=BUFFER)
+        data = b"".join(b"%d %b\n" % (n, b"x" * 80_000) for n in range(100))
+        process.stdin.write(data)
+        process.stdin.close()
+        for _ in range(100):
+            self.assertEqual((await slow.events(1))[0].type, "message")
+            await asyncio.sleep(0.005)  # the pace of the client
+
+    async def test_a_signal_while_lines_pour_in(self):
+        with tempfile.TemporaryFile() as file:
+            file.write(b"line\n" * 3_000_000)
+            file.seek(0)
+            process, port = await self.serve("-", stdin=file)
+        client = await self.watch(port)
+        await client.events(1000)
+        process.terminate()
+        rest, (status, err) = await asyncio.gather(client.rest(), self.finish(process))
+        self.assertEqual(status, 0, err)
+        self.assertNotIn("Traceback", err)
+        self.assertNotIn("never awaited", err)
+        self.assertNotIn("end of the input", err)
+        self.assertEqual({event.data for event in rest}, {"line"})
+
+    async def test_without_a_standard_input(self):
+        program = (
+            "import os, sys\n"
+            "os.close(0)\n"
+            "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
+        )
+        path = os.path.abspath(sse_server.__file__)
+        process, port = await self.serve("-", program=["-c", program, path])
+        client = await self.watch(port)
+        process.terminate()
+        status, err = await self.finish(process)
+        self.assertEqual(status, 0, err)
+        self.assertNotIn("Traceback", err)
+        self.assertEqual(await client.rest(), [])
+
+
+# ------------------------------------------------------------------------------------
+# README.md: its examples as they stand there.  The recipes, which need packages and
+# other programs, are run by .ci/run.
+# ------------------------------------------------------------------------------------
+
+README = os.path.join(os.path.dirname(os.path.abspath(__file__)), "README.md")
+
+
+class ReadmeTest(ServerTestCase):
+    @classmethod
+    def setUpClass(cls):
+        with open(README, encoding="utf-8") as file:
+            cls.text = file.read()
+        blocks = re.findall(
+            r"(?:<!-- (example|recipe): (\S+) -->\n)?```python\n(.*?)```",
+            cls.text,
+            re.DOTALL,
+        )
+        cls.unmarked = [code for kind, _, code in blocks if not kind]
+        cls.examples = {name: code for kind, name, code in blocks if kind == "example"}
+
+    def setUp(self):
+        defaults = mock.patch.object(
+            SSEServer.__init__, "__defaults__", ("localhost", 0)
+        )
+        defaults.start()
+        self.addCleanup(defaults.stop)
+
+    def run_example(self, name, **names):
+        code = compile(self.examples[name], f"README.md: {name}", "exec")
+        exec(code, names)  # noqa: S102 - it is what a reader would run
+        return names
+
+    def test_every_block_is_run_by_somebody(self):
+        tested = {"asyncio", "thread", "channel", "authorize", "disconnect"}
+        self.assertEqual((set(self.examples), self.unmarked), (tested, []))
+
+    async def test_the_example_in_a_coroutine(self):
+        started = asyncio.get_running_loop().create_future()
+
+        class Server(SSEServer):
+            async def __aenter__(self):
+                await super().__aenter__()
+                started.set_result(self)
+                return self
+
+        mains = []
+        with (
+            mock.patch.object(sse_server, "SSEServer", Server),
+            mock.patch.object(asyncio, "run", mains.append),
+        ):
+            self.run_example("asyncio")
+        running = asyncio.ensure_future(mains[0])
+        client = await self.stream(await started)
+        (event,) = await client.events(1)
+        self.assertEqual((event.type, event.data), ("temperature", '{"celsius":21.5}'))
+        running.cancel()
+        await asyncio.wait([running])
+        self.assertEqual(await client.rest(), [])
+
+    async def test_the_example_in_a_thread(self):
+        entered, watched = threading.Event(), threading.Event()
+        servers = []
+
+        class Server(SSEServer):
+            def __enter__(self):
+                servers.append(super().__enter__())
+                entered.set()
+                watched.wait(DEADLINE)
+                return self
+
+        loop = asyncio.get_running_loop()
+        with mock.patch.object(sse_server, "SSEServer", Server):
+            running = loop.run_in_executor(None, self.run_example, "thread")
+            await loop.run_in_executor(None, entered.wait, DEADLINE)
+            client = await self.stream(servers[0])
+            watched.set()
+            await running
+        events = await client.rest()
+        self.assertEqual({event.type for event in events}, {"progress"})
+        self.assertEqual(
+            [json.loads(event.data)["percent"] for event in events], [*range(101)]
+        )
+
+    async def test_the_example_of_channels(self):
+        server = await self.start()
+        football = await self.stream(server, "/sse?channel=football")
+        both = await self.stream(server, "/sse?channel=football&channel=news")
+        others = await self.stream(server)
+        self.run_example("channel", server=server)
+        await server.close()
+        for client, expected in ((football, 1), (both, 1), (others, 0)):
+            self.assertEqual(len(await client.rest()), expected)
+
+    async def test_the_examples_of_access(self):
+        names = self.run_example("authorize")
+        authorize = names["authorize"]
+        self.assertTrue(authorize(get(method="POST")))
+        self.assertTrue(authorize(get(b"Cookie: session=42")))
+        with self.assertRaises(HTTPError) as caught:
+            authorize(get())
+        self.assertEqual(caught.exception.status, 204)
+        server = await self.start(authorize=authorize)
+        clients = {
+            session: await self.stream(server, "/sse", f"Cookie: session={session}")
+            for session in (41, 42)
+        }
+        self.run_example("disconnect", server=server)
+        self.assertEqual(await clients[42].rest(), [])
+        server.publish("still here")
+        self.assertEqual(await clients[41].data(1), ["still here"])
+
+    def test_the_limits_are_those_of_the_module(self):
+        defaults = SSEServer.__init__.__kwdefaults__
+        rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", self.text, re.MULTILINE)
+        limits = {name: text for name, text in rows if name in defaults}
+        self.assertEqual(len(limits), 11)
+        for name, value in {
+            "history": "1000 events",
+            "history_bytes": "16 MiB",
+            "max_event_bytes": "1 MiB",
+            "max_connections": "descriptors less 64",
+        }.items():
+            self.assertIn(value, limits.pop(name))
+        for name, text in limits.items():
+            self.assertIn(f"{defaults[name]:g} s", text, name)
+        self.assertEqual(defaults["history"], 1000)
+        self.assertEqual(defaults["history_bytes"], 16 * 1024 * KIB)
+        self.assertEqual(defaults["max_event_bytes"], 1024 * KIB)
+        self.assertEqual(sse_server.RESERVED_DESCRIPTORS, 64)
+        self.assertIn(f"{sse_server.MAX_NAME_BYTES} bytes", self.text)
+        self.assertIn(f"| {sse_server.MAX_CHANNELS} |", self.text)
+        self.assertIn(f"{sse_server.MAX_HEAD_BYTES // KIB} KiB | 431", self.text)
 
 
 if __name__ == "__main__":
