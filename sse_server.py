@@ -917,6 +917,8 @@ class _Subscriber(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, whoever ended it."""
         self.broadcaster.forget(self, f"lost: {exc}" if exc else "closed")
+        if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """The transport holds more than its high-water mark."""
@@ -931,13 +933,13 @@ class _Subscriber(asyncio.Protocol):
     async def writable(self, timeout: float) -> None:
         """Wait while paused; TimeoutError when nothing was taken for `timeout` s."""
         loop = asyncio.get_running_loop()
-        held = self.transport.get_write_buffer_size()
+        held = _unsent(self.transport)
         deadline = loop.time() + timeout
         while self.paused:
             self.waiter = loop.create_future()
             # Looks more often than the timeout, to know when the last byte was taken.
             await asyncio.wait([self.waiter], timeout=timeout / 8)
-            now_held = self.transport.get_write_buffer_size()
+            now_held = _unsent(self.transport)
             if now_held < held:
                 deadline = loop.time() + timeout
             elif loop.time() >= deadline:
@@ -1111,7 +1113,7 @@ class _Broadcaster:
                 # What was not taken since the last event or heartbeat may never be:
                 # from now on it has to be taken wholly, within the write timeout.
                 # (1 and not 0, at which asyncio's TLS pauses though it holds nothing.)
-                if subscriber.transport.get_write_buffer_size():
+                if _unsent(subscriber.transport):
                     _set_high_water(subscriber.transport, 1)
             await self._write(list(audience.live), audience.frame(HEARTBEAT))
 
@@ -1350,7 +1352,7 @@ def _close_soon(
     if transport.is_closing():  # and a second close() would break asyncio's TLS
         return
     transport.close()
-    if transport.get_write_buffer_size():
+    if _unsent(transport):
         loop.call_later(timeout, _abort_unsent, transport)
     elif transport.get_extra_info("sslcontext"):  # the peer has to agree to the end
         loop.call_later(LINGER_SECONDS, transport.abort)
@@ -1358,8 +1360,23 @@ def _close_soon(
 
 def _abort_unsent(transport: asyncio.WriteTransport) -> None:
     # A transport whose connection is gone by now has nothing unsent, and no abort().
-    if transport.get_write_buffer_size():
+    if _unsent(transport):
         transport.abort()
+
+
+# asyncio's TLS before Python 3.11 does not know that its connection is gone: it has no
+# socket then, does not say that it is closing, and fails to say what is unsent.
+
+
+def _is_closing(transport: asyncio.WriteTransport) -> bool:
+    return transport.is_closing() or transport.get_extra_info("socket") is None
+
+
+def _unsent(transport: asyncio.WriteTransport) -> int:
+    """The bytes that the transport holds."""
+    if transport.get_extra_info("socket") is None:
+        return 0
+    return transport.get_write_buffer_size()
 
 
 # ------------------------------------------------------------------------------------
@@ -1422,7 +1439,7 @@ class _Connection:
         if loop.time() < self._deadline:
             if self._deadline < math.inf:
                 self._timer = loop.call_at(self._deadline, self._check_deadline)
-        elif self.writer.transport.get_write_buffer_size():
+        elif _unsent(self.writer.transport):
             self.writer.transport.abort()  # it asks and does not read the answers
         else:
             self.reader.set_exception(TimeoutError())
@@ -1848,7 +1865,7 @@ class SSEServer:
                 connection.allow(self._keepalive_timeout)
                 if connection.received:  # perhaps hundreds of requests: give way
                     await asyncio.sleep(0)
-                if connection.writer.is_closing():
+                if _is_closing(connection.writer.transport):
                     break
         except (OSError, TimeoutError) as error:
             logger.debug("%s: %r", connection.peer, error)
@@ -1881,7 +1898,7 @@ class SSEServer:
         connection.writer.write(
             response.render(again and not self._closing, body_wanted)
         )
-        if connection.writer.transport.get_write_buffer_size():
+        if _unsent(connection.writer.transport):
             connection.allow(self._write_timeout)
             await connection.writer.drain()
         if not connection.whole:
@@ -1981,7 +1998,8 @@ class SSEServer:
         try:
             await self._check_authorized(request)
         finally:
-            transport.resume_reading()
+            if not _is_closing(transport):
+                transport.resume_reading()
         if request.accepts("text/html") and not request.accepts("text/event-stream"):
             return _page_response()
         response = self._stream_response(request)
@@ -2097,7 +2115,7 @@ class SSEServer:
         """Write the stream's head, and hand the connection over to a _Subscriber."""
         transport = connection.writer.transport
         channels = request.channels
-        if transport.is_closing():
+        if _is_closing(transport):
             return  # it left while it was being authorized
         chunked = request.version >= (1, 1)
         # Firefox calls onopen when the first byte of the body comes, and the retry
