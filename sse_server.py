@@ -72,8 +72,8 @@ import sys
 import threading
 import time
 import urllib.parse
+import weakref
 from collections.abc import (
-    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
@@ -148,6 +148,8 @@ FULL_RETRY_SECONDS = 30.0
 # How long (seconds) a client is kept waiting whose last event this process has yet to
 # be given, because another one was faster; then it is told of a gap.
 AHEAD_SECONDS = 30.0
+# How long (seconds) the program's authorize() may take, while the client waits.
+AUTHORIZE_SECONDS = 30.0
 # A peer that vanished without a word is probed (seconds, seconds, count), and given up
 # when it has acknowledged nothing for this long (seconds): so all in all in a minute.
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 15, 5, 3
@@ -306,6 +308,8 @@ def _encode(text: str) -> bytes:
 
 def _check_name(what: str, name: str) -> str:
     """An event's name, an id or a channel, as publish() and a request may give it."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what} is {name!r}; allowed is a str")
     size = len(_encode(_refuse_characters(what, name)))
     if not 1 <= size <= MAX_NAME_BYTES:
         raise ValueError(
@@ -443,18 +447,22 @@ class EventLog:
         if own and own[1] == self._epoch and int(own[2]) <= self.head:
             return int(own[2])
         earlier = self._not_later(id)
-        return self._numbers[earlier[-1]] if earlier else None
+        return self._numbers[earlier] if earlier else None
 
     def is_ahead(self, id: str) -> bool:
-        """Whether the id is one to come: it is later than all of the publisher's."""
-        return id not in self._numbers and 0 < len(self._not_later(id)) == len(
-            self._numbers
-        )
+        """Whether the id is one to come: it is later than the publisher's newest."""
+        newest = next(reversed(self._numbers), None)
+        if not self._id_order or newest is None:
+            return False
+        try:
+            return bool(self._id_order(newest) < self._id_order(id))
+        except Exception:  # it is none of the publisher's
+            return False
 
-    def _not_later(self, id: str) -> list[str]:
-        """Those of the publisher's ids that are held and not later than this one."""
+    def _not_later(self, id: str) -> str | None:
+        """The last of the publisher's ids that are held and not later than this one."""
         if not self._id_order:
-            return []
+            return None
         ids = list(self._numbers)
         low, high = 0, len(ids)
         try:
@@ -466,8 +474,8 @@ class EventLog:
                 else:
                     high = middle
         except Exception:  # it is none of the publisher's
-            return []
-        return ids[:low]
+            return None
+        return ids[low - 1] if low else None
 
     def missed(self, position: int, channels: Channels) -> bool:
         """Whether an event of these channels after `position` was forgotten."""
@@ -508,7 +516,7 @@ class EventLog:
 
 
 # ------------------------------------------------------------------------------------
-# 5. The request on the wire (RFC 9112).
+# 5. The request on the wire, and the answer (RFC 9112).
 #
 #    Bytes in, a frozen Request or the bytes of a body out, or an HTTPError that knows
 #    its status; anything else raised here is a bug.  Where the standard lets a
@@ -522,6 +530,7 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(:[0-9]*)?")
 _SCHEME = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\n\r?\n")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
@@ -745,13 +754,16 @@ class BodyReader:
 
     `feed` it what was received until it returns True; then `body` holds the content and
     `rest` what was received after it.  Raises HTTPError 413 for a body of more than
-    `limit` bytes as soon as that is known, and 400 for broken chunks.
+    `limit` bytes as soon as that is known, and 400 for broken chunks.  Without `keep`
+    the content is thrown away.
     """
 
-    def __init__(self, request: Request, limit: int) -> None:
+    def __init__(self, request: Request, limit: int, keep: bool = True) -> None:
         self.body = bytearray()
         self.rest = bytearray()  # received and not yet decoded
         self._limit = limit
+        self._keep = keep
+        self._size = 0  # of the body so far
         self._missing = request.content_length  # bytes to come of the body or chunk
         self._step: Callable[[], bool] | None = self._read_content
         if request.chunked:
@@ -788,7 +800,7 @@ class BodyReader:
             raise HTTPError(400, f"malformed chunk size {_quote(line)}")
         del self.rest[: end + 2]
         self._missing = int(size[1], 16)
-        self._check_limit(len(self.body) + self._missing)
+        self._check_limit(self._size + self._missing)
         self._step = self._read_chunk if self._missing else self._read_trailers
         return True
 
@@ -821,7 +833,9 @@ class BodyReader:
 
     def _take_missing(self) -> None:
         taken = self.rest[: self._missing]
-        self.body += taken
+        if self._keep:
+            self.body += taken
+        self._size += len(taken)
         self._missing -= len(taken)
         del self.rest[: len(taken)]
 
@@ -832,7 +846,55 @@ class BodyReader:
             )
 
 
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?")
+@dataclasses.dataclass
+class _Response:
+    """An answer before it is bytes; a body of None is a stream to come."""
+
+    status: int
+    fields: list[tuple[str, str]]
+    body: bytes | None
+
+    def render(self, now: float, keep_alive: bool, with_body: bool) -> bytes:
+        """The head and, if wanted, the body, at a time in seconds since 1970."""
+        lines = [
+            f"HTTP/1.1 {self.status} {REASONS.get(self.status, '')}",
+            f"Date: {_http_date(int(now))}",
+            *(f"{name}: {value}" for name, value in self.fields),
+        ]
+        if self.body is not None and self.status != 204:
+            lines.append(f"Content-Length: {len(self.body)}")
+        if not keep_alive:
+            lines.append("Connection: close")
+        elif self.body is None:
+            lines.append("Connection: keep-alive")
+        head = "\r\n".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
+        return head + (self.body or b"") if with_body else head
+
+
+_STREAM_FIELDS = [
+    ("Cache-Control", "no-cache"),
+    ("X-Accel-Buffering", "no"),  # nginx: pass on what comes, when it comes
+    ("Vary", "Accept"),
+]
+
+
+@functools.lru_cache(maxsize=1)
+def _http_date(second: int) -> str:
+    return email.utils.formatdate(second, usegmt=True)
+
+
+def _text_response(status: int, text: str) -> _Response:
+    body = text.encode("utf-8", "replace")
+    return _Response(status, [("Content-Type", "text/plain; charset=utf-8")], body)
+
+
+def _error_response(error: HTTPError) -> _Response:
+    if error.status in (204, 304):
+        response = _Response(error.status, [], b"")
+    else:
+        response = _text_response(error.status, error.message + "\n")
+    response.fields.extend(error.headers)
+    return response
 
 
 # ====================================================================================
@@ -869,20 +931,8 @@ class _Audience:
 class _Subscriber(asyncio.Protocol):
     """One open stream: a position in the log, and the protocol of its transport."""
 
-    __slots__ = (
-        "audience",
-        "broadcaster",
-        "gap",
-        "head",
-        "live",
-        "paused",
-        "peer",
-        "position",
-        "task",
-        "transport",
-        "waiter",
-        "writer",
-    )
+    __slots__ = ("audience", "broadcaster", "gap", "head", "live", "paused", "peer",
+                 "position", "task", "transport", "waiter", "writer")  # fmt: skip
 
     def __init__(
         self,
@@ -987,14 +1037,14 @@ class _Broadcaster:
         self._write_timeout = write_timeout
         self._audiences: dict[tuple[Channels, bool], _Audience] = {}
         self._by_channel: dict[str | None, set[_Audience]] = {}
-        self._waiters: list[asyncio.Future[None]] = []  # see progress()
+
         self._swept = 0  # the position up to which sweeps are complete
         self._turn_left = WRITES_PER_TURN
         self._next_batch_key: tuple[object, ...] = ()  # what _next_batch belongs to
         self._next_batch = (b"", 0, 0, 0)
         self._rung = False
         self._started = False
-        self._closing = False
+        self.closing = False
         self._heartbeat_due = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -1002,6 +1052,7 @@ class _Broadcaster:
         """Begin, in the running event loop; the task ends after stop()."""
         self._loop = asyncio.get_running_loop()
         self._bell = asyncio.Event()
+        self._change: asyncio.Future[None] = self._loop.create_future()
         self._catch_up_turn = asyncio.Semaphore(CATCH_UPS_PER_TURN)
         self._schedule_heartbeat()
         with self.lock:
@@ -1014,7 +1065,7 @@ class _Broadcaster:
     def publish(self, body: bytes, channel: str | None, id: str | None) -> str:
         """Append to the log and ring the bell; never waits for a client."""
         with self.lock:
-            if self._closing:
+            if self.closing:
                 raise RuntimeError("the server is closed; nothing can be published")
             name = self.log.append(body, channel, id)
             if not self._started:
@@ -1027,9 +1078,10 @@ class _Broadcaster:
     def stop(self) -> None:
         """Publish nothing more; the sweep of what was published still happens."""
         with self.lock:
-            self._closing = True
+            self.closing = True
         if self._started:
             self._bell.set()
+            self.notify()
         if self._timer:
             self._timer.cancel()
 
@@ -1041,31 +1093,30 @@ class _Broadcaster:
             with self.lock:
                 self._bell.clear()
                 self._rung = False
-            while self.log.sent < self.log.head:
+            while self.log.sent < self.log.head or self._heartbeat_due:
+                if self._heartbeat_due:
+                    self._heartbeat_due = False
+                    await self._send_heartbeat()
                 await self._sweep()
-            if self._closing:
+            if self.closing:
                 return
-            if self._heartbeat_due:
-                self._heartbeat_due = False
-                await self._send_heartbeat()
 
     async def _sweep(self) -> None:
         """Give one batch to all who are live in this moment."""
         with self.lock:
             position = self.log.sent
             batch, end = self.log.read(position, self.log.head)
-            frames = self._announce_gap(position)
+            gaps = self._announce_gap(position)
             self.log.advance(end)
-        for entry in batch:
-            for audience in self._by_channel.get(entry.channel, ()):
-                if audience.live:
-                    frames.setdefault(audience, []).append(entry.frame)
+        channels = {entry.channel for entry in batch}
+        wanting = [a for c in channels for a in self._by_channel.get(c, ())]
         # All the lists are made before the first write gives way to anybody.
-        sweep = [(audience, list(audience.live)) for audience in frames]
+        sweep = [(a, list(a.live)) for a in dict.fromkeys([*gaps, *wanting]) if a.live]
         for audience, subscribers in sweep:
-            payload = audience.frame(b"".join(frames[audience]))
+            frames = [e.frame for e in batch if e.channel in audience.channels]
+            payload = audience.frame(b"".join(gaps.get(audience, []) + frames))
             written = await self._write(subscribers, payload)
-            self.events_written += written * len(frames[audience])
+            self.events_written += written * len(frames)
         self._swept = end
         self.notify()
         await asyncio.sleep(0)
@@ -1166,7 +1217,7 @@ class _Broadcaster:
         subscriber.task = None
         subscriber.live = True
         subscriber.audience.live[subscriber] = None
-        if self._closing and self.log.sent == self.log.head:
+        if self.closing and self.log.sent == self.log.head:
             self.end(subscriber, "the server ends")
         self.notify()
 
@@ -1215,16 +1266,15 @@ class _Broadcaster:
         deadline = self._loop.time() + AHEAD_SECONDS
         while True:
             with self.lock:
-                if self._closing or not self.log.is_ahead(id):
-                    break
+                position = self.log.find(id)
+                ahead = self.log.is_ahead(id) and not self.closing
             left = deadline - self._loop.time()
-            if left <= 0:
-                subscriber.gap = "unknown id"
+            if not ahead or left <= 0:
                 break
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.progress(), left)
-        with self.lock:
-            subscriber.position = self.log.find(id) or self.log.base
+            await self.progress(left)
+        if position is None or left <= 0:
+            position, subscriber.gap = self.log.base, "unknown id"
+        subscriber.position = position
 
     def _write_next(self, subscriber: _Subscriber) -> None:
         audience = subscriber.audience
@@ -1247,7 +1297,7 @@ class _Broadcaster:
     def _encode_next(
         self, audience: _Audience, subscriber: _Subscriber
     ) -> tuple[bytes, int, int, int]:
-        """The bytes after a subscriber's position; their events, gaps and last number."""
+        """The bytes after a subscriber's position; its events, gaps, last number."""
         batch, end = self.log.read(subscriber.position, self.log.sent)
         frames = [entry.frame for entry in batch if entry.channel in audience.channels]
         reason = subscriber.gap
@@ -1273,6 +1323,8 @@ class _Broadcaster:
         _close_soon(subscriber.transport, self._loop, self._write_timeout)
 
     def _drop(self, subscriber: _Subscriber, why: str) -> None:
+        if not subscriber.audience:
+            return
         self._leave(subscriber, why)
         self.leaving.add(subscriber)
         subscriber.transport.abort()
@@ -1312,17 +1364,14 @@ class _Broadcaster:
 
     # Waiting for it.
 
-    async def progress(self) -> None:
-        """Wait until anything here has changed."""
-        waiter = self._loop.create_future()
-        self._waiters.append(waiter)
-        await waiter
+    async def progress(self, timeout: float | None = None) -> None:
+        """Wait until anything here has changed, or for so many seconds."""
+        await asyncio.wait([self._change], timeout=timeout)
 
     def notify(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        """Wake whoever waits for progress()."""
+        self._change.set_result(None)
+        self._change = self._loop.create_future()
 
     async def drain(self, behind: bool) -> None:
         """See SSEServer.drain."""
@@ -1352,15 +1401,15 @@ def _close_soon(
     if transport.is_closing():  # and a second close() would break asyncio's TLS
         return
     transport.close()
-    if _unsent(transport):
-        loop.call_later(timeout, _abort_unsent, transport)
-    elif transport.get_extra_info("sslcontext"):  # the peer has to agree to the end
-        loop.call_later(LINGER_SECONDS, transport.abort)
+    # Over TLS the peer has to agree to the end, and not all that is unsent shows.
+    if _unsent(transport) or transport.get_extra_info("sslcontext"):
+        loop.call_later(timeout, _abort_late, weakref.ref(transport))
 
 
-def _abort_unsent(transport: asyncio.WriteTransport) -> None:
-    # A transport whose connection is gone by now has nothing unsent, and no abort().
-    if _unsent(transport):
+def _abort_late(reference: Callable[[], asyncio.WriteTransport | None]) -> None:
+    transport = reference()
+    # One whose connection is gone by now has nothing unsent, and no abort().
+    if transport and (_unsent(transport) or transport.get_extra_info("sslcontext")):
         transport.abort()
 
 
@@ -1518,6 +1567,12 @@ class SSEServer:
             raise ValueError(f"path is {path!r}; allowed is ASCII that begins with /")
         if isinstance(cors_origins, str):
             raise ValueError("cors_origins is a str; allowed is a sequence of them")
+        for origin in cors_origins:
+            if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+                raise ValueError(
+                    f"origin is {origin!r}; allowed are https://example.com and the "
+                    "like, without a path, and *"
+                )
         self._host, self._port = host, port
         self._path = _ESCAPE.sub(_decode_unreserved, path)
         self._retry = retry
@@ -1691,7 +1746,8 @@ class SSEServer:
         try:
             started.result()
         except BaseException:
-            self._thread.join()
+            if started.done():  # else it is Ctrl-C, and the start goes on
+                self._thread.join()
             raise
         return self
 
@@ -1716,7 +1772,7 @@ class SSEServer:
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._closing:
+        if self._broadcaster.closing:
             raise RuntimeError("the server was closed; a server runs once")
         if self._loop:
             if self._loop is not loop:
@@ -1724,11 +1780,21 @@ class SSEServer:
             return
         if self._max_connections is None:
             self._max_connections = _connections_by_descriptors()
-        await self._listen()
+        await self._bind_all()
         self._loop = loop
         self._broadcasting = self._broadcaster.start()
+        self._broadcasting.add_done_callback(_report_failure)
+        try:
+            for listener in self._listeners:
+                await listener.start_serving()
+                for sock in listener.sockets:
+                    with sock.dup() as same:
+                        same.listen(BACKLOG)  # accepting goes by ACCEPTS_PER_TURN
+        except BaseException:
+            await self.close()
+            raise
 
-    async def _listen(self) -> None:
+    async def _bind_all(self) -> None:
         """Bind every address of the host, all of them to one port."""
         # Both, whatever the hosts file says: a browser may try either (RFC 6761, 6.3).
         addresses = ["127.0.0.1", "::1"]
@@ -1763,7 +1829,8 @@ class SSEServer:
                     self._accept,
                     address,
                     port,
-                    backlog=ACCEPTS_PER_TURN,  # so asyncio uses it; see below
+                    backlog=ACCEPTS_PER_TURN,  # so asyncio uses it; see _start
+                    start_serving=False,
                     ssl=self._ssl,
                     ssl_handshake_timeout=self._header_timeout if self._ssl else None,
                     reuse_port=self._reuse_port or None,
@@ -1781,7 +1848,6 @@ class SSEServer:
             (sock,) = listener.sockets
             port = sock.getsockname()[1]
             with sock.dup() as same:
-                same.listen(BACKLOG)
                 _set_socket_options(same, self._write_timeout)
         if not listeners:
             raise failure or OSError(f"{self._host} has no address")
@@ -1797,7 +1863,7 @@ class SSEServer:
         broadcaster.stop()
         for connection in self._connections.values():
             if connection.idle:
-                connection.writer.close()
+                _close_soon(connection.writer.transport, self._loop, LINGER_SECONDS)
         await asyncio.wait([self._broadcasting])
         # Those behind end as soon as they have caught up.
         for subscriber in broadcaster.subscribers():
@@ -1896,7 +1962,7 @@ class SSEServer:
         again = request is not None and request.keep_alive and connection.whole
         body_wanted = not request or request.method != "HEAD"
         connection.writer.write(
-            response.render(again and not self._closing, body_wanted)
+            response.render(time.time(), again and not self._closing, body_wanted)
         )
         if _unsent(connection.writer.transport):
             connection.allow(self._write_timeout)
@@ -1933,9 +1999,11 @@ class SSEServer:
         del received[:end]
         return head
 
-    async def _receive_body(self, connection: _Connection, request: Request) -> bytes:
+    async def _receive_body(
+        self, connection: _Connection, request: Request, keep: bool = False
+    ) -> bytes:
         """The request's body, which ends where the next request begins."""
-        body = BodyReader(request, self._max_event_bytes)
+        body = BodyReader(request, self._max_event_bytes, keep)
         complete = body.feed(connection.received)
         if not complete:
             connection.allow(self._body_timeout)
@@ -1982,7 +2050,7 @@ class SSEServer:
         method = request.method
         if method == "POST" and self._publish_token:
             self._check_token(request)
-            body = await self._receive_body(connection, request)
+            body = await self._receive_body(connection, request, keep=True)
             await self._check_authorized(request)
             return self._publish_body(request, body)
         await self._receive_body(connection, request)
@@ -2014,12 +2082,15 @@ class SSEServer:
 
     def _full_response(self, request: Request) -> _Response:
         """An error status would end a browser's EventSource for good."""
-        milliseconds = _jittered_ms(FULL_RETRY_SECONDS)
+        seconds, why = FULL_RETRY_SECONDS, "the server is full"
+        if self._closing:
+            seconds, why = RESTART_RETRY_SECONDS, "the server is closing"
+        milliseconds = _jittered_ms(seconds)
         if request.path == self._path and request.accepts("text/event-stream"):
             fields = [("Content-Type", "text/event-stream"), *_STREAM_FIELDS]
             return _Response(200, fields, format_event(retry=milliseconds))
         after = str(-(-milliseconds // 1000))
-        raise HTTPError(503, "the server is full", [("Retry-After", after)])
+        raise HTTPError(503, why, [("Retry-After", after)])
 
     def _check_token(self, request: Request) -> None:
         given = (request.header("authorization") or "").encode(
@@ -2041,15 +2112,14 @@ class SSEServer:
         if self._authorize is None:
             return
         try:
-            if inspect.iscoroutinefunction(self._authorize):
-                allowed = await self._authorize(request)
-            else:
-                loop = asyncio.get_running_loop()
-                allowed = await loop.run_in_executor(None, self._authorize, request)
-                if inspect.isawaitable(allowed):
-                    allowed = await allowed
+            allowed = await asyncio.wait_for(
+                _ask(self._authorize, request), AUTHORIZE_SECONDS
+            )
         except HTTPError:
             raise
+        except asyncio.TimeoutError:
+            logger.error("authorize() took too long for %s", request.target)
+            raise HTTPError(503, "asking for permission took too long") from None
         except Exception:
             logger.exception("authorize() failed for %s", request.target)
             raise HTTPError(500) from None
@@ -2128,9 +2198,23 @@ class SSEServer:
         connection.streaming = True
         transport.set_protocol(subscriber)
         transport.write(
-            response.render(chunked, True) + (_chunk(prelude) if chunked else prelude)
+            response.render(time.time(), chunked, True)
+            + (_chunk(prelude) if chunked else prelude)
         )
         self._broadcaster.add(subscriber, channels, chunked, request.last_event_id)
+
+
+async def _ask(authorize: Authorize, request: Request) -> bool:
+    if inspect.iscoroutinefunction(authorize):
+        return bool(await authorize(request))
+    loop = asyncio.get_running_loop()
+    allowed = await loop.run_in_executor(None, authorize, request)
+    return bool(await allowed if inspect.isawaitable(allowed) else allowed)
+
+
+def _report_failure(broadcasting: asyncio.Task[None]) -> None:
+    if not broadcasting.cancelled() and broadcasting.exception():
+        logger.critical("broadcasting ended", exc_info=broadcasting.exception())
 
 
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -2174,57 +2258,6 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
     ):
         if hasattr(socket, name):  # where the platform has it
             listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-@dataclasses.dataclass
-class _Response:
-    """An answer before it is bytes; a body of None is a stream to come."""
-
-    status: int
-    fields: list[tuple[str, str]]
-    body: bytes | None
-
-    def render(self, keep_alive: bool, with_body: bool) -> bytes:
-        """The head and, if wanted, the body."""
-        lines = [
-            f"HTTP/1.1 {self.status} {REASONS.get(self.status, '')}",
-            f"Date: {_http_date(int(time.time()))}",
-            *(f"{name}: {value}" for name, value in self.fields),
-        ]
-        if self.body is not None and self.status != 204:
-            lines.append(f"Content-Length: {len(self.body)}")
-        if not keep_alive:
-            lines.append("Connection: close")
-        elif self.body is None:
-            lines.append("Connection: keep-alive")
-        head = "\r\n".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
-        return head + (self.body or b"") if with_body else head
-
-
-_STREAM_FIELDS = [
-    ("Cache-Control", "no-cache"),
-    ("X-Accel-Buffering", "no"),  # nginx: pass on what comes, when it comes
-    ("Vary", "Accept"),
-]
-
-
-@functools.lru_cache(maxsize=1)
-def _http_date(second: int) -> str:
-    return email.utils.formatdate(second, usegmt=True)
-
-
-def _text_response(status: int, text: str) -> _Response:
-    body = text.encode("utf-8", "replace")
-    return _Response(status, [("Content-Type", "text/plain; charset=utf-8")], body)
-
-
-def _error_response(error: HTTPError) -> _Response:
-    if error.status in (204, 304):
-        response = _Response(error.status, [], b"")
-    else:
-        response = _text_response(error.status, error.message + "\n")
-    response.fields.extend(error.headers)
-    return response
 
 
 # ------------------------------------------------------------------------------------
@@ -2690,18 +2723,15 @@ _PAGE_FIELDS = [
 # ------------------------------------------------------------------------------------
 
 
-async def clock() -> AsyncIterator[dict[str, str]]:
+async def publish_clock(server: SSEServer, options: argparse.Namespace) -> None:
     """The demo's feed: the time, every second."""
     while True:
         now = datetime.datetime.now(datetime.timezone.utc)
-        yield {"timestamp": now.isoformat(timespec="milliseconds")[:-6] + "Z"}
+        timestamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        server.publish(
+            {"timestamp": timestamp}, event=options.event, channel=options.channel
+        )
         await asyncio.sleep(1)
-
-
-async def publish_clock(server: SSEServer, options: argparse.Namespace) -> None:
-    """Publish the demo's feed."""
-    async for reading in clock():
-        server.publish(reading, event=options.event, channel=options.channel)
 
 
 def read_lines(fd: int, max_bytes: int) -> Iterator[list[bytes]]:
@@ -2769,64 +2799,27 @@ def publish_line(server: SSEServer, line: bytes, options: argparse.Namespace) ->
         logger.error("skipped a line: %s", error)
 
 
-# Group, then for each option its name and what argparse is told of it.
-_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "where it listens": {
-        "--host": {
-            "default": "localhost",
-            "help": "name or address; 0.0.0.0 is reached from anywhere",
-        },
-        "--port": {"type": int, "default": 8080, "help": "TCP; 0 is one that is free"},
-        "--certfile": {"metavar": "FILE", "help": "serve HTTPS, with this certificate"},
-        "--keyfile": {"metavar": "FILE", "help": "its key, if in a file of its own"},
-    },
-    "what it publishes": {
-        "--event": {"metavar": "NAME", "help": "the name of the events"},
-        "--channel": {"metavar": "NAME", "help": "the channel they go to"},
-        "--lossless": {
-            "action": "store_true",
-            "help": "read on when all clients are written what was read (with -)",
-        },
-        "--publish-token": {
-            "metavar": "TOKEN",
-            "help": "let POST publish with this bearer token; from the environment "
-            "(SSE_PUBLISH_TOKEN) it is not seen by other users",
-        },
-    },
-    "who may read it": {
-        "--cors-origin": {
-            "metavar": "ORIGIN",
-            "action": "append",
-            "help": "pages of this origin (https://example.com), or of all (*); "
-            "may be repeated",
-        },
-    },
-    "limits": {
-        "--history": {
-            "type": int,
-            "default": 1000,
-            "metavar": "EVENTS",
-            "help": "kept for those who come back",
-        },
-        "--heartbeat": {
-            "type": float,
-            "default": 15.0,
-            "metavar": "SECONDS",
-            "help": "between two comments that keep idle streams open",
-        },
-        "--max-event-bytes": {
-            "type": int,
-            "default": MIB,
-            "metavar": "BYTES",
-            "help": "of data in one event",
-        },
-        "--max-connections": {
-            "type": int,
-            "metavar": "NUMBER",
-            "help": "open at once (default: what the descriptors allow)",
-        },
-    },
-}
+# For each group its options: name, type, default, metavar, help.
+_OPTIONS: dict[str, list[tuple[str, Any, Any, str, str]]] = {
+    "where it listens": [
+        ("--host", str, "localhost", "HOST", "name or address; 0.0.0.0 is any of them"),
+        ("--port", int, 8080, "PORT", "TCP; 0 is one that is free"),
+        ("--certfile", str, None, "FILE", "serve HTTPS, with this certificate"),
+        ("--keyfile", str, None, "FILE", "its key, if in a file of its own"),
+    ],
+    "what it publishes": [
+        ("--event", str, None, "NAME", "the name of the events"),
+        ("--channel", str, None, "NAME", "the channel they go to"),
+        ("--publish-token", str, None, "TOKEN", "let POST publish with this token"),
+    ],
+    "who may read it": [],
+    "limits": [
+        ("--history", int, 1000, "EVENTS", "kept for those who come back"),
+        ("--heartbeat", float, 15.0, "SECONDS", "between comments on idle streams"),
+        ("--max-event-bytes", int, MIB, "BYTES", "of data in one event"),
+        ("--max-connections", int, None, "NUMBER", "default: what descriptors allow"),
+    ],
+}  # fmt: skip
 
 
 class _ArgumentParser(argparse.ArgumentParser):
@@ -2841,6 +2834,8 @@ def _argument_parser() -> argparse.ArgumentParser:
         prog="sse_server.py",
         usage="%(prog)s [options] [-]",
         description="Broadcast Server-Sent Events: a clock, or the lines of the input.",
+        epilog="SSE_PUBLISH_TOKEN in the environment is a --publish-token that other "
+        "users do not see.",
     )
     parser.add_argument(
         "input", nargs="?", choices=["-"], help="publish the lines of standard input"
@@ -2848,12 +2843,25 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"sse_server {__version__}"
     )
+    groups = {title: parser.add_argument_group(title) for title in _OPTIONS}
     for title, options in _OPTIONS.items():
-        group = parser.add_argument_group(title)
-        for name, settings in options.items():
-            if "default" in settings:
-                settings = {**settings, "help": settings["help"] + " (%(default)s)"}
-            group.add_argument(name, **settings)
+        for name, kind, default, metavar, text in options:
+            shown = text if default is None else f"{text} ({default})"
+            groups[title].add_argument(
+                name, type=kind, default=default, metavar=metavar, help=shown
+            )
+    groups["what it publishes"].add_argument(
+        "--lossless",
+        action="store_true",
+        help="with -: read on when all clients are written what was read",
+    )
+    groups["who may read it"].add_argument(
+        "--cors-origin",
+        metavar="ORIGIN",
+        action="append",
+        help="pages of this origin (https://example.com), or of all (*), may read the "
+        "stream; may be repeated",
+    )
     says = parser.add_argument_group("what it says").add_mutually_exclusive_group()
     says.add_argument("--verbose", action="store_true", help="everything")
     says.add_argument("--quiet", action="store_true", help="only what is wrong")

@@ -2131,6 +2131,7 @@ class Client:
         self.chunks = None  # its ChunkDecoder; None where it is not framed
         self.decoder = Decoder()
         self._events = []
+        self._reader = None  # the task that waits for what comes
 
     @classmethod
     async def connect(cls, port, host="127.0.0.1", receive_buffer=None):
@@ -2154,7 +2155,11 @@ class Client:
     async def receive(self):
         """What comes next; b"" at the end."""
         receiving = asyncio.get_running_loop().sock_recv(self.sock, 64 * KIB)
-        return await asyncio.wait_for(receiving, DEADLINE)
+        self._reader = asyncio.current_task()
+        try:
+            return await asyncio.wait_for(receiving, DEADLINE)
+        finally:
+            self._reader = None
 
     async def ended(self):
         """Whether nothing but the end of the connection comes."""
@@ -2164,6 +2169,8 @@ class Client:
             return True
 
     def close(self):
+        if self._reader:  # of a test that failed: it would wait for another's socket
+            self._reader.cancel()
         self.sock.close()
 
     def reset(self):
@@ -2233,9 +2240,15 @@ class Client:
 
     async def events(self, count):
         """The next events, so many; EOFError where the stream ends before."""
+        deadline = time.monotonic() + DEADLINE  # for the next: heartbeats do not count
         while len(self._events) < count:
+            before = len(self._events)
             if not await self.read_stream():
                 raise EOFError(f"the stream ended after {self._events}")
+            if len(self._events) > before:
+                deadline = time.monotonic() + DEADLINE
+            elif time.monotonic() > deadline:
+                raise TimeoutError(f"no event for {DEADLINE:g} s")
         taken, self._events = self._events[:count], self._events[count:]
         return taken
 
@@ -5551,6 +5564,141 @@ class StandardInputTest(CommandLineTestCase):
         self.assertEqual(status, 0, err)
         self.assertNotIn("Traceback", err)
         self.assertEqual(await client.rest(), [])
+
+
+class SharedLogTest(ServerTestCase):
+    """Ids that many processes share, and what the publisher itself has lost."""
+
+    async def resume(self, server, id):
+        client = await self.connect(server)
+        await client.send(ask("/sse", f"Last-Event-ID: {id}"))
+        await client.open(b"")
+        return client
+
+    def publish(self, server, *numbers):
+        for number in numbers:
+            server.publish(str(number), id=str(number))
+
+    async def test_a_client_that_is_ahead_waits_for_what_it_has_seen(self):
+        server = await self.start(id_order=int)
+        self.publish(server, 1, 2)
+        client = await self.resume(server, 4)
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 1))
+        self.publish(server, 3, 4, 5)
+        self.assertEqual(await client.data(1), ["5"])
+        await self.until_stats(server, live=1, behind=0)
+        self.assertEqual(server.stats.gaps, 0)
+
+    async def test_what_it_has_seen_may_be_skipped_by_the_log(self):
+        server = await self.start(id_order=int)
+        self.publish(server, 1, 2)
+        client = await self.resume(server, 4)
+        self.publish(server, 3, 5, 6)
+        self.assertEqual(await client.data(2), ["5", "6"])
+
+    async def test_what_is_forgotten_before_a_client_wakes_is_a_gap(self):
+        server = await self.start(id_order=int, history=2)
+        self.publish(server, 1, 2)
+        client = await self.resume(server, 5)
+        self.publish(server, *range(3, 10))
+        gap, *others = await client.events(3)
+        self.assertEqual((gap.type, gap.data), ("gap", '{"reason":"unknown id"}'))
+        self.assertEqual([event.data for event in others], ["8", "9"])
+
+    async def test_an_id_that_never_comes_is_a_gap_in_time(self):
+        server = await self.start(id_order=int)
+        self.publish(server, 1, 2)
+        with mock.patch.object(sse_server, "AHEAD_SECONDS", 0.05):
+            client = await self.resume(server, 999)
+            events = await client.events(3)
+        self.assertEqual([event.type for event in events], ["gap", *["message"] * 2])
+
+    async def test_an_id_between_two_others_has_its_place(self):
+        server = await self.start(id_order=int)
+        self.publish(server, 10, 20, 30)
+        client = await self.resume(server, 15)
+        self.assertEqual(await client.data(2), ["20", "30"])
+        self.assertEqual(server.stats.gaps, 0)
+
+    async def test_the_end_does_not_wait_for_who_is_ahead(self):
+        server = await self.start(id_order=int, shutdown_timeout=30)
+        self.publish(server, 1)
+        client = await self.resume(server, 5)
+        await asyncio.wait_for(server.close(), DEADLINE)
+        self.assertEqual(await client.rest(), [])
+        self.assertTrue(client.decoder.retry)
+
+    async def test_one_that_is_ahead_and_leaves_is_gone(self):
+        server = await self.start(id_order=int)
+        self.publish(server, 1)
+        client = await self.resume(server, 5)
+        client.reset()
+        self.publish(server, 2)
+        await self.until_stats(server, live=0, behind=0)
+        await server.close()
+
+    async def test_a_gap_of_the_publisher_reaches_every_channel_in_its_place(self):
+        server = await self.start()
+        clients = [
+            await self.stream(server, target) for target in ("/sse", "/sse?channel=a")
+        ]
+        start = server.last_event_id
+        server.publish("1", channel="a")
+        server.publish_gap("trimmed")
+        server.publish("2", channel="a")
+        clients.append(await self.stream(server, f"/sse?channel=a&lastEventId={start}"))
+        gap = ("gap", '{"reason":"trimmed"}')
+        expected = [("message", "1"), gap, ("message", "2")]
+        for client, events in zip(clients, ([gap], expected, expected)):
+            seen = await client.events(len(events))
+            self.assertEqual([(event.type, event.data) for event in seen], events)
+
+
+class UnderLoadTest(ServerTestCase):
+    """What must happen however much is published."""
+
+    async def test_heartbeats_go_on_while_events_pour_in(self):
+        server = await self.start(heartbeat=0.02)
+        quiet = await self.stream(server, "/sse?channel=quiet")
+        await self.stream(server)
+
+        async def pour():
+            while True:
+                server.publish("x")
+                await asyncio.sleep(0)
+
+        pouring = asyncio.ensure_future(pour())
+        comments = len(quiet.decoder.comments)
+        while len(quiet.decoder.comments) < comments + 3:
+            await quiet.read_stream()
+        pouring.cancel()
+
+    async def test_a_server_that_was_closed_before_its_start_does_not_start(self):
+        server = SSEServer(port=0)
+        await server.close()
+        with self.assertRaisesRegex(RuntimeError, "a server runs once"):
+            await server.serve_forever()
+
+    async def test_authorize_has_a_deadline(self):
+        async def authorize(request):
+            await asyncio.Event().wait()
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        with (
+            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
+            self.assertLogs("sse_server", "ERROR"),
+        ):
+            answer = await client.request(ask())
+        self.assertEqual(answer.status, 503)
+        self.assertEqual(answer.body, b"asking for permission took too long\n")
+
+    def test_names_that_are_no_text_and_origins_that_never_match(self):
+        with self.assertRaisesRegex(TypeError, "id is 5; allowed is a str"):
+            SSEServer().publish("x", id=5)
+        for origin in ("https://a.example/", "a.example", "", "https://"):
+            with self.assertRaisesRegex(ValueError, "origin is"):
+                SSEServer(cors_origins=[origin])
 
 
 # ------------------------------------------------------------------------------------

@@ -194,9 +194,10 @@ async function waitsForRoom({ page, startServer, startRelay }) {
   const server = await startServer({ max_connections: 2, heartbeat: 60, limits });
   const relay = await startRelay(server);
   await page.goto(relay.origin);
-  relay.cut(); // the page's own connection counts, too
+  relay.cut(); // the page's own connection counts, too, until the server notices
   const others = [new AbortController(), new AbortController()];
-  await Promise.all(others.map(({ signal }) => fetch(server.url, { signal })));
+  const enter = async ({ signal }) => (await fetch(server.url, { signal })).ok;
+  await Promise.all(others.map((other) => until(() => enter(other), "a place")));
   await server.watchedBy(2);
   await connect(page, relay.url);
   await failed(page);
