@@ -1478,6 +1478,8 @@ REFUSED_HEADS = [
         )
     ),
     (lines("OPTIONS *a HTTP/1.1", HOST), 400, "malformed request target '*a'"),
+    (lines("PUT * HTTP/1.1", HOST), 400, "malformed request target '*'"),
+    (lines("TRACE * HTTP/1.1", HOST), 400, "malformed request target '*'"),
     (
         lines(f"GET {'a' * 81} HTTP/1.1", HOST),
         400,
@@ -5700,6 +5702,17 @@ class UnderLoadTest(ServerTestCase):
         for origin in ("https://a.example/", "a.example", "", "https://"):
             with self.assertRaisesRegex(ValueError, "origin is"):
                 SSEServer(cors_origins=[origin])
+
+    def test_a_query_has_so_many_parameters_and_no_more(self):
+        most = sse_server.MAX_PARAMETERS
+        for count in (most - 1, most):
+            query = "&".join(f"a{n}=1" for n in range(count))
+            self.assertEqual(len(get(target=f"/sse?{query}").parameters), count)
+        with self.assertRaises(HTTPError) as caught:
+            get(target=f"/sse?{query}&b=1").parameters  # noqa: B018
+        self.assertEqual(
+            str(caught.exception), f"400 query of more than {most} parameters"
+        )
 
 
 # ------------------------------------------------------------------------------------
