@@ -1613,7 +1613,8 @@ class SSEServer:
 
         May be called from any thread, before the server is started (the event is then
         there for those who resume), and never waits for a client.  `data` and `event`
-        are as in format_event, but None is sent as JSON's null.  `id` is the caller's
+        are as in format_event, but None is sent as JSON's null; events named `open`,
+        `error` or `gap` look to a client like the stream's own.  `id` is the caller's
         own, unique, and Last-Event-ID finds it; by default the server numbers.
 
         A burst that is larger than `history_bytes` loses its first events, and who
@@ -2128,12 +2129,15 @@ class SSEServer:
 
     def _publish_body(self, request: Request, body: bytes) -> _Response:
         """POST: the body is the data; event, channel and id stand in the query."""
-        parameters = request.parameters
-        fields = {
-            name: parameters[name][0]
-            for name in ("event", "channel", "id")
-            if name in parameters
-        }
+        fields = {}
+        for name, values in request.parameters.items():
+            if name not in ("event", "channel", "id") or len(values) > 1:
+                raise HTTPError(
+                    400,
+                    f"parameter {name[:80]!a}, {len(values)} times; allowed are "
+                    "event, channel and id, each once",
+                )
+            fields[name] = values[0]
         try:
             return _text_response(200, self.publish(body.decode(), **fields))
         except UnicodeDecodeError as error:
@@ -2901,7 +2905,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        print(f"sse_server: cannot use {options.certfile}: {error}", file=sys.stderr)
+        files = " and ".join(filter(None, (options.certfile, options.keyfile)))
+        print(f"sse_server: cannot use {files}: {error}", file=sys.stderr)
         return 1
     try:
         asyncio.run(_run(server, options))

@@ -4095,7 +4095,7 @@ class PostTest(ServerTestCase):
         self.assertEqual(
             await client.events(1), [Event("message", ' {"é": 1}\n\n', id)]
         )
-        target = "/sse?event=n%C3%A9&channel=a%20b&id=7&event=other"
+        target = "/sse?event=n%C3%A9&channel=a%20b&id=7"
         answer = await self.ask(self.server, post(target, b""))
         self.assertEqual((answer.status, answer.body), (200, b"7"))
         self.assertEqual(await channel.events(1), [Event("né", "", "7")])
@@ -5714,6 +5714,19 @@ class UnderLoadTest(ServerTestCase):
             str(caught.exception), f"400 query of more than {most} parameters"
         )
 
+    async def test_a_publication_that_is_misspelled_or_meant_for_two_is_refused(self):
+        server = await self.start(publish_token="secret")
+        for query, what in (
+            ("channel=a&channel=b", "parameter 'channel', 2 times"),
+            ("evnt=a", "parameter 'evnt', 1 times"),
+        ):
+            client = await self.connect(server)
+            answer = await client.request(post(f"/sse?{query}", b"x"))
+            allowed = "; allowed are event, channel and id, each once\n"
+            self.assertEqual(answer.status, 400)
+            self.assertEqual(answer.body.decode(), what + allowed)
+        self.assertEqual(server.stats.published, 0)
+
 
 # ------------------------------------------------------------------------------------
 # README.md: its examples as they stand there.  The recipes, which need packages and
@@ -5787,7 +5800,10 @@ class ReadmeTest(ServerTestCase):
                 return self
 
         loop = asyncio.get_running_loop()
-        with mock.patch.object(sse_server, "SSEServer", Server):
+        with (
+            mock.patch.object(sse_server, "SSEServer", Server),
+            mock.patch.object(time, "sleep"),
+        ):
             running = loop.run_in_executor(None, self.run_example, "thread")
             await loop.run_in_executor(None, entered.wait, DEADLINE)
             client = await self.stream(servers[0])
@@ -5822,7 +5838,7 @@ class ReadmeTest(ServerTestCase):
             session: await self.stream(server, "/sse", f"Cookie: session={session}")
             for session in (41, 42)
         }
-        self.run_example("disconnect", server=server)
+        self.run_example("disconnect", **{**names, "server": server})
         self.assertEqual(await clients[42].rest(), [])
         server.publish("still here")
         self.assertEqual(await clients[41].data(1), ["still here"])
