@@ -2872,6 +2872,25 @@ def _argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _make_server(options: argparse.Namespace) -> SSEServer:
+    """ValueError for a bad option, OSError for a certificate that cannot be used."""
+    for name in (options.event, options.channel):
+        if name is not None:
+            _check_name("name", name)
+    return SSEServer(
+        options.host,
+        options.port,
+        # What a client that is behind has not been written must be held somewhere.
+        history=max(options.history, 1) if options.lossless else options.history,
+        heartbeat=options.heartbeat,
+        max_connections=options.max_connections,
+        max_event_bytes=options.max_event_bytes,
+        publish_token=options.publish_token or os.environ.get("SSE_PUBLISH_TOKEN"),
+        cors_origins=options.cors_origin or (),
+        ssl=_tls_context(options.certfile, options.keyfile),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = _argument_parser()
@@ -2887,21 +2906,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _raise_descriptor_limit()
     try:
-        for name in (options.event, options.channel):
-            if name is not None:
-                _check_name("name", name)
-        server = SSEServer(
-            options.host,
-            options.port,
-            # What a client that is behind has not been written must be held somewhere.
-            history=max(options.history, 1) if options.lossless else options.history,
-            heartbeat=options.heartbeat,
-            max_connections=options.max_connections,
-            max_event_bytes=options.max_event_bytes,
-            publish_token=options.publish_token or os.environ.get("SSE_PUBLISH_TOKEN"),
-            cors_origins=options.cors_origin or (),
-            ssl=_tls_context(options.certfile, options.keyfile),
-        )
+        server = _make_server(options)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
