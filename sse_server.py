@@ -2943,10 +2943,12 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
             with contextlib.suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(number, stop, number)
         if not options.quiet:
-            print(f"Listening on {server.url}", flush=True)
-            print(
-                f"Watch it: curl -N {server.url}, or open it in a browser", flush=True
-            )
+            with contextlib.suppress(BrokenPipeError):  # nobody reads it
+                print(f"Listening on {server.url}", flush=True)
+                print(
+                    f"Watch it: curl -N {server.url}, or open it in a browser",
+                    flush=True,
+                )
         if options.input:
             threading.Thread(
                 target=publish_lines, args=(server, loop, options), daemon=True
