@@ -121,7 +121,8 @@ WRITES_PER_TURN = 400
 # Batches written, in such a moment, to subscribers who are behind: however many resume
 # at once, the live ones are not kept waiting for them.
 CATCH_UPS_PER_TURN = 8
-# The bookkeeping that one event in the log costs beside its bytes, measured, rounded.
+# The bookkeeping that one event in the log costs beside its bytes: 150 to 240 were
+# measured, on Python 3.9 to 3.13, without and with an id of the publisher's.
 EVENT_OVERHEAD_BYTES = 300
 # Channels whose last forgotten event is remembered, so that a gap is announced to those
 # who missed something; beyond, the announcement errs on the side of saying too much.
@@ -2052,7 +2053,7 @@ class SSEServer:
         if method == "POST" and self._publish_token:
             self._check_token(request)
             body = await self._receive_body(connection, request, keep=True)
-            await self._check_authorized(request)
+            await self._check_authorized(connection, request)
             return self._publish_body(request, body)
         await self._receive_body(connection, request)
         if method == "OPTIONS":
@@ -2060,15 +2061,7 @@ class SSEServer:
         if method not in ("GET", "HEAD"):
             message = f"{method} is not allowed on {self._path}"
             raise HTTPError(405, message, [("Allow", self._allow)])
-        transport = connection.writer.transport
-        assert isinstance(transport, asyncio.Transport)
-        # What comes meanwhile, such as the end of the input, is for the subscriber.
-        transport.pause_reading()
-        try:
-            await self._check_authorized(request)
-        finally:
-            if not _is_closing(transport):
-                transport.resume_reading()
+        await self._check_authorized(connection, request)
         if request.accepts("text/html") and not request.accepts("text/event-stream"):
             return _page_response()
         response = self._stream_response(request)
@@ -2108,10 +2101,16 @@ class SSEServer:
                 [("WWW-Authenticate", 'Bearer realm="publish"')],
             )
 
-    async def _check_authorized(self, request: Request) -> None:
+    async def _check_authorized(
+        self, connection: _Connection, request: Request
+    ) -> None:
         """Ask the program; a plain function in a thread, because it may block."""
         if self._authorize is None:
             return
+        transport = connection.writer.transport
+        assert isinstance(transport, asyncio.Transport)
+        # What comes meanwhile, such as the end of the input, is for the subscriber.
+        transport.pause_reading()
         try:
             allowed = await asyncio.wait_for(
                 _ask(self._authorize, request), AUTHORIZE_SECONDS
@@ -2124,6 +2123,9 @@ class SSEServer:
         except Exception:
             logger.exception("authorize() failed for %s", request.target)
             raise HTTPError(500) from None
+        finally:
+            if not _is_closing(transport):
+                transport.resume_reading()
         if not allowed:
             raise HTTPError(403)
 
