@@ -570,6 +570,11 @@ class FormatEventTest(unittest.TestCase):
                 r"""lone surrogate '\udfff' at index 13 of 'data: {"a":"b\udfff"}\n\n'""",
             ),
             (
+                {"data": "y" * 14 + "\ud800" + "z" * 30},
+                "lone surrogate '\\ud800' at index 20 of "
+                rf"'data: {'y' * 14}\ud800{'z' * 19}'",
+            ),
+            (
                 {"event": "\udc80", "data": "a"},
                 r"lone surrogate '\udc80' at index 7 of 'event: \udc80\ndata: a\n\n'",
             ),
@@ -860,6 +865,7 @@ class EventLogTest(unittest.TestCase):
             ("20", 2, False),
             ("21", None, False),
             ("30", 4, False),
+            ("030", 4, False),
             ("31", 4, False),
             ("49", 5, False),
             ("50", 6, False),
@@ -1478,6 +1484,7 @@ REFUSED_HEADS = [
         )
     ),
     (lines("OPTIONS *a HTTP/1.1", HOST), 400, "malformed request target '*a'"),
+    (lines("OPTIONS ! HTTP/1.1", HOST), 400, "malformed request target '!'"),
     (lines("PUT * HTTP/1.1", HOST), 400, "malformed request target '*'"),
     (lines("TRACE * HTTP/1.1", HOST), 400, "malformed request target '*'"),
     (
