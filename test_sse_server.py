@@ -571,8 +571,10 @@ class FormatEventTest(unittest.TestCase):
             ),
             (
                 {"data": "y" * 14 + "\ud800" + "z" * 30},
-                "lone surrogate '\\ud800' at index 20 of "
-                rf"'data: {'y' * 14}\ud800{'z' * 19}'",
+                (
+                    "lone surrogate '\\ud800' at index 20 of "
+                    rf"'data: {'y' * 14}\ud800{'z' * 19}'"
+                ),
             ),
             (
                 {"event": "\udc80", "data": "a"},
