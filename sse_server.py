@@ -1016,10 +1016,10 @@ class Stats:
     behind: int  # subscribers who are resuming or slow
     published: int  # events
     events_written: int  # an event that is written to ten subscribers counts ten
-    bytes_written: int  # of event stream, heartbeats and framing included
+    bytes_written: int  # of events, gaps and heartbeats, framing included
     gaps: int  # announced to subscribers
     dropped: int  # subscribers ended because they took nothing for write_timeout
-    refused: int  # connections turned away because the server was full
+    refused: int  # connections turned away because the server was full or closing
 
 
 class _Broadcaster:
@@ -1029,7 +1029,7 @@ class _Broadcaster:
         self, log: EventLog, heartbeat: float | None, write_timeout: float
     ) -> None:
         self.log = log
-        self.lock = threading.Lock()  # guards the log and the three flags
+        self.lock = threading.Lock()  # guards the log, _rung, _started and closing
         self.count = 0  # subscribers
         self.behind: set[_Subscriber] = set()
         self.leaving: set[_Subscriber] = set()  # ended, the connection still open

@@ -5705,6 +5705,16 @@ class UnderLoadTest(ServerTestCase):
         self.assertEqual(answer.status, 503)
         self.assertEqual(answer.body, b"asking for permission took too long\n")
 
+    async def test_an_answer_304_has_no_body(self):
+        async def authorize(request):
+            raise HTTPError(304)
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        await client.send(ask())
+        answer = await client.read_head()
+        self.assertEqual((answer.status, answer.field("content-type")), (304, None))
+
     def test_names_that_are_no_text_and_origins_that_never_match(self):
         with self.assertRaisesRegex(TypeError, "id is 5; allowed is a str"):
             SSEServer().publish("x", id=5)
