@@ -12,31 +12,46 @@ everybody connected to /sse and answers 200 `ok` on every other path.
 
      publish(data) --> format_event --> log.append --> ring the bell     (any thread)
                                            |
-                EventLog   ... [ 17  18  19  20  21  22 ]   the one buffer: bounded
+                _EventLog  ... [ 17  18  19  20  21  22 ]   the one buffer: bounded
                                   ^               ^         in events and in bytes
               behind: a tablet ---'               '--- sent: every live subscriber
-              (its own position, its own task)         (one position for all of them)
+              (a position of its own)                  (one position for all of them)
                                            |
      GET /sse --> parse_request --> position of Last-Event-ID --> catch up --> live
 
 The rules that the rest follows from:
 
-1. A subscriber is a position in the log; it owns no queue.  The live ones share one
-   position, `sent`, and the broadcaster moves it: it takes what was published since
-   as one batch, encodes the batch once for each audience (the live subscribers who
-   want identical bytes) and makes one `write` per subscriber.  It never waits for
-   anybody.
-2. A subscriber that resumes and one that is slow are the same thing: behind.  Its own
-   task reads from its own position until that equals `sent`; then it joins the live
-   ones, with no `await` between the comparison and the joining.
+1. A subscriber is a position in the log.  It owns no queue and no task.  All live
+   subscribers share one position, `sent`, which the broadcaster moves: it takes what
+   was published since then as one batch, encodes the batch once for each audience
+   (the live subscribers who want identical bytes), and writes it to each subscriber.
+2. A subscriber that resumes and one that is slow are the same thing: behind.  It has a
+   position of its own, is given the next batch whenever its socket has room, and joins
+   the live when its position equals `sent`.
 3. Losing is allowed, losing silently is not: a position that the log no longer holds,
-   or an id it does not know, gets one event named `gap`, then what is held.
-4. Every buffer has a bound and every wait a deadline.
-5. Only the broadcaster writes to live subscribers, only its own task writes to one
-   that is behind, and an event is always written whole.
-6. Once a connection has become a stream, no coroutine waits on it: a `_Subscriber` is
-   the protocol of its transport, so that data, the end of the input, a full buffer
-   and a lost connection reach it as calls.
+   or an id that it does not know, gets one event named `gap`, then what is held.
+4. Every buffer has a bound and every wait has a deadline.
+5. One coroutine, the broadcaster's, writes all events, and it waits for no client.  An
+   event is always written whole.
+6. A connection is one object, the protocol of its transport, from its first byte to its
+   last.  It has one state, and `_Registry.enter` is the only place that changes it:
+
+   state       what happens in it                      it ends with
+   handshake   TLS is being agreed on                  head, closed
+   head        a request's head is received            body, asking, answering
+   body        a request's body is received            asking, answering
+   asking      `authorize` decides (a task)            answering
+   answering   an answer is written and taken          head, idle, a stream's states
+   idle        the next request may come               head
+   lingering   after an error, input is thrown away    leaving
+   ready       behind; its socket has room             full, live
+   full        behind; its socket has no room          ready
+   ahead       it has seen an event yet to come here   ready
+   live        it was given everything, and took it    full
+   leaving     the last bytes are being sent           closed
+
+   Any state may end with leaving or closed, and one that receives with lingering.
+   A subscriber is live only while its socket has taken everything.
 
 It does not do HTTP/2, certificates' renewal, WebSocket, sessions, or storage: put a
 proxy in front, use the `authorize` hook, and to run many processes feed each from a
@@ -48,6 +63,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -58,6 +74,7 @@ import functools
 import hashlib
 import hmac
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -72,25 +89,23 @@ import sys
 import threading
 import time
 import urllib.parse
-import weakref
 from collections.abc import (
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
     Iterator,
     Sequence,
 )
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, NoReturn, Optional, Union, cast
 
-__version__ = "1.0.0"
-__all__ = ["EventLog", "HTTPError", "Request", "SSEServer", "Stats", "format_event"]
+__version__ = "2.0.0"
+__all__ = ["EVERYBODY", "HTTPError", "Request", "SSEServer", "Stats", "format_event"]
 
 logger = logging.getLogger("sse_server")
 
 
 # ------------------------------------------------------------------------------------
-# 1. Limits.  Numbers that can say no; those that a user may want to change are
+# 1. Limits.  Numbers that can say no.  Those that a user may want to change are
 #    parameters of SSEServer and have their defaults there.
 # ------------------------------------------------------------------------------------
 
@@ -100,6 +115,9 @@ MIB = 1024 * KIB
 # Request line and header fields together.  Browsers stay below 8 KiB, and so do the
 # proxies' defaults; a Last-Event-ID or a cookie jar needs some of it.
 MAX_HEAD_BYTES = 16 * KIB
+# Header fields of one request.  Browsers send some 15, a proxy adds some; each costs
+# time to parse (Apache httpd and gunicorn allow 100).
+MAX_FIELDS = 200
 # A chunk's size line with its extensions, which nobody uses (RFC 9112, 7.1.1).
 MAX_CHUNK_LINE_BYTES = 256
 # An event's name, an id, a channel's name, each in bytes of UTF-8.  UUIDs, topics and
@@ -109,21 +127,28 @@ MAX_NAME_BYTES = 256
 MAX_CHANNELS = 100
 # Parameters of a query: channels, and those of a program's own; decoding has a price.
 MAX_PARAMETERS = 200
-# What the broadcaster or a catch-up writes at once.  Enough to make system calls
-# rare, little enough that a stalled client costs its high-water mark and one of these.
+# What is received beyond the request that is being answered; then reading pauses.
+MAX_RECEIVED_BYTES = 64 * KIB
+# What the broadcaster writes to one subscriber at once.  Enough to make system calls
+# rare, little enough that a stalled client costs no more than one of these.
 BATCH_BYTES = 64 * KIB
 BATCH_EVENTS = 1000
-# What a transport may hold unsent before its subscriber counts as behind.
-HIGH_WATER_BYTES = 64 * KIB
-# Writes between two moments at which the event loop may do something else: at about
-# 10 us each, accepting and answering wait for 4 ms at most.
-WRITES_PER_TURN = 400
-# Batches written, in such a moment, to subscribers who are behind: however many resume
-# at once, the live ones are not kept waiting for them.
+# Unsent bytes of one connection that the kernel holds (where it has TCP_NOTSENT_LOWAT);
+# without this bound it takes 4 MiB from each slow client's events and says that there
+# is room only in steps of megabytes.
+NOTSENT_BYTES = 128 * KIB
+# How long (seconds) one turn may last, until the event loop may do something else, and
+# how many writes or chunks are made between two looks at the clock.
+TURN_SECONDS = 0.003
+STEPS_PER_LOOK = 64
+# How often, in write_timeout, it is looked whether a slow client has taken something.
+LOOKS = 4
+# Batches written in a turn to subscribers who are behind: however many resume at once,
+# the live ones are not kept waiting for them.
 CATCH_UPS_PER_TURN = 8
-# The bookkeeping that one event in the log costs beside its bytes: 150 to 240 were
+# The bookkeeping that one event in the log costs beside its bytes: 240 to 380 were
 # measured, on Python 3.9 to 3.13, without and with an id of the publisher's.
-EVENT_OVERHEAD_BYTES = 300
+EVENT_OVERHEAD_BYTES = 400
 # Channels whose last forgotten event is remembered, so that a gap is announced to those
 # who missed something; beyond, the announcement errs on the side of saying too much.
 MAX_TRACKED_CHANNELS = 10_000
@@ -149,8 +174,10 @@ FULL_RETRY_SECONDS = 30.0
 # How long (seconds) a client is kept waiting whose last event this process has yet to
 # be given, because another one was faster; then it is told of a gap.
 AHEAD_SECONDS = 30.0
-# How long (seconds) the program's authorize() may take, while the client waits.
+# How long (seconds) the program's authorize() may take, while the client waits, and how
+# many threads run those that may block.
 AUTHORIZE_SECONDS = 30.0
+AUTHORIZE_THREADS = 64
 # A peer that vanished without a word is probed (seconds, seconds, count), and given up
 # when it has acknowledged nothing for this long (seconds): so all in all in a minute.
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 15, 5, 3
@@ -165,7 +192,8 @@ VANISHED_SECONDS = 40
 class HTTPError(Exception):
     """The request is answered with this status and one line of plain text.
 
-    `status` is 200 to 599, `headers` are added to the answer as (name, value) pairs.
+    `status` is 200 to 599, `headers` are added to the answer as (name, value) pairs;
+    those that frame the answer are the server's own and a ValueError here.
     Raised by the parser, and by an `authorize` hook that wants a say in the answer:
     `HTTPError(401, "log in", [("WWW-Authenticate", "Basic")])`, or `HTTPError(204)`,
     which tells an EventSource to stop for good (HTML standard, 9.2.3).
@@ -180,14 +208,18 @@ class HTTPError(Exception):
         if not 200 <= status <= 599:
             raise ValueError(f"status is {status}; allowed are 200 to 599")
         self.status = status
-        self.message = message or REASONS.get(status, "")
+        self.message = message or _REASONS.get(status, "")
         self.headers = tuple(headers)
         for name, value in self.headers:
             _refuse_characters("header", name + value)
+            if not _TOKEN.fullmatch(name.encode()) or _CONTROLS.search(value.encode()):
+                raise ValueError(f"header {name!r}: {value!r} is malformed")
+            if name.lower() in ("connection", "content-length", "transfer-encoding"):
+                raise ValueError(f"header {name!r} is set by the server alone")
         super().__init__(f"{status} {self.message}")
 
 
-REASONS = {
+_REASONS = {
     200: "OK",
     204: "No Content",
     400: "Bad Request",
@@ -197,6 +229,7 @@ REASONS = {
     405: "Method Not Allowed",
     408: "Request Timeout",
     413: "Content Too Large",
+    414: "URI Too Long",
     417: "Expectation Failed",
     429: "Too Many Requests",
     431: "Request Header Fields Too Large",
@@ -336,157 +369,223 @@ HEARTBEAT = b":\n"
 # 4. The log.
 #
 #    Events are numbered from 1.  A position is the number of the last event that
-#    somebody was given: position 7 has events 1 to 7 behind it and 8 to come.  The log
-#    holds the events after `base` up to `head`, and knows how far the live subscribers
-#    are: `sent`.  Beyond `max_events` it forgets what they were given; what they were
-#    not goes only when `max_bytes` would be exceeded.
+#    somebody was given: at position 7, events 1 to 7 were given and 8 is the next.
+#    The log holds the events after `base`, up to `newest`, and knows how far the live
+#    subscribers are: `sent`.  Beyond `max_events` it forgets what they were given; what
+#    they were not given goes only when `max_bytes` would be exceeded.
+#
+#    Ctrl-C may end append() between any two steps, and a signal's handler, a
+#    __del__ or a logging handler may call it within itself.  So nothing is counted:
+#    everything follows from the entries, an event is there by one operation that no
+#    other code can divide, and so it is forgotten.
 # ------------------------------------------------------------------------------------
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
-DEFAULT_CHANNEL: Channels = frozenset([None])
-# The channel that every audience has; as a name it is refused.
-EVERYBODY = ""
-_OWN_ID = re.compile("([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
+_NO_CHANNEL: Channels = frozenset([None])
+# As `channel=` of publish(): all subscribers, whatever their channels.  It is nothing
+# that a channel may be called.
+EVERYBODY = "\0everybody"
+_NUMBERED_ID = re.compile("([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 
 
 class _Entry:
     """One event in the log, ready to be written."""
 
-    __slots__ = ("channel", "frame", "id")
+    __slots__ = ("channel", "end", "frame", "id", "key")
 
-    def __init__(self, frame: bytes, channel: str | None, id: str | None) -> None:
+    def __init__(
+        self, frame: bytes, channel: str | None, id: str | None, key: Any, end: int
+    ) -> None:
         self.frame = frame
         self.channel = channel
         self.id = id  # the publisher's; None where the log numbered it
-
-    @property
-    def cost(self) -> int:
-        return len(self.frame) + EVENT_OVERHEAD_BYTES
+        self.key = key  # what the newest of the publisher's ids is sorted by
+        self.end = end  # what all events up to this one have cost, in bytes
 
 
-class EventLog:
+class _EventLog:
     """The events that are held, in order, bounded in number and in bytes.
 
     `max_events` bounds their number, but for those that the live subscribers were not
-    given yet; `max_bytes` bounds everything, each event with 300 bytes for its
-    bookkeeping, but for a single event that is larger.  `id_order` is what the
-    publisher's ids are sorted by, if they ascend: an id that is not held then has a
-    place between those that are.  Not thread-safe: the server calls it under its lock.
+    given yet; `max_bytes` bounds everything, each event with 400 bytes for its
+    bookkeeping, but for a single event that is larger.  Not thread-safe: the server
+    calls it under its lock.
+
+    The publisher's ids may have an order.  Then each comes with its key, keys ascend,
+    and an id that is not held has a place between those that are.
     """
 
-    def __init__(
-        self,
-        max_events: int = 1000,
-        max_bytes: int = 16 * MIB,
-        id_order: Callable[[str], Any] | None = None,
-    ) -> None:
+    def __init__(self, max_events: int, max_bytes: int) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._id_order = id_order
-        self._entries: dict[int, _Entry] = {}  # by number, base + 1 to head
-        self._bytes = 0  # the sum of their costs
-        self._numbers: dict[str, int] = {}  # of the publisher's ids; see _forget_oldest
+        # By number.  The first, `base`, is the newest forgotten event, without its
+        # bytes: it names the position before the oldest event that is held.
+        self._entries: collections.OrderedDict[int, _Entry] = collections.OrderedDict()
+        self._entries[0] = _Entry(b"", None, None, None, 0)
+        self._numbers: dict[str, int] = {}  # of the publisher's ids
         # A position from before a restart must never be taken for one of now, whatever
         # the clock says, so the epoch is drawn and not counted.
         self._epoch = secrets.token_hex(4)
         self._forgotten: dict[str | None, int] = {}  # channel: its last lost event
         self._forgotten_floor = 0  # the same for channels not (or no longer) in there
-        self._forgotten_id: str | None = None  # the publisher's id of event `base`
-        self.base = 0
-        self.head = 0
+        self._forgetting = False
         self.sent = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) - 1
 
     @property
-    def last_id(self) -> str:
+    def base(self) -> int:
+        """The position before the oldest event that is held."""
+        return next(iter(self._entries))
+
+    @property
+    def newest(self) -> int:
+        """The number of the newest event."""
+        return next(reversed(self._entries))
+
+    @property
+    def newest_id(self) -> str:
         """The id of the newest event; before the first, one that precedes it."""
-        newest = self._entries.get(self.head)
-        own = newest.id if newest else self._forgotten_id
-        return own or self.id_at(self.head)
+        return self._name(self.newest)
 
     @property
     def base_id(self) -> str:
         """The id of the newest event that is no longer held."""
-        return self._forgotten_id or self.id_at(self.base)
+        return self._name(self.base)
 
-    def id_at(self, position: int) -> str:
-        """The log's own name of a position, which `find` knows."""
-        return f"{self._epoch}-{position}"
+    def _name(self, number: int) -> str:
+        return self._entries[number].id or f"{self._epoch}-{number}"
 
-    def append(self, body: bytes, channel: str | None, id: str | None) -> str:
-        """Add an event (without an id field) and return the id it now has."""
-        name = self.id_at(self.head + 1) if id is None else id
-        entry = _Entry(b"id: %b\n%b" % (_encode(name), body), channel, id)
-        self.head += 1
-        self._entries[self.head] = entry
-        self._bytes += entry.cost
+    def append(
+        self, body: bytes, channel: str | None, id: str | None = None, key: Any = None
+    ) -> str:
+        """Add an event (without an id field) and return the id it now has.
+
+        ValueError for an id that an event has that is held, or whose key does not
+        follow the newest one's.
+        """
         if id is not None:
-            self._numbers.setdefault(id, self.head)
-        while self._bytes > self._max_bytes and self.base + 1 < self.head:
-            self._forget_oldest()
+            newest = self._entries[self.newest]
+            if self._held(id) is not None:
+                raise ValueError(f"id {id!r} is that of an event that is held")
+            if newest.key is not None and not newest.key < key:
+                raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
+        name = self._add(body, channel, id, key, id)
+        self._forget()
         return name
+
+    def append_gap(self, body: bytes) -> str:
+        """Add an event for everybody that says that events are missing here.
+
+        It has the id of the event before it if that is the publisher's, because its
+        subscribers may go on in another process, which does not know this event.
+        """
+        name = self._add(body, EVERYBODY, None, None, self._entries[self.newest].id)
+        self._forget()
+        return name
+
+    def _add(
+        self,
+        body: bytes,
+        channel: str | None,
+        id: str | None,
+        key: Any,
+        name: str | None,
+    ) -> str:
+        while True:
+            number = self.newest + 1
+            newest = self._entries[number - 1]
+            frame = b"id: %b\n%b" % (
+                _encode(name or f"{self._epoch}-{number}"),
+                body,
+            )
+            end = newest.end + len(frame) + EVENT_OVERHEAD_BYTES
+            key = newest.key if key is None else key
+            entry = _Entry(frame, channel, name, key, end)
+            if id is not None:
+                self._numbers[id] = number
+            # From here on it is there, unless an append within this one was faster.
+            if self._entries.setdefault(number, entry) is entry:
+                return self._name(number)
 
     def advance(self, position: int) -> None:
         """The live subscribers were given everything up to `position`."""
         self.sent = position
-        while len(self._entries) > self._max_events and self.base < self.sent:
-            self._forget_oldest()
+        self._forgetting = False  # Ctrl-C may have left it so
+        self._forget()
 
-    def find(self, id: str) -> int | None:
+    def _held(self, id: str) -> int | None:
+        """The number of the event that is held and has this id of the publisher's."""
+        number = self._numbers.get(id)
+        if number is None or number <= self.base or self._entries[number].id != id:
+            return None
+        return number
+
+    def find(self, id: str, key: Any = None) -> int | None:
         """The position that an id names, or None where nothing is known of it.
 
         The position may lie before `base`: `missed` tells whether anything was lost.
         """
-        number = self._numbers.get(id)
+        number = self._held(id)
         if number is not None:
             return number
-        if id == self._forgotten_id:
+        if id == self._entries[self.base].id:
             return self.base
-        own = _OWN_ID.fullmatch(id)
-        if own and own[1] == self._epoch and int(own[2]) <= self.head:
-            return int(own[2])
-        earlier = self._not_later(id)
-        return self._numbers[earlier] if earlier else None
+        numbered = _NUMBERED_ID.fullmatch(id)
+        if numbered and numbered[1] == self._epoch and int(numbered[2]) <= self.newest:
+            return int(numbered[2])
+        return None if key is None else self._not_later(key)
 
-    def is_ahead(self, id: str) -> bool:
-        """Whether the id is one to come: it is later than the publisher's newest."""
-        newest = next(reversed(self._numbers), None)
-        if not self._id_order or newest is None:
-            return False
+    def is_ahead(self, key: Any) -> bool:
+        """Whether this is the key of an id to come: later than the newest one's."""
+        newest = self._entries[self.newest].key
         try:
-            return bool(self._id_order(newest) < self._id_order(id))
-        except Exception:  # it is none of the publisher's
+            return key is not None and (newest is None or bool(newest < key))
+        except TypeError:  # it is none of the publisher's
             return False
 
-    def _not_later(self, id: str) -> str | None:
-        """The last of the publisher's ids that are held and not later than this one."""
-        if not self._id_order:
-            return None
-        ids = list(self._numbers)
-        low, high = 0, len(ids)
+    def _not_later(self, key: Any) -> int | None:
+        """The position of the last id of the publisher's that is not later than `key`.
+
+        None if all that are known are later.
+        """
+        base = self.base
         try:
-            wanted = self._id_order(id)
-            while low < high:
-                middle = (low + high) // 2
-                if self._id_order(ids[middle]) <= wanted:
-                    low = middle + 1
-                else:
-                    high = middle
-        except Exception:  # it is none of the publisher's
+            found = self._count_keys(lambda known: bool(known <= key))
+            if not found or self._entries[base + found - 1].key is None:
+                return None
+            # Events that the log numbered follow with the same key: it is the first.
+            own = self._entries[base + found - 1].key
+            return base + self._count_keys(lambda known: bool(known < own))
+        except TypeError:  # it is none of the publisher's
             return None
-        return ids[low - 1] if low else None
+
+    def _count_keys(self, early: Callable[[Any], bool]) -> int:
+        """How many entries come first whose keys are early or are none (bisection)."""
+        low, high = 0, len(self._entries)
+        base = self.base
+        while low < high:
+            middle = (low + high) // 2
+            key = self._entries[base + middle].key
+            if key is None or early(key):
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def missed(self, position: int, channels: Channels) -> bool:
         """Whether an event of these channels after `position` was forgotten."""
         if position >= self.base:
             return False
-        last = max(self._forgotten.get(c, self._forgotten_floor) for c in channels)
-        return last > position
+        floor = self._forgotten_floor
+        last = max(self._forgotten.get(channel, floor) for channel in channels)
+        return max(last, self._forgotten.get(EVERYBODY, floor)) > position
 
     def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
         """The next batch after `position`, up to `end`: its events, its last number.
+
+        Their frames are there until something else is done to the log.
 
         At most BATCH_EVENTS and, beyond the first event, BATCH_BYTES.
         """
@@ -501,19 +600,38 @@ class EventLog:
             batch.append(entry)
         return batch, start + len(batch)
 
+    def _forget(self) -> None:
+        """Forget the oldest events, until those that are held are within the bounds."""
+        if self._forgetting:
+            return  # called from within itself; the outer call goes on
+        self._forgetting = True
+        try:
+            while self._is_too_long():
+                self._forget_oldest()
+        finally:
+            self._forgetting = False
+
+    def _is_too_long(self) -> bool:
+        if len(self) > self._max_events and self.base < self.sent:
+            return True
+        size = self._entries[self.newest].end - self._entries[self.base].end
+        return size > self._max_bytes and len(self) > 1
+
     def _forget_oldest(self) -> None:
-        self.base += 1
-        entry = self._entries.pop(self.base)
-        self._bytes -= entry.cost
-        self._forgotten_id = entry.id
-        if entry.id is not None and self._numbers.get(entry.id) == self.base:
-            del self._numbers[entry.id]
-        # Taken out and put in again, so that the first key is the longest unchanged.
+        number = self.base + 1
+        entry = self._entries[number]
+        # First it is written down, so that no loss is ever silent.  Taken out and put
+        # in again, so that the first key is the longest unchanged.
         self._forgotten.pop(entry.channel, None)
-        self._forgotten[entry.channel] = self.base
+        self._forgotten[entry.channel] = number
         if len(self._forgotten) > MAX_TRACKED_CHANNELS:
             oldest = next(iter(self._forgotten))
-            self._forgotten_floor = self._forgotten.pop(oldest)
+            self._forgotten_floor = max(self._forgotten_floor, self._forgotten[oldest])
+            del self._forgotten[oldest]
+        before = self._entries.pop(number - 1)  # from here on it is not held
+        entry.frame = b""
+        if before.id is not None and self._numbers.get(before.id) == number - 1:
+            del self._numbers[before.id]
 
 
 # ------------------------------------------------------------------------------------
@@ -528,10 +646,15 @@ class EventLog:
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _REQUEST_LINE = re.compile(rb"(%b) ([!-~]+) HTTP/([0-9])\.([0-9])" % _TOKEN.pattern)
 _CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_FIELD_LINES = re.compile(rb"(?:%b:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*" % _TOKEN.pattern)
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(:[0-9]*)?")
 _SCHEME = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\n\r?\n")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t -~\x80-\xff]*)?")
+_CHUNK_SIZE = re.compile(
+    rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[ \t]*TOKEN(?:[ \t]*=[ \t]*(?:TOKEN|QUOTED))?)*".replace(
+        b"TOKEN", _TOKEN.pattern
+    ).replace(b"QUOTED", rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"')
+)
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
@@ -565,17 +688,12 @@ class Request:
 
     @property
     def parameters(self) -> dict[str, list[str]]:
-        """The query's parameters, decoded; what is not UTF-8 is replaced by U+FFFD.
+        """The query's parameters, decoded; what is not UTF-8 is surrogate escapes.
 
         HTTPError 400 where there are more than 200.
         """
-        try:
-            return urllib.parse.parse_qs(
-                self.query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS
-            )
-        except ValueError:
-            message = f"query of more than {MAX_PARAMETERS} parameters"
-            raise HTTPError(400, message) from None
+        found = _parse_query(self.query)
+        return {name: list(values) for name, values in found.items()}
 
     @property
     def keep_alive(self) -> bool:
@@ -583,35 +701,21 @@ class Request:
         return self.version >= (1, 1) and b"close" not in self._tokens("connection")
 
     @property
-    def expects_continue(self) -> bool:
-        """Whether the client waits to be asked for the body (RFC 9110, 10.1.1)."""
-        return self.version >= (1, 1) and b"100-continue" in self._tokens("expect")
-
-    @property
-    def chunked(self) -> bool:
-        """Whether the body comes in chunks."""
-        return bool(self._values("transfer-encoding"))
-
-    @property
-    def content_length(self) -> int:
-        """The body's length in bytes where it is not chunked."""
-        lengths = self._values("content-length")
-        # int() of thousands of digits is slow or an error; all of them are too many.
-        digits = lengths[0].split(b",")[0].lstrip(b"0")[:19] if lengths else b""
-        return int(digits or b"0")
-
-    @property
     def channels(self) -> Channels:
-        """The channels a subscription asks for; HTTPError 400 where a name is bad."""
-        names = self.parameters.get("channel")
+        """The channels that a stream is asked for, as a frozenset of their names.
+
+        It is {None} where none is named: the events without a channel.  HTTPError 400
+        where there are more than 100, or where a name is none.
+        """
+        names = _parse_query(self.query).get("channel")
         if names is None:
-            return DEFAULT_CHANNEL
+            return _NO_CHANNEL
         if len(names) > MAX_CHANNELS:
             raise HTTPError(
                 400, f"{len(names)} channels asked for; allowed are {MAX_CHANNELS}"
             )
         try:
-            return frozenset(_check_name("channel", name) for name in names)
+            return frozenset([_check_name("channel", name) for name in names])
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
 
@@ -619,9 +723,9 @@ class Request:
     def last_event_id(self) -> str | None:
         """Where to resume: the header, else the query; None or "" for nowhere."""
         header = self.header("last-event-id")
-        if header is not None:
+        if header is not None or not self.query:
             return header
-        parameters = self.parameters
+        parameters = _parse_query(self.query)
         for name in ("lastEventId", "last_event_id"):
             if name in parameters:
                 return parameters[name][0]
@@ -633,20 +737,71 @@ class Request:
             item.split(b";")[0].strip() for item in self._tokens("accept")
         )
 
+    @property
+    def _chunked(self) -> bool:
+        return bool(self._values("transfer-encoding"))
+
+    @property
+    def _content_length(self) -> int:
+        """The body's length in bytes where it is not chunked."""
+        lengths = self._values("content-length")
+        # int() of thousands of digits is slow or an error; all of them are too many.
+        digits = lengths[0].split(b",")[0].lstrip(b"0")[:19] if lengths else b""
+        return int(digits or b"0")
+
+    @property
+    def _expects_continue(self) -> bool:
+        """Whether the client waits to be asked for the body (RFC 9110, 10.1.1)."""
+        return self.version >= (1, 1) and b"100-continue" in self._tokens("expect")
+
     def _values(self, name: str) -> list[bytes]:
         wanted = name.lower().encode()
         return [value for field, value in self.fields if field == wanted]
 
     def _tokens(self, name: str) -> set[bytes]:
-        joined = b",".join(self._values(name)).lower()
-        return {token.strip(b" \t") for token in joined.split(b",")}
+        found = self._values(name)
+        if not found:
+            return set()
+        return {token.strip(b" \t") for token in b",".join(found).lower().split(b",")}
 
 
-def find_head_end(received: bytearray, searched: int) -> int:
-    """Where the head ends in what was received, or 0 where more is needed.
+@functools.lru_cache(maxsize=64)
+def _parse_query(query: str) -> dict[str, list[str]]:
+    """The parameters of a query; who calls it must not change them.
 
-    The first `searched` bytes are known to hold no end.  An empty line made of bare
-    LFs ends a head as well, so that parse_request refuses it now and not at a timeout.
+    What is not UTF-8 becomes surrogate escapes, which no name can have, and not U+FFFD,
+    which would make one name of two.
+    """
+    try:
+        return urllib.parse.parse_qs(
+            query,
+            keep_blank_values=True,
+            errors="surrogateescape",
+            max_num_fields=MAX_PARAMETERS,
+        )
+    except ValueError:
+        message = f"query of more than {MAX_PARAMETERS} parameters"
+        raise HTTPError(400, message) from None
+
+
+def _find_head_end(received: bytearray, searched: int = 0) -> int:
+    """Where a request's head ends in what was received, or 0 where more is needed.
+
+    The first `searched` bytes are known to hold no end.
+    """
+    if received and not _TOKEN.match(received) and received != b"\r":
+        hint = "; this port does not speak TLS" if received[0] == 0x16 else ""
+        raise HTTPError(400, f"no request begins with the byte {received[0]}{hint}")
+    if len(received) > MAX_HEAD_BYTES and received.find(b"\n", 0, MAX_HEAD_BYTES) < 0:
+        raise HTTPError(414, f"request line is longer than {MAX_HEAD_BYTES} bytes")
+    return _find_fields_end(received, searched)
+
+
+def _find_fields_end(received: bytearray, searched: int) -> int:
+    """Where the empty line after header or trailer fields ends, or 0.
+
+    An empty line made of bare LFs ends them as well, so that they are refused now and
+    not at a timeout.
     """
     found = _HEAD_END.search(received, max(0, searched - 2))
     end = found.end() if found else 0
@@ -655,11 +810,11 @@ def find_head_end(received: bytearray, searched: int) -> int:
     return end
 
 
-def parse_request(head: bytes, peer: str = "") -> Request:
+def _parse_request(head: bytes, peer: str = "") -> Request:
     """Parse a request's head, its empty line included (RFC 9112, 2 to 6)."""
     if not head.endswith(b"\r\n\r\n"):
         raise HTTPError(400, "a line of the request ends with a bare LF")
-    request_line, *lines = head[:-4].split(b"\r\n")
+    request_line, _, lines = head[:-2].partition(b"\r\n")
     found = _REQUEST_LINE.fullmatch(request_line)
     if not found:
         raise HTTPError(400, f"malformed request line {_quote(request_line)}")
@@ -676,15 +831,21 @@ def parse_request(head: bytes, peer: str = "") -> Request:
     return request
 
 
-def _parse_fields(lines: Sequence[bytes]) -> Fields:
-    """Parse header or trailer fields (RFC 9112, 5)."""
+def _parse_fields(lines: bytes) -> Fields:
+    """Parse header or trailer fields, each line with its CRLF (RFC 9112, 5)."""
+    number = lines.count(b"\r\n")
+    if number > MAX_FIELDS:
+        raise HTTPError(431, f"{number} header fields; allowed are {MAX_FIELDS}")
     fields = []
-    for line in lines:
+    well_formed = _FIELD_LINES.fullmatch(lines)
+    for line in lines.split(b"\r\n")[:-1]:
         name, colon, value = line.partition(b":")
-        if not colon or not _TOKEN.fullmatch(name):
-            raise HTTPError(400, f"malformed header field {_quote(line)}")
-        if _CONTROLS.search(value):
-            raise HTTPError(400, f"control character in header field {_quote(line)}")
+        if not well_formed:  # which one is it?
+            if not colon or not _TOKEN.fullmatch(name):
+                raise HTTPError(400, f"malformed header field {_quote(line)}")
+            if _CONTROLS.search(value):
+                message = f"control character in header field {_quote(line)}"
+                raise HTTPError(400, message)
         fields.append((name.lower(), value.strip(b" \t")))
     return tuple(fields)
 
@@ -732,8 +893,8 @@ def _check_framing(request: Request) -> None:
         raise HTTPError(400, "Content-Length together with Transfer-Encoding")
     if codings and request.version < (1, 1):
         raise HTTPError(400, "Transfer-Encoding on HTTP/1.0")
-    if codings and b", ".join(codings).lower() != b"chunked":
-        raise HTTPError(501, f"Transfer-Encoding {_quote(b', '.join(codings))}")
+    if codings:
+        _check_codings(b", ".join(codings))
     different = {part.strip(b" \t") for value in lengths for part in value.split(b",")}
     if len(different) > 1:
         raise HTTPError(400, "two differing values of Content-Length")
@@ -745,39 +906,57 @@ def _check_framing(request: Request) -> None:
         raise HTTPError(417, f"Expect {_quote(b', '.join(sorted(expectations)))}")
 
 
+def _check_codings(value: bytes) -> None:
+    """RFC 9112, 6.1 and 6.3: `chunked` once and last, and nothing else is served."""
+    names = [
+        coding.split(b";")[0].strip(b" \t") for coding in value.lower().split(b",")
+    ]
+    if b"chunked" in names[:-1]:
+        raise HTTPError(400, f"Transfer-Encoding {_quote(value)}: chunked is not last")
+    if value.lower() != b"chunked":
+        raise HTTPError(501, f"Transfer-Encoding {_quote(value)}")
+
+
 def _quote(text: bytes) -> str:
     """What was seen, short and printable, for an error's text."""
     return ascii(text[:80].decode("latin-1")) + ("..." if len(text) > 80 else "")
 
 
-class BodyReader:
+class _BodyReader:
     """Decodes one request's body from the pieces in which it arrives (RFC 9112, 6, 7).
 
-    `feed` it what was received until it returns True; then `body` holds the content and
-    `rest` what was received after it.  Raises HTTPError 413 for a body of more than
-    `limit` bytes as soon as that is known, and 400 for broken chunks.  Without `keep`
-    the content is thrown away.
+    `feed` it what was received, and again with nothing while it is `busy`, until it is
+    `complete`; then `body` holds the content and `rest` what was received after it.
+    Raises HTTPError 413 for a body of more than `limit` bytes as soon as that is known,
+    and 400 for broken chunks.  Without `keep` the content is thrown away.
     """
 
     def __init__(self, request: Request, limit: int, keep: bool = True) -> None:
         self.body = bytearray()
         self.rest = bytearray()  # received and not yet decoded
+        self.busy = False  # there is more to decode in what was received
         self._limit = limit
         self._keep = keep
         self._size = 0  # of the body so far
-        self._missing = request.content_length  # bytes to come of the body or chunk
+        self._missing = request._content_length  # bytes to come of the body or chunk
         self._step: Callable[[], bool] | None = self._read_content
-        if request.chunked:
+        if request._chunked:
             self._step = self._read_size_line
         self._trailers_searched = 0
         self._check_limit(self._missing)
 
-    def feed(self, data: bytes | bytearray) -> bool:
-        """Take what was received; True when the body is complete."""
-        self.rest += data
-        while self._step and self._step():
-            pass
+    @property
+    def complete(self) -> bool:
+        """Whether the body has come to its end."""
         return self._step is None
+
+    def feed(self, data: bytes | bytearray = b"") -> None:
+        """Take what was received, and decode a bounded part of it."""
+        self.rest += data
+        for _ in range(STEPS_PER_LOOK):
+            self.busy = self._step is not None and self._step()
+            if not self.busy:
+                break
 
     # Each step returns whether it got on; the last one leaves no step.
 
@@ -821,13 +1000,13 @@ class BodyReader:
         if self.rest[:2] == b"\r\n":
             end = 2
         else:
-            end = find_head_end(self.rest, self._trailers_searched)
+            end = _find_fields_end(self.rest, self._trailers_searched)
             self._trailers_searched = len(self.rest)
             if not end:
                 return False
             if self.rest[end - 4 : end] != b"\r\n\r\n":
                 raise HTTPError(400, "a trailer line ends with a bare LF")
-            _parse_fields(bytes(self.rest[: end - 4]).split(b"\r\n"))
+            _parse_fields(bytes(self.rest[: end - 2]))
         del self.rest[:end]
         self._step = None
         return True
@@ -847,55 +1026,67 @@ class BodyReader:
             )
 
 
-@dataclasses.dataclass
+Headers = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Response:
     """An answer before it is bytes; a body of None is a stream to come."""
 
     status: int
-    fields: list[tuple[str, str]]
+    headers: Headers
     body: bytes | None
 
-    def render(self, now: float, keep_alive: bool, with_body: bool) -> bytes:
-        """The head and, if wanted, the body, at a time in seconds since 1970."""
-        lines = [
-            f"HTTP/1.1 {self.status} {REASONS.get(self.status, '')}",
-            f"Date: {_http_date(int(now))}",
-            *(f"{name}: {value}" for name, value in self.fields),
-        ]
-        if self.body is not None and self.status != 204:
-            lines.append(f"Content-Length: {len(self.body)}")
-        if not keep_alive:
-            lines.append("Connection: close")
-        elif self.body is None:
-            lines.append("Connection: keep-alive")
-        head = "\r\n".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape")
-        return head + (self.body or b"") if with_body else head
+    def render(self, now: float, connection: str = "", with_body: bool = True) -> bytes:
+        """The head and, if wanted, the body, at a time in seconds since 1970.
+
+        `connection` is the value of the field Connection; "" is no such field.
+        """
+        size = None if self.body is None or self.status == 204 else len(self.body)
+        head = _render_head(self.status, self.headers, size, connection)
+        head += _date_line(int(now))
+        return head + self.body if self.body and with_body else head
 
 
-_STREAM_FIELDS = [
-    ("Cache-Control", "no-cache"),
-    ("X-Accel-Buffering", "no"),  # nginx: pass on what comes, when it comes
-    ("Vary", "Accept"),
-]
+@functools.lru_cache(maxsize=256)
+def _render_head(
+    status: int, headers: Headers, size: int | None, connection: str
+) -> bytes:
+    """A response's head up to its last field, the date."""
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    if size is not None:
+        lines.append(f"Content-Length: {size}")
+    if connection:
+        lines.append(f"Connection: {connection}")
+    return "\r\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
 
 
 @functools.lru_cache(maxsize=1)
-def _http_date(second: int) -> str:
-    return email.utils.formatdate(second, usegmt=True)
+def _date_line(second: int) -> bytes:
+    return f"Date: {email.utils.formatdate(second, usegmt=True)}\r\n\r\n".encode()
+
+
+_NOSNIFF = ("X-Content-Type-Options", "nosniff")
+_TEXT_HEADERS = (("Content-Type", "text/plain; charset=utf-8"), _NOSNIFF)
+_STREAM_HEADERS = (
+    ("Content-Type", "text/event-stream"),
+    ("Cache-Control", "no-cache"),
+    ("X-Accel-Buffering", "no"),  # nginx: pass on what comes, when it comes
+    ("Vary", "Accept"),
+    _NOSNIFF,
+)
 
 
 def _text_response(status: int, text: str) -> _Response:
-    body = text.encode("utf-8", "replace")
-    return _Response(status, [("Content-Type", "text/plain; charset=utf-8")], body)
+    return _Response(status, _TEXT_HEADERS, text.encode("utf-8", "replace"))
 
 
 def _error_response(error: HTTPError) -> _Response:
     if error.status in (204, 304):
-        response = _Response(error.status, [], b"")
-    else:
-        response = _text_response(error.status, error.message + "\n")
-    response.fields.extend(error.headers)
-    return response
+        return _Response(error.status, error.headers, b"")
+    body = (error.message + "\n").encode("utf-8", "replace")
+    return _Response(error.status, _TEXT_HEADERS + error.headers, body)
 
 
 # ====================================================================================
@@ -907,21 +1098,68 @@ def _error_response(error: HTTPError) -> _Response:
 # 6. Audiences and the broadcaster.
 #
 #    Everything here runs in the event loop, but for publish().  A sweep fixes who gets
-#    a batch in the moment in which `sent` moves; who joins later starts at the new one.
+#    a batch in the moment in which `sent` moves: who joins later starts at the new
+#    position, and joins an audience whose turn is yet to come only after the sweep.
 # ------------------------------------------------------------------------------------
+
+_HANDSHAKE, _HEAD, _BODY, _ASKING = "handshake", "head", "body", "asking"
+_ANSWERING, _IDLE, _LINGERING = "answering", "idle", "lingering"
+_READY, _FULL, _AHEAD, _LIVE = "ready", "full", "ahead", "live"
+_LEAVING, _CLOSED = "leaving", "closed"
+_STREAMING = (_LIVE, _READY, _FULL, _AHEAD)  # the states of an open stream
+
+# What may follow each state; the prologue says what they mean.
+_TRANSITIONS = {
+    _HANDSHAKE: {_HEAD, _LEAVING, _CLOSED},
+    _HEAD: {_BODY, _ASKING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _BODY: {_ASKING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _ASKING: {_ANSWERING, _LEAVING, _CLOSED},
+    _ANSWERING: {_HEAD, _IDLE, *_STREAMING, _LEAVING, _CLOSED},
+    _IDLE: {_HEAD, _LEAVING, _CLOSED},
+    _LINGERING: {_LEAVING, _CLOSED},
+    _READY: {_READY, _FULL, _LIVE, _LEAVING, _CLOSED},
+    _FULL: {_FULL, _READY, _LEAVING, _CLOSED},
+    _AHEAD: {_READY, _LEAVING, _CLOSED},
+    _LIVE: {_FULL, _LEAVING, _CLOSED},
+    _LEAVING: {_CLOSED},
+}
+
+
+class _Subscriber:
+    """What the broadcaster knows of a stream: a position, and where to write."""
+
+    __slots__ = ("audience", "awaited", "descriptor", "gap", "looks", "peer",
+                 "position", "state", "transport", "unsent")  # fmt: skip
+
+    state: str
+    transport: asyncio.Transport
+    peer: str  # its address and port
+    descriptor: int | None  # to be written to directly; None: through the transport
+    audience: _Audience | None  # None before the stream opens and once it has ended
+    position: int  # of its own, while it is behind
+    gap: str | None  # the reason of a gap to announce
+    awaited: tuple[str, Any]  # while it is ahead: the id it has seen, and its key
+    unsent: int  # while its socket is full: what the transport held at the last look
+    looks: int  # and how many more times it may be found to have taken nothing
+
+    def count_unsent(self) -> int:
+        """The bytes that wait for room, in every layer below."""
+        return _unsent(self.transport)
 
 
 class _Audience:
-    """The subscribers who want identical bytes: the same channels, the same framing."""
+    """The subscribers who want identical bytes, and are written to in the same way."""
 
-    __slots__ = ("channels", "chunked", "live", "members")
+    __slots__ = ("channels", "chunked", "live", "members", "write")
 
-    def __init__(self, channels: Channels, chunked: bool) -> None:
+    def __init__(self, channels: Channels, chunked: bool, direct: bool) -> None:
         self.channels = channels
         self.chunked = chunked  # HTTP/1.1; to HTTP/1.0 the stream goes unframed
-        # In the order of arrival, which is about that in memory: a sweep in another
-        # order, such as a set's, costs some 3 % more.
-        self.live: dict[_Subscriber, None] = {}
+        # By descriptor where they are written to directly: a sweep then touches nothing
+        # of a subscriber whose socket takes all.  In the order of arrival, which is
+        # about that in memory; a set's order costs some 3 % more.
+        self.live: dict[Any, _Subscriber] = {}
+        self.write = os.write if direct else _write_through
         self.members = 0  # live and behind
 
     def frame(self, payload: bytes) -> bytes:
@@ -929,80 +1167,110 @@ class _Audience:
         return _chunk(payload) if self.chunked else payload
 
 
-class _Subscriber(asyncio.Protocol):
-    """One open stream: a position in the log, and the protocol of its transport."""
-
-    __slots__ = ("audience", "broadcaster", "gap", "head", "live", "paused", "peer",
-                 "position", "task", "transport", "waiter", "writer")  # fmt: skip
-
-    def __init__(
-        self,
-        broadcaster: _Broadcaster,
-        writer: asyncio.StreamWriter,
-        peer: str,
-        head: bytes,
-    ) -> None:
-        self.broadcaster = broadcaster
-        self.transport = writer.transport
-        self.writer = writer  # kept: when it is collected it closes the transport
-        self.peer = peer  # its address and port
-        self.head = head  # the request as it came, parsed again when somebody asks
-        self.audience: _Audience | None = None  # None once it has left
-        self.live = False
-        self.position = 0  # of its own, while it is behind
-        self.gap: str | None = None  # the reason of a gap to announce
-
-        self.paused = False  # the transport holds more than it should
-        self.waiter: asyncio.Future[None] | None = None  # for paused to end
-        self.task: asyncio.Task[None] | None = None  # the catch-up, while behind
-
-    def request(self) -> Request:
-        """The request that opened the stream."""
-        return parse_request(self.head, self.peer)
-
-    def eof_received(self) -> bool:
-        """The client has closed, or will at least not ask for anything again."""
-        self.broadcaster.end(self, "closed by the client")
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone, whoever ended it."""
-        self.broadcaster.forget(self, f"lost: {exc}" if exc else "closed")
-        if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
-            self.transport.close()
-
-    def pause_writing(self) -> None:
-        """The transport holds more than its high-water mark."""
-        self.paused = True
-
-    def resume_writing(self) -> None:
-        """The transport holds less than its low-water mark."""
-        self.paused = False
-        if self.waiter and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    async def writable(self, timeout: float) -> None:
-        """Wait while paused; TimeoutError when nothing was taken for `timeout` s."""
-        loop = asyncio.get_running_loop()
-        held = _unsent(self.transport)
-        deadline = loop.time() + timeout
-        while self.paused:
-            self.waiter = loop.create_future()
-            # Looks more often than the timeout, to know when the last byte was taken.
-            await asyncio.wait([self.waiter], timeout=timeout / 8)
-            now_held = _unsent(self.transport)
-            if now_held < held:
-                deadline = loop.time() + timeout
-            elif loop.time() >= deadline:
-                raise TimeoutError(f"took nothing for {timeout:g} s")
-            held = now_held
+def _write_through(subscriber: _Subscriber, payload: bytes) -> int:
+    """Write by the transport, which calls pause_writing if not all was taken."""
+    subscriber.transport.write(payload)
+    return len(payload)
 
 
-def _peer_name(transport: asyncio.BaseTransport) -> str:
-    peer = transport.get_extra_info("peername")
-    if not peer:
-        return ""
-    return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+class _Registry:
+    """Who is in which state, since when, and for how long they may be.
+
+    `seconds` is how long each state may last; where it is not named, for ever.  As that
+    is the same for all who are in a state, those who entered first are due first.
+    """
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.members: dict[str, dict[_Subscriber, float]] = {
+            state: {} for state in _TRANSITIONS
+        }
+        # Descriptors that were live when the sweep began and are no longer.
+        self.departed: set[Any] = set()
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, expire: Callable[[_Subscriber], None]) -> None:
+        """Begin, in the running event loop; `expire` is called with who is due."""
+        self._loop = asyncio.get_running_loop()
+        self._expire = expire
+
+    def stop(self) -> None:
+        """Look at no deadline any more."""
+        if self._timer:
+            self._timer.cancel()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.members.values()))
+
+    def count(self, *states: str) -> int:
+        """How many are in these states."""
+        return sum(len(self.members[state]) for state in states)
+
+    def all(self, *states: str) -> list[_Subscriber]:
+        """Those who are in these states."""
+        return [s for state in states for s in list(self.members[state])]
+
+    def add(self, subscriber: _Subscriber, state: str) -> None:
+        """Take somebody in, who begins in this state."""
+        subscriber.state = state
+        self._set_deadline(subscriber, state)
+
+    def enter(self, subscriber: _Subscriber, state: str) -> None:
+        """The one place where a state changes, and what follows from it."""
+        old = subscriber.state
+        assert state in _TRANSITIONS[old], f"{old} to {state}"
+        del self.members[old][subscriber]
+        audience = subscriber.audience
+        if old == _LIVE:
+            assert audience
+            key = _key(subscriber)
+            del audience.live[key]
+            self.departed.add(key)
+        subscriber.state = state
+        if state == _CLOSED:
+            return
+        if state == _LIVE:
+            assert audience
+            audience.live[_key(subscriber)] = subscriber
+        self._set_deadline(subscriber, state)
+
+    def _set_deadline(self, subscriber: _Subscriber, state: str) -> None:
+        seconds = self._seconds.get(state)
+        if seconds is None:
+            self.members[state][subscriber] = math.inf
+            return
+        deadline = self._loop.time() + seconds
+        self.members[state][subscriber] = deadline
+        # Setting a timer costs more than letting an old one find that it is early.
+        if self._timer is None or deadline < self._timer.when():
+            self.stop()
+            self._timer = self._loop.call_at(deadline, self._look_at_sockets)
+
+    def _look_at_sockets(self) -> None:
+        """Somebody may be due.  But this process may have been stopped for a while, and
+        what came meanwhile is to be seen first: by the loop's next two rounds."""
+        self._loop.call_soon(self._loop.call_soon, self._end_waiting)
+
+    def _end_waiting(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for state in self._seconds:
+            due = itertools.takewhile(
+                lambda item: item[1] <= now, list(self.members[state].items())
+            )
+            for subscriber, _ in due:
+                if subscriber.state == state:
+                    self._expire(subscriber)
+        first = [next(iter(self.members[s].values()), math.inf) for s in self._seconds]
+        deadline = min(first, default=math.inf)
+        if deadline < math.inf:
+            self.stop()
+            self._timer = self._loop.call_at(deadline, self._look_at_sockets)
+
+
+def _key(subscriber: _Subscriber) -> Any:
+    """What a live subscriber is found by in its audience, and written to."""
+    return subscriber if subscriber.descriptor is None else subscriber.descriptor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1026,132 +1294,237 @@ class _Broadcaster:
     """Moves the live subscribers through the log, and those behind to the live."""
 
     def __init__(
-        self, log: EventLog, heartbeat: float | None, write_timeout: float
+        self,
+        log: _EventLog,
+        registry: _Registry,
+        heartbeat: float | None,
+        write_timeout: float,
+        id_order: Callable[[str], Any] | None,
     ) -> None:
         self.log = log
-        self.lock = threading.Lock()  # guards the log, _rung, _started and closing
-        self.count = 0  # subscribers
-        self.behind: set[_Subscriber] = set()
-        self.leaving: set[_Subscriber] = set()  # ended, the connection still open
+        self.registry = registry
+        # Guards the log, and whether the bell is rung.  Re-entrant, because a signal's
+        # handler may publish in the midst of publish().
+        self.lock = threading.RLock()
         self.events_written = self.bytes_written = self.gaps = self.dropped = 0
+        self.closed_because = ""  # why nothing can be published; "": it can
         self._heartbeat = heartbeat
         self._write_timeout = write_timeout
-        self._audiences: dict[tuple[Channels, bool], _Audience] = {}
-        self._by_channel: dict[str | None, set[_Audience]] = {}
-
+        self._id_order = id_order
+        self._audiences: dict[tuple[Channels, bool, bool], _Audience] = {}
+        self._by_channel: dict[str | None, dict[_Audience, None]] = {}
+        self._pending: dict[_Audience, None] = {}  # to be written in this sweep
         self._swept = 0  # the position up to which sweeps are complete
-        self._turn_left = WRITES_PER_TURN
+        self._turn_ends = 0.0
         self._next_batch_key: tuple[object, ...] = ()  # what _next_batch belongs to
         self._next_batch = (b"", 0, 0, 0)
-        self._rung = False
-        self._started = False
-        self.closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
+        self._process = 0  # that in which it began
+        self._rung = False  # from another thread
         self._heartbeat_due = False
         self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> asyncio.Task[None]:
-        """Begin, in the running event loop; the task ends after stop()."""
-        self._loop = asyncio.get_running_loop()
-        self._bell = asyncio.Event()
-        self._change: asyncio.Future[None] = self._loop.create_future()
-        self._catch_up_turn = asyncio.Semaphore(CATCH_UPS_PER_TURN)
-        self._schedule_heartbeat()
-        with self.lock:
-            self._swept = self.log.sent
-            self._started = True
-        return self._loop.create_task(self._run())
+        self._watchers: set[asyncio.Future[None]] = set()
+        # Those behind for whom a drain has waited as long as it does.
+        self._not_waited_for: set[_Subscriber] = set()
 
     # Publishing: from any thread.
 
+    def key_of(self, id: str) -> Any:
+        """What an id is sorted by; None where ids have no order.
+
+        What the program's function raises is raised.  TypeError for a key that is not
+        made of numbers and texts, which alone can be compared while the log is locked.
+        """
+        if self._id_order is None:
+            return None
+        key = self._id_order(id)
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(type(part) in (int, float, str, bytes) for part in parts):
+            raise TypeError(
+                f"id_order gave {key!r}; allowed are int, float, str, bytes and tuples "
+                "of them"
+            )
+        return key
+
     def publish(self, body: bytes, channel: str | None, id: str | None) -> str:
         """Append to the log and ring the bell; never waits for a client."""
+        key = None if id is None else self.key_of(id)
+        return self._publish(lambda log: log.append(body, channel, id, key))
+
+    def publish_gap(self, body: bytes) -> str:
+        """The same for the event that says that the publisher has missed something."""
+        return self._publish(lambda log: log.append_gap(body))
+
+    def _publish(self, append: Callable[[_EventLog], str]) -> str:
+        loop = self._loop
+        if loop and os.getpid() != self._process:
+            raise RuntimeError(
+                "the server runs in the process that this one was forked from; publish "
+                "there"
+            )
         with self.lock:
-            if self.closing:
-                raise RuntimeError("the server is closed; nothing can be published")
-            name = self.log.append(body, channel, id)
-            if not self._started:
-                self.log.advance(self.log.head)
-            elif not self._rung:
-                self._loop.call_soon_threadsafe(self._bell.set)
+            if self.closed_because:
+                raise RuntimeError(self.closed_because + "; nothing can be published")
+            if loop is None:
+                name = append(self.log)
+                self.log.advance(self.log.newest)
+                return name
+            if loop.is_closed():
+                raise RuntimeError(
+                    "the server's event loop was closed before the server; nothing can "
+                    "be published"
+                )
+            name = append(self.log)
+            if not self._rung:
+                loop.call_soon_threadsafe(self._bell.set)
                 self._rung = True
         return name
 
-    def stop(self) -> None:
-        """Publish nothing more; the sweep of what was published still happens."""
+    # Beginning and ending.
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin, in the running event loop; the task ends after stop()."""
+        loop = asyncio.get_running_loop()
+        self._bell = asyncio.Event()
         with self.lock:
-            self.closing = True
-        if self._started:
-            self._bell.set()
-            self.notify()
+            self._process = os.getpid()
+            self._swept = self.log.sent
+            self._loop = loop
+        self._schedule_heartbeat()
+        return loop.create_task(self._run())
+
+    def stop(self, why: str) -> None:
+        """Publish nothing more; end each stream when it was given everything."""
+        with self.lock:
+            self.closed_because = self.closed_because or why
         if self._timer:
             self._timer.cancel()
-
-    # The broadcaster's coroutine.
+        for subscriber in self.registry.all(_AHEAD):
+            self.end(subscriber, "the server ends")
+        if self._loop:
+            self._bell.set()
 
     async def _run(self) -> None:
-        while True:
+        while not (self.closed_because and self._is_done()):
             await self._bell.wait()
             with self.lock:
                 self._bell.clear()
                 self._rung = False
-            while self.log.sent < self.log.head or self._heartbeat_due:
-                if self._heartbeat_due:
-                    self._heartbeat_due = False
-                    await self._send_heartbeat()
-                await self._sweep()
-            if self.closing:
-                return
+            for _ in self.work():
+                await asyncio.sleep(0)
+                self._begin_turn()
 
-    async def _sweep(self) -> None:
-        """Give one batch to all who are live in this moment."""
+    def _is_done(self) -> bool:
+        swept = self.log.sent == self.log.newest
+        return swept and not self.registry.count(*_STREAMING)
+
+    def work(self) -> Iterator[None]:
+        """Do what there is to do; each yield is the end of a turn."""
+        self._begin_turn()
+        while True:
+            if self._heartbeat_due:
+                self._heartbeat_due = False
+                yield from self._send_heartbeat()
+            if self.log.sent < self.log.newest:
+                yield from self._sweep()
+            self._serve_ready()
+            self._notify()
+            if self.log.sent == self.log.newest and not self.registry.count(_READY):
+                break
+            yield
+        if self.closed_because:
+            yield from self._end_all()
+            self._notify()
+
+    def _begin_turn(self) -> None:
+        self._turn_ends = time.monotonic() + TURN_SECONDS
+
+    def _turn_is_over(self) -> bool:
+        return time.monotonic() >= self._turn_ends
+
+    # The sweep: one batch to all who are live in this moment.
+
+    def _sweep(self) -> Iterator[None]:
         with self.lock:
             position = self.log.sent
-            batch, end = self.log.read(position, self.log.head)
-            gaps = self._announce_gap(position)
+            batch, end = self.log.read(position, self.log.newest)
+            # Taken out before the log moves on, which forgets their bytes.
+            frames: dict[str | None, list[tuple[int, bytes]]] = {}
+            for number, entry in enumerate(batch):
+                frames.setdefault(entry.channel, []).append((number, entry.frame))
+            losers = self._losers(position)
             self.log.advance(end)
-        channels = {entry.channel for entry in batch}
-        wanting = [a for c in channels for a in self._by_channel.get(c, ())]
-        # All the lists are made before the first write gives way to anybody.
-        sweep = [(a, list(a.live)) for a in dict.fromkeys([*gaps, *wanting]) if a.live]
-        for audience, subscribers in sweep:
-            frames = [e.frame for e in batch if e.channel in audience.channels]
-            payload = audience.frame(b"".join(gaps.get(audience, []) + frames))
-            written = await self._write(subscribers, payload)
-            self.events_written += written * len(frames)
+        self.registry.departed.clear()
+        self._pending = dict.fromkeys(losers)
+        for channel in frames:
+            if channel == EVERYBODY:
+                self._pending.update(dict.fromkeys(self._audiences.values()))
+            self._pending.update(self._by_channel.get(channel, {}))
+        for audience in list(self._pending):
+            del self._pending[audience]
+            if audience.live:
+                wanted = _wanted(frames, audience.channels)
+                gap = [self._gap("history")] if audience in losers else []
+                self.gaps += len(gap) * len(audience.live)
+                payload = audience.frame(b"".join(gap + wanted))
+                yield from self._write(audience, payload, len(wanted))
+            if self._turn_is_over():
+                yield
         self._swept = end
-        self.notify()
-        await asyncio.sleep(0)
+        self._end_being_ahead()
 
-    def _announce_gap(self, position: int) -> dict[_Audience, list[bytes]]:
-        """What the audiences are written who lose an event the log could not hold."""
+    def _losers(self, position: int) -> set[_Audience]:
+        """The audiences who lose an event that the log could not hold."""
         if position >= self.log.base:
-            return {}
-        audiences = [a for a in self._audiences.values() if a.live]
-        losers = [a for a in audiences if self.log.missed(position, a.channels)]
-        self.gaps += sum(len(a.live) for a in losers)
-        return {audience: [self._gap("history")] for audience in losers}
+            return set()
+        audiences = self._audiences.values()
+        return {a for a in audiences if self.log.missed(position, a.channels)}
 
-    async def _write(self, subscribers: list[_Subscriber], payload: bytes) -> int:
-        """Write to each that is still live, and give way now and then."""
-        start = written = 0
-        while start < len(subscribers):
-            if not self._turn_left:
-                await asyncio.sleep(0)
-                self._turn_left = WRITES_PER_TURN
-            turn = subscribers[start : start + self._turn_left]
-            for subscriber in turn:
-                if subscriber.live:
-                    subscriber.transport.write(payload)
-                    written += 1
-                    if subscriber.paused:
-                        self._fall_behind(subscriber)
-            start += len(turn)
-            self._turn_left -= len(turn)
-        self.bytes_written += written * len(payload)
-        return written
+    def _write(
+        self, audience: _Audience, payload: bytes, events: int
+    ) -> Iterator[None]:
+        """Write to each who is live now."""
+        keys = list(audience.live)
+        write, size = audience.write, len(payload)
+        departed = self.registry.departed
+        for start in range(0, len(keys), STEPS_PER_LOOK):
+            if start and self._turn_is_over():
+                yield
+            part = keys[start : start + STEPS_PER_LOOK]
+            if departed:
+                # A descriptor may be another connection's by now.
+                part = [key for key in part if key not in departed]
+            for key in part:
+                try:
+                    taken = write(key, payload)
+                except Exception as error:
+                    self._write_failed(audience.live.get(key, key), payload, error)
+                else:
+                    if taken != size:
+                        self._write_rest(audience.live[key], payload[taken:])
+            self.events_written += len(part) * events
+            self.bytes_written += len(part) * size
+
+    def _write_failed(
+        self, subscriber: _Subscriber, payload: bytes, error: Exception
+    ) -> None:
+        """Nothing was taken; an OSError is the transport's to judge."""
+        if subscriber.descriptor is not None and isinstance(error, OSError):
+            self._write_rest(subscriber, payload)
+        else:
+            logger.error("%s: writing failed", subscriber.peer, exc_info=error)
+            self._drop(subscriber, "an error")
+
+    def _write_rest(self, subscriber: _Subscriber, rest: bytes) -> None:
+        """Leave to the transport what the socket did not take; it calls pause_writing."""
+        try:
+            subscriber.transport.write(rest)
+        except Exception as error:
+            logger.error("%s: writing failed", subscriber.peer, exc_info=error)
+            self._drop(subscriber, "an error")
 
     def _schedule_heartbeat(self) -> None:
-        if self._heartbeat is not None:
+        if self._heartbeat is not None and self._loop:
             self._timer = self._loop.call_later(self._heartbeat, self._ring_heartbeat)
 
     def _ring_heartbeat(self) -> None:
@@ -1159,15 +1532,12 @@ class _Broadcaster:
         self._bell.set()
         self._schedule_heartbeat()
 
-    async def _send_heartbeat(self) -> None:
+    def _send_heartbeat(self) -> Iterator[None]:
+        self.registry.departed.clear()
         for audience in list(self._audiences.values()):
-            for subscriber in audience.live:
-                # What was not taken since the last event or heartbeat may never be:
-                # from now on it has to be taken wholly, within the write timeout.
-                # (1 and not 0, at which asyncio's TLS pauses though it holds nothing.)
-                if _unsent(subscriber.transport):
-                    _set_high_water(subscriber.transport, 1)
-            await self._write(list(audience.live), audience.frame(HEARTBEAT))
+            yield from self._write(audience, audience.frame(HEARTBEAT), 0)
+            if self._turn_is_over():
+                yield
 
     def _gap(self, reason: str) -> bytes:
         """The event that says that events were missed, up to the oldest one held."""
@@ -1182,210 +1552,252 @@ class _Broadcaster:
         chunked: bool,
         last_event_id: str | None,
     ) -> None:
-        """Take a new subscriber in, whose stream's head is written."""
-        channels |= {EVERYBODY}
-        key = (channels, chunked)
-        audience = self._audiences.get(key)
+        """Take in somebody who is `answering`, and whose stream's head is written."""
+        direct = subscriber.descriptor is not None
+        audience = self._audiences.get((channels, chunked, direct))
         if audience is None:
-            audience = self._audiences[key] = _Audience(channels, chunked)
-            for channel in channels:
-                self._by_channel.setdefault(channel, set()).add(audience)
+            audience = self._add_audience(channels, chunked, direct)
         audience.members += 1
         subscriber.audience = audience
-        self.count += 1
-        ahead = None
-        with self.lock:
-            position: int | None = self.log.sent
-            if last_event_id:
-                position = self.log.find(last_event_id)
-                if self.log.is_ahead(last_event_id):
-                    ahead = last_event_id
-            if position is None:
-                position = self.log.base
-                subscriber.gap = "unknown id"
-        subscriber.position = position
-        logger.info("%s joined; %d connected", subscriber.peer, self.count)
-        _set_high_water(subscriber.transport, HIGH_WATER_BYTES)
-        in_step = position == self.log.sent and not subscriber.gap and not ahead
-        if in_step and not subscriber.paused:
-            self._join(subscriber)
-        else:
-            self._start_catching_up(subscriber, ahead)
-
-    def _join(self, subscriber: _Subscriber) -> None:
-        assert subscriber.audience
-        self.behind.discard(subscriber)
-        subscriber.task = None
-        subscriber.live = True
-        subscriber.audience.live[subscriber] = None
-        if self.closing and self.log.sent == self.log.head:
-            self.end(subscriber, "the server ends")
-        self.notify()
-
-    def _fall_behind(self, subscriber: _Subscriber) -> None:
-        assert subscriber.audience
-        subscriber.live = False
-        subscriber.audience.live.pop(subscriber, None)
+        subscriber.gap = None
         subscriber.position = self.log.sent
-        self._start_catching_up(subscriber)
+        ahead = bool(last_event_id) and not self._resume(
+            subscriber, last_event_id or ""
+        )
+        if ahead:
+            self.registry.enter(subscriber, _AHEAD)
+        elif self._is_in_step(subscriber) and not _unsent(subscriber.transport):
+            self.registry.enter(subscriber, _LIVE)
+        else:
+            self._fall_behind(subscriber)
+        logger.info("%s joined; %d connected", subscriber.peer, self.connected)
 
-    def _start_catching_up(
-        self, subscriber: _Subscriber, ahead: str | None = None
-    ) -> None:
-        self.behind.add(subscriber)
-        subscriber.task = self._loop.create_task(self._catch_up(subscriber, ahead))
+    @property
+    def connected(self) -> int:
+        """The number of open streams."""
+        return self.registry.count(*_STREAMING)
 
-    async def _catch_up(self, subscriber: _Subscriber, ahead: str | None) -> None:
-        """Write from the subscriber's own position until it is where the live are.
+    def _add_audience(
+        self, channels: Channels, chunked: bool, direct: bool
+    ) -> _Audience:
+        audience = _Audience(channels, chunked, direct)
+        self._audiences[channels, chunked, direct] = audience
+        for channel in channels:
+            self._by_channel.setdefault(channel, {})[audience] = None
+        return audience
 
-        `ahead` is the id of an event that the client has seen and that is yet to come.
-        """
-        try:
-            if ahead:
-                await self._overtake(subscriber, ahead)
-            while True:
-                await subscriber.writable(self._write_timeout)
-                if subscriber.position > self.log.sent:
-                    await self.progress()  # it knows events not swept yet
-                elif subscriber.position < self.log.sent or subscriber.gap:
-                    async with self._catch_up_turn:
-                        self._write_next(subscriber)
-                        await asyncio.sleep(0)
-                else:
-                    _set_high_water(subscriber.transport, HIGH_WATER_BYTES)
-                    self._join(subscriber)
-                    return
-        except TimeoutError as error:
-            self.dropped += 1
-            self._drop(subscriber, str(error))
-        except Exception:
-            logger.exception("catching up failed")
-            self._drop(subscriber, "an error")
-
-    async def _overtake(self, subscriber: _Subscriber, id: str) -> None:
-        """Wait for the event that the client has seen in another process."""
-        deadline = self._loop.time() + AHEAD_SECONDS
-        while True:
+    def _resume(self, subscriber: _Subscriber, id: str) -> bool:
+        """Find where to go on after `id`; False where that event is yet to come."""
+        key = None
+        if len(id) > MAX_NAME_BYTES:
+            position = None
+        else:
+            with contextlib.suppress(Exception):  # it is none of the publisher's
+                key = self.key_of(id)
             with self.lock:
-                position = self.log.find(id)
-                ahead = self.log.is_ahead(id) and not self.closing
-            left = deadline - self._loop.time()
-            if not ahead or left <= 0:
-                break
-            await self.progress(left)
-        if position is None or left <= 0:
+                position = self.log.find(id, key)
+                if self.log.is_ahead(key):
+                    subscriber.awaited = id, key
+                    return False
+        if position is None:
             position, subscriber.gap = self.log.base, "unknown id"
         subscriber.position = position
+        return True
+
+    def _end_being_ahead(self) -> None:
+        """The event that some have seen elsewhere may have come."""
+        for subscriber in self.registry.all(_AHEAD):
+            id, key = subscriber.awaited
+            if not self.log.is_ahead(key) and self._resume(subscriber, id):
+                self._fall_behind(subscriber)
+
+    def wait_no_longer(self, subscriber: _Subscriber) -> None:
+        """An event that it has seen elsewhere does not come."""
+        subscriber.position, subscriber.gap = self.log.base, "unknown id"
+        self._fall_behind(subscriber)
+
+    def _is_in_step(self, subscriber: _Subscriber) -> bool:
+        """Whether it was given everything that the live were given."""
+        return (
+            subscriber.position == self.log.sent
+            and subscriber.gap is None
+            and subscriber.audience not in self._pending
+        )
+
+    def _fall_behind(self, subscriber: _Subscriber) -> None:
+        """Give it what it is owed, from its own position on, as its socket has room."""
+        if _unsent(subscriber.transport):
+            self._enter_full(subscriber)
+        else:
+            self.registry.enter(subscriber, _READY)
+            self._bell.set()
+
+    def pause(self, subscriber: _Subscriber) -> None:
+        """Its socket did not take everything that was written."""
+        if subscriber.state == _LIVE:
+            subscriber.position = self.log.sent
+        self._enter_full(subscriber)
+
+    def _enter_full(self, subscriber: _Subscriber) -> None:
+        subscriber.unsent = subscriber.count_unsent()
+        subscriber.looks = LOOKS
+        self.registry.enter(subscriber, _FULL)
+
+    def resume(self, subscriber: _Subscriber) -> None:
+        """Its socket has room again."""
+        self.registry.enter(subscriber, _READY)
+        self._bell.set()
+
+    def look(self, subscriber: _Subscriber) -> None:
+        """Drop it if its socket took nothing since so many looks."""
+        unsent = subscriber.count_unsent()
+        subscriber.looks = LOOKS if unsent < subscriber.unsent else subscriber.looks - 1
+        subscriber.unsent = unsent
+        if subscriber.looks:
+            self.registry.enter(subscriber, _FULL)
+        else:
+            self.dropped += 1
+            self._drop(subscriber, f"took nothing for {self._write_timeout:g} s")
+
+    def _serve_ready(self) -> None:
+        """The next batch to some of those behind whose socket has room, in turn."""
+        ready = self.registry.members[_READY]
+        for subscriber in list(itertools.islice(ready, CATCH_UPS_PER_TURN)):
+            if self._is_in_step(subscriber):
+                self._not_waited_for.discard(subscriber)
+                self.registry.enter(subscriber, _LIVE)
+            else:
+                self.registry.enter(subscriber, _READY)  # to the end of the turn
+                if subscriber.position < self.log.sent or subscriber.gap:
+                    self._write_next(subscriber)
 
     def _write_next(self, subscriber: _Subscriber) -> None:
         audience = subscriber.audience
         assert audience
         with self.lock:
             # After an outage many come back to one position: they share the bytes too.
-            key = audience, subscriber.position, subscriber.gap, self.log.sent
-            if self._next_batch_key != (*key, self.log.base):
-                self._next_batch_key = (*key, self.log.base)
+            sent, base = self.log.sent, self.log.base
+            key = audience, subscriber.position, subscriber.gap, sent, base
+            if self._next_batch_key != key:
                 self._next_batch = self._encode_next(audience, subscriber)
+                self._next_batch_key = key
         payload, events, gaps, subscriber.position = self._next_batch
         subscriber.gap = None
-        if payload:
-            subscriber.transport.write(payload)
         self.events_written += events
         self.bytes_written += len(payload)
         self.gaps += gaps
-        self.notify()
+        if payload:
+            self._write_rest(subscriber, payload)
 
     def _encode_next(
         self, audience: _Audience, subscriber: _Subscriber
     ) -> tuple[bytes, int, int, int]:
         """The bytes after a subscriber's position; its events, gaps, last number."""
         batch, end = self.log.read(subscriber.position, self.log.sent)
-        frames = [entry.frame for entry in batch if entry.channel in audience.channels]
+        channels = audience.channels | {EVERYBODY}
+        frames = [entry.frame for entry in batch if entry.channel in channels]
         reason = subscriber.gap
         if not reason and self.log.missed(subscriber.position, audience.channels):
             reason = "history"
-        events = len(frames)
-        if reason:
-            frames.insert(0, self._gap(reason))
-        payload = audience.frame(b"".join(frames)) if frames else b""
-        return payload, events, len(frames) - events, end
+        gaps = [self._gap(reason)] if reason else []
+        payload = b"".join(gaps + frames)
+        framed = audience.frame(payload) if payload else b""
+        return framed, len(frames), len(gaps), end
+
+    def _end_all(self) -> Iterator[None]:
+        """End the streams of those who were given everything."""
+        for subscriber in self.registry.all(_LIVE):
+            if subscriber.state == _LIVE:
+                self.end(subscriber, "the server ends")
+            if self._turn_is_over():
+                yield
 
     def end(self, subscriber: _Subscriber, why: str) -> None:
         """Tell the client when to come back, end its stream, close."""
-        if not subscriber.audience:
-            return
+        audience = subscriber.audience
+        assert audience
         farewell = format_event(retry=_jittered_ms(RESTART_RETRY_SECONDS))
-        ending = subscriber.audience.frame(farewell)
-        if subscriber.audience.chunked:
-            ending += LAST_CHUNK
-        self._leave(subscriber, why)
-        self.leaving.add(subscriber)
-        subscriber.transport.write(ending)
-        _close_soon(subscriber.transport, self._loop, self._write_timeout)
+        ending = audience.frame(farewell) + (LAST_CHUNK if audience.chunked else b"")
+        self._leave(subscriber, _LEAVING, why)
+        try:
+            subscriber.transport.write(ending)
+            subscriber.transport.close()
+        except Exception:
+            logger.exception("%s: ending the stream failed", subscriber.peer)
+            subscriber.transport.abort()
 
     def _drop(self, subscriber: _Subscriber, why: str) -> None:
-        if not subscriber.audience:
-            return
-        self._leave(subscriber, why)
-        self.leaving.add(subscriber)
-        subscriber.transport.abort()
+        if subscriber.state in _STREAMING:
+            self._leave(subscriber, _LEAVING, why)
+            subscriber.transport.abort()
 
     def forget(self, subscriber: _Subscriber, why: str) -> None:
-        """Its connection is gone."""
-        self._leave(subscriber, why)
-        self.leaving.discard(subscriber)
-        self.notify()
+        """The connection of an open stream is gone."""
+        self._leave(subscriber, _CLOSED, why)
 
-    def _leave(self, subscriber: _Subscriber, why: str) -> None:
+    def _leave(self, subscriber: _Subscriber, state: str, why: str) -> None:
         audience = subscriber.audience
-        if audience is None:
-            return
+        assert audience
+        self.registry.enter(subscriber, state)
         subscriber.audience = None
-        subscriber.live = False
-        audience.live.pop(subscriber, None)
+        self._not_waited_for.discard(subscriber)
         audience.members -= 1
         if not audience.members:
-            del self._audiences[audience.channels, audience.chunked]
+            direct = audience.write is os.write
+            del self._audiences[audience.channels, audience.chunked, direct]
             for channel in audience.channels:
-                self._by_channel[channel].discard(audience)
+                del self._by_channel[channel][audience]
                 if not self._by_channel[channel]:
                     del self._by_channel[channel]
-        self.behind.discard(subscriber)
-        if subscriber.task and subscriber.task is not asyncio.current_task():
-            subscriber.task.cancel()
-        subscriber.task = None
-        self.count -= 1
-        logger.info("%s left, %s; %d remain", subscriber.peer, why, self.count)
-        self.notify()
-
-    def subscribers(self) -> list[_Subscriber]:
-        """All of them, live and behind, in no order."""
-        live = [s for a in self._audiences.values() for s in a.live]
-        return [*live, *self.behind]
+        logger.info("%s left, %s; %d remain", subscriber.peer, why, self.connected)
+        self._bell.set()  # somebody may wait for this
 
     # Waiting for it.
 
-    async def progress(self, timeout: float | None = None) -> None:
-        """Wait until anything here has changed, or for so many seconds."""
-        await asyncio.wait([self._change], timeout=timeout)
+    async def progress(self, seconds: float | None = None) -> None:
+        """Wait until something here may have changed, or for so many seconds."""
+        watcher = asyncio.get_running_loop().create_future()
+        self._watchers.add(watcher)
+        try:
+            await asyncio.wait([watcher], timeout=seconds)
+        finally:
+            self._watchers.discard(watcher)
 
-    def notify(self) -> None:
-        """Wake whoever waits for progress()."""
-        self._change.set_result(None)
-        self._change = self._loop.create_future()
+    def _notify(self) -> None:
+        for watcher in list(self._watchers):
+            if not watcher.done():
+                watcher.set_result(None)
 
     async def drain(self, behind: bool) -> None:
         """See SSEServer.drain."""
-        target = self.log.head
-        while self._swept < target or (
-            behind and any(s.position < target for s in self.behind)
-        ):
+        target = self.log.newest
+        while self._swept < target:
             await self.progress()
+        deadline = time.monotonic() + self._write_timeout
+        while behind:
+            waited_for = [
+                subscriber
+                for subscriber in self.registry.all(_READY, _FULL)
+                if subscriber.position < target
+                and subscriber not in self._not_waited_for
+            ]
+            if not waited_for:
+                break
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._not_waited_for.update(waited_for)
+                break
+            await self.progress(left)
 
 
-def _set_high_water(transport: asyncio.WriteTransport, size: int) -> None:
-    """What the transport may hold before it says pause."""
-    transport.set_write_buffer_limits(high=size)
+def _wanted(
+    frames: dict[str | None, list[tuple[int, bytes]]], channels: Channels
+) -> list[bytes]:
+    """The frames of these channels in their order, of a batch grouped by channel."""
+    groups = [frames[c] for c in (*channels, EVERYBODY) if c in frames]
+    if len(groups) == 1:
+        return [frame for _, frame in groups[0]]
+    return [frame for _, frame in sorted(itertools.chain(*groups))]
 
 
 def _jittered_ms(seconds: float) -> int:
@@ -1393,106 +1805,436 @@ def _jittered_ms(seconds: float) -> int:
     return max(1, round(seconds * 1000 * random.uniform(0.5, 1.5)))
 
 
-def _close_soon(
-    transport: asyncio.WriteTransport,
-    loop: asyncio.AbstractEventLoop,
-    timeout: float,
-) -> None:
-    """Close once everything is sent, or without that after `timeout` seconds."""
-    if transport.is_closing():  # and a second close() would break asyncio's TLS
-        return
-    transport.close()
-    # Over TLS the peer has to agree to the end, and not all that is unsent shows.
-    if _unsent(transport) or transport.get_extra_info("sslcontext"):
-        loop.call_later(timeout, _abort_late, weakref.ref(transport))
-
-
-def _abort_late(reference: Callable[[], asyncio.WriteTransport | None]) -> None:
-    transport = reference()
-    # One whose connection is gone by now has nothing unsent, and no abort().
-    if transport and (_unsent(transport) or transport.get_extra_info("sslcontext")):
-        transport.abort()
-
-
-# asyncio's TLS before Python 3.11 does not know that its connection is gone: it has no
-# socket then, does not say that it is closing, and fails to say what is unsent.
-
-
-def _is_closing(transport: asyncio.WriteTransport) -> bool:
-    return transport.is_closing() or transport.get_extra_info("socket") is None
-
-
 def _unsent(transport: asyncio.WriteTransport) -> int:
-    """The bytes that the transport holds."""
+    """The bytes that the transport holds.
+
+    asyncio's TLS before Python 3.11 fails to say that once its connection is gone: it
+    has no socket then.
+    """
     if transport.get_extra_info("socket") is None:
         return 0
     return transport.get_write_buffer_size()
 
 
 # ------------------------------------------------------------------------------------
-# 7. The server: connections, requests, answers.
-#
-#    A connection is a coroutine until it ends or becomes a stream.
+# 7. The connection: one object from its first byte to its last, which its transport
+#    calls.  A request that needs no waiting is answered in the call that completed it.
+# ------------------------------------------------------------------------------------
+
+
+class _Turns:
+    """Shares the event loop's time among connections that have something to do.
+
+    One that comes when the others have used up this round of the loop waits for the
+    next one.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[_Connection, None] = {}
+        self._ends = 0.0
+        self._begun = False
+
+    def __contains__(self, connection: _Connection) -> bool:
+        return connection in self._waiting
+
+    def are_over(self) -> bool:
+        """Whether no time is left in this round."""
+        now = time.monotonic()
+        if not self._begun:
+            self._begun = True
+            self._ends = now + TURN_SECONDS
+            asyncio.get_running_loop().call_soon(self._begin_round)
+        return now >= self._ends
+
+    def wait(self, connection: _Connection) -> None:
+        """Let it go on in the next round."""
+        self._waiting[connection] = None
+
+    def leave(self, connection: _Connection) -> None:
+        """It has nothing to do any more."""
+        self._waiting.pop(connection, None)
+
+    def _begin_round(self) -> None:
+        self._begun = False
+        while self._waiting and not self.are_over():
+            connection = next(iter(self._waiting))
+            del self._waiting[connection]
+            connection.proceed()
+
+
+class _Connection(_Subscriber, asyncio.Protocol):
+    """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
+
+    __slots__ = ("body", "head", "input_ended", "lower", "received", "searched",
+                 "server", "task", "writer")  # fmt: skip
+
+    def __init__(
+        self, server: SSEServer, writer: asyncio.StreamWriter, state: str
+    ) -> None:
+        self.server = server
+        self.transport = cast(asyncio.Transport, writer.transport)
+        self.lower = self.transport  # what TLS writes to; without TLS the same
+        self.descriptor = None
+        self.audience = None
+        self.writer = _disarm(writer)
+        self.peer = _peer_name(self.transport)
+        self.received = bytearray()  # and not yet understood
+        self.searched = 0  # so much of it holds no end of a head
+        self.input_ended = False  # nothing more will be received
+        self.head = b""  # of the request that is served
+        self.body: _BodyReader | None = None  # of it
+        self.task: asyncio.Task[None] | None = None  # that waits for somebody else
+        server.registry.add(self, state)
+        # pause_writing is to say at once that the socket did not take everything.
+        self.transport.set_write_buffer_limits(high=0)
+
+    def request(self) -> Request:
+        """The request that is served, or that opened the stream."""
+        return _parse_request(self.head, self.peer)
+
+    def count_unsent(self) -> int:
+        """The bytes that wait for room, in every layer below."""
+        lower = 0 if self.lower is self.transport else _unsent(self.lower)
+        return _unsent(self.transport) + lower
+
+    # Called by the transport.
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sent; an open stream ignores it."""
+        if self.state in _STREAMING or self.state == _LEAVING:
+            return
+        self.received += data
+        if self.state == _LINGERING:
+            self._throw_away()
+        elif self.state in (_HEAD, _IDLE, _BODY) and self not in self.server.turns:
+            self.proceed()
+        elif len(self.received) > MAX_RECEIVED_BYTES:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """The client will send no more, and may still read."""
+        self.input_ended = True
+        if self.state in _STREAMING:
+            self.server.broadcaster.end(self, "closed by the client")
+        elif self.state == _LINGERING:
+            self._close()
+        elif self.state in (_HEAD, _IDLE, _BODY) and self not in self.server.turns:
+            self._close()  # nothing that was received is a request
+        # A plain connection stays open for the answer; TLS closes in any case.
+        return self.state != _LEAVING and self.lower is self.transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, whoever ended it."""
+        if self.task:
+            self.task.cancel()
+        self.server.turns.leave(self)
+        if self.state in _STREAMING:
+            self.server.broadcaster.forget(self, f"lost: {exc}" if exc else "closed")
+        elif self.state != _CLOSED:
+            self.server.registry.enter(self, _CLOSED)
+        if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
+            self.transport.close()
+        self.server._connection_closed(self)
+
+    def pause_writing(self) -> None:
+        """The socket did not take everything."""
+        if self.state in (_LIVE, _READY):
+            self.server.broadcaster.pause(self)
+
+    def resume_writing(self) -> None:
+        """The socket has taken everything."""
+        if self.state == _FULL:
+            self.server.broadcaster.resume(self)
+        elif self.state == _ANSWERING and self.task is None:
+            self._expect_next()
+
+    # The states of a request.
+
+    async def shake_hands(self, context: ssl_module.SSLContext, seconds: float) -> None:
+        """Begin TLS."""
+        loop = asyncio.get_running_loop()
+        try:
+            transport = await loop.start_tls(
+                self.transport,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=seconds,
+            )
+        except (OSError, asyncio.TimeoutError) as error:
+            logger.debug("%s: no TLS: %r", self.peer, error)
+            transport = None
+        self.task = None
+        if self.state != _HANDSHAKE:
+            return
+        if transport is None:
+            self.server.registry.enter(self, _CLOSED)
+            self.lower.abort()
+            self.server._connection_closed(self)
+            return
+        self.transport = transport
+        # asyncio's TLS of Python 3.11 and later pauses at 0 though it holds nothing.
+        high = 1 if sys.version_info >= (3, 11) else 0
+        self.transport.set_write_buffer_limits(high=high, low=0)
+        self.server.registry.enter(self, _HEAD)
+        self.proceed()
+
+    def proceed(self) -> None:
+        """Go on with what was received, as far as it goes and as time is left."""
+        turns = self.server.turns
+        try:
+            while self.state in (_HEAD, _IDLE, _BODY):
+                if turns.are_over():
+                    turns.wait(self)
+                    if len(self.received) > MAX_RECEIVED_BYTES:
+                        self.transport.pause_reading()
+                    return
+                if not (self._read_body() if self.body else self._read_head()):
+                    self._receive_more()
+                    return
+        except HTTPError as error:
+            self._refuse(error)
+        except Exception:
+            logger.exception("%s: serving a request failed", self.peer)
+            self.transport.abort()
+
+    def _receive_more(self) -> None:
+        if self.input_ended:
+            self._close()
+        elif not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _read_head(self) -> bool:
+        """Whether it got on: a head was complete."""
+        received = self.received
+        while received.startswith(b"\r\n"):  # RFC 9112, 2.2
+            del received[:2]
+        if self.state == _IDLE and received:
+            self.server.registry.enter(self, _HEAD)
+        end = _find_head_end(received, self.searched)
+        self.searched = 0 if end else len(received)
+        if not end:
+            return False
+        self.head = bytes(received[:end])
+        del received[:end]
+        request = _parse_request(self.head, self.peer)
+        body = self.server._expect_body(self, request)
+        if body is None:
+            self._serve(request, b"")
+            return True
+        self.body = body
+        self.server.registry.enter(self, _BODY)
+        body.feed(received)
+        self.received = body.rest
+        if request._expects_continue and not body.complete and not body.busy:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
+
+    def _read_body(self) -> bool:
+        """Whether it got on: more of the body was decoded."""
+        body = self.body
+        assert body
+        if not body.complete:
+            body.feed()
+        if body.complete:
+            self.body = None
+            self._serve(self.request(), bytes(body.body))
+            return True
+        return body.busy
+
+    def _serve(self, request: Request, body: bytes) -> None:
+        """Answer a request that is complete."""
+        if self.server._must_ask(request):
+            self.server.registry.enter(self, _ASKING)
+            self.task = asyncio.get_running_loop().create_task(self._ask(request, body))
+        else:
+            self.server.registry.enter(self, _ANSWERING)
+            self._answer(request, body)
+
+    async def _ask(self, request: Request, body: bytes) -> None:
+        """Ask the program whether the request is allowed."""
+        refusal: HTTPError | None = None
+        try:
+            await self.server._authorize_request(request)
+        except HTTPError as error:
+            refusal = error
+        self.task = None
+        if self.state == _ASKING:
+            self.server.registry.enter(self, _ANSWERING)
+            self._answer(request, body, refusal)
+
+    def _answer(
+        self, request: Request, body: bytes, refusal: HTTPError | None = None
+    ) -> None:
+        try:
+            response = self.server._respond(self, request, body, refusal)
+        except HTTPError as error:
+            response = _error_response(error)
+        except Exception:
+            logger.exception("%s: serving a request failed", self.peer)
+            response = _error_response(HTTPError(500))
+        response = self.server._add_cors(request, response)
+        if response.body is None and request.method == "GET":
+            self._open_stream(request, response)
+            return
+        again = self.server._may_go_on(self, request)
+        keep = "keep-alive" if response.body is None else ""
+        keep = keep if again else "close"
+        self.transport.write(
+            response.render(time.time(), keep, request.method != "HEAD")
+        )
+        if not again:
+            self._close()
+        elif not _unsent(self.transport):
+            self._expect_next()
+
+    def _expect_next(self) -> None:
+        """The answer was taken; the next request may have come already."""
+        self.head = b""
+        state = _HEAD if self.received else _IDLE
+        self.server.registry.enter(self, state)
+        if not self.received and not self.server._is_serving:
+            self._close()
+        elif self.received or self.input_ended:
+            self.server.turns.wait(self)
+            self.server.turns.are_over()
+        else:
+            self._receive_more()
+
+    def _open_stream(self, request: Request, response: _Response) -> None:
+        chunked = request.version >= (1, 1)
+        # Firefox calls onopen when the first byte of the body comes, and the retry
+        # counts without a blank line, which some clients would take for an event.
+        prelude = self.server._prelude()
+        connection = "keep-alive" if request.keep_alive else "close"
+        self.received = bytearray()
+        self.descriptor = _direct_descriptor(self.transport)
+        self.transport.write(
+            response.render(time.time(), connection)
+            + (_chunk(prelude) if chunked else prelude)
+        )
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+        broadcaster = self.server.broadcaster
+        broadcaster.add(self, request.channels, chunked, request.last_event_id)
+        if self.input_ended:
+            broadcaster.end(self, "closed by the client")
+
+    def _refuse(self, error: HTTPError) -> None:
+        """Answer what is no request, or not one to its end; then close.
+
+        The client may still be sending.  It has to read the answer before it sees a
+        reset, so what comes is read for a while (RFC 9112, 9.6).
+        """
+        response = _error_response(error)
+        with_body = True
+        if self.head:
+            with contextlib.suppress(HTTPError):
+                request = self.request()
+                response = self.server._add_cors(request, response)
+                with_body = request.method != "HEAD"
+        self.server.registry.enter(self, _LINGERING)
+        self.body = None
+        self.transport.write(response.render(time.time(), "close", with_body))
+        if self.input_ended:
+            self._close()
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+        self.searched = 0  # from here on: how much was thrown away
+        self._throw_away()
+
+    def _throw_away(self) -> None:
+        self.searched += len(self.received)
+        self.received.clear()
+        if self.searched >= LINGER_BYTES:
+            self._close()
+
+    def expire(self) -> None:
+        """The time for the present state is over."""
+        state, server = self.state, self.server
+        if self in server.turns:
+            return  # it is not the client who is waited for
+        if state == _HEAD and not self.received and not self.head and self.searched:
+            self._close()
+        elif state == _HEAD:
+            seconds = f"{server._header_timeout:g} s"
+            self._refuse(HTTPError(408, f"request head not complete in {seconds}"))
+        elif state == _BODY:
+            seconds = f"{server._body_timeout:g} s"
+            self._refuse(HTTPError(408, f"request body not complete in {seconds}"))
+        elif state in (_IDLE, _LINGERING):
+            self._close()
+        elif state == _FULL:
+            server.broadcaster.look(self)
+        elif state == _AHEAD:
+            server.broadcaster.wait_no_longer(self)
+        else:
+            self.transport.abort()  # it takes nothing of what it is sent
+
+    def _close(self) -> None:
+        """Close when everything is sent."""
+        if self.state not in (_LEAVING, _CLOSED):
+            self.server.registry.enter(self, _LEAVING)
+            self.transport.close()
+
+
+def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
+    """Part a writer from its transport; what is returned has to be kept.
+
+    asyncio.start_server made a protocol, a reader and a writer for the connection.  They
+    are not needed, and they refer to each other, so that each visit would leave a cycle
+    for the garbage collector.  A writer that is collected closes its transport (Python
+    3.11 and later), so it is kept if it cannot be parted.
+    """
+    transport = writer.transport
+    protocol = cast(asyncio.Protocol, transport.get_protocol())
+    protocol.connection_lost(None)
+    if getattr(writer, "_transport", None) is not transport:
+        return writer
+    setattr(writer, "_transport", _CLOSED_TRANSPORT)  # noqa: B010
+    return None
+
+
+class _ClosedTransport(asyncio.Transport):
+    """What a writer is given that is not needed."""
+
+    def is_closing(self) -> bool:
+        """So there is nothing to close."""
+        return True
+
+
+_CLOSED_TRANSPORT = _ClosedTransport()
+
+
+def _direct_descriptor(transport: asyncio.Transport) -> int | None:
+    """The descriptor that may be written to past the transport, if there is one.
+
+    That is right while the transport holds nothing, for asyncio's own transport of
+    plain TCP: for TLS and for other event loops it would go past what they do.
+    """
+    if os.name != "posix" or type(transport).__module__ != "asyncio.selector_events":
+        return None
+    return cast(socket.socket, transport.get_extra_info("socket")).fileno()
+
+
+def _peer_name(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    if not peer:
+        return ""
+    return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+
+
+# ------------------------------------------------------------------------------------
+# 8. The server: what a program calls, what is allowed, the beginning and the end.
 # ------------------------------------------------------------------------------------
 
 Authorize = Callable[[Request], Union[bool, Awaitable[bool]]]
 
-
-class _Connection:
-    """One HTTP connection: what was received of it, and the clock that it runs on."""
-
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, full: bool
-    ) -> None:
-        self.reader = reader
-        self.writer = writer
-        self.full = full  # above the limit: only told so
-        self.idle = True  # nothing of a request has come since the last answer
-        self.kept = False  # and there was an answer
-        self.whole = False  # the current request was received to its end
-        self.streaming = False  # a _Subscriber has taken it over
-        self.received = bytearray()  # and not yet understood
-        self.peer = _peer_name(writer.transport)
-        self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    async def receive(self) -> bytes:
-        """What comes next, b"" at the end; TimeoutError after the deadline."""
-        data = await self.reader.read(64 * KIB)
-        if data:
-            self.idle = False
-        return data
-
-    def allow(self, seconds: float) -> None:
-        """From now on the client has this long for what is expected of it."""
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + seconds
-        # Setting a timer costs more than letting an old one find that it is early.
-        if self._timer and self._timer.when() > self._deadline:
-            self._timer.cancel()
-            self._timer = None
-        if not self._timer:
-            self._timer = loop.call_at(self._deadline, self._check_deadline)
-
-    def pause_clock(self) -> None:
-        """It is not the client who is waited for."""
-        self._deadline = math.inf
-
-    def stop_clock(self) -> None:
-        """There is nothing to wait for any more."""
-        if self._timer:
-            self._timer.cancel()
-
-    def _check_deadline(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = None
-        if loop.time() < self._deadline:
-            if self._deadline < math.inf:
-                self._timer = loop.call_at(self._deadline, self._check_deadline)
-        elif _unsent(self.writer.transport):
-            self.writer.transport.abort()  # it asks and does not read the answers
-        else:
-            self.reader.set_exception(TimeoutError())
+_NEW, _STARTING, _SERVING = "new", "starting", "serving"
+_FAILED, _CLOSING = "failed", "closing"  # and _CLOSED
 
 
 class SSEServer:
@@ -1500,8 +2242,8 @@ class SSEServer:
 
     Use it as `async with SSEServer() as server:` in a running event loop, as `with
     SSEServer() as server:` for an event loop in a thread of its own, or let
-    `serve_forever()` do both ends.  A server runs once.  Raises ValueError for a bad
-    argument; starting raises OSError where it cannot listen.
+    `serve_forever()` do both ends.  A server runs once.  Raises ValueError or TypeError
+    for a bad argument; starting raises OSError where it cannot listen.
 
     Access: `authorize(request)` is asked before a request to `path` is served, for
     streams and for publishing (`request.method` tells).  True lets in, false is 403,
@@ -1547,57 +2289,63 @@ class SSEServer:
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
         _check_integer("port", port, 0, 65535)
-        for name, number, low in (
-            ("history", history, 0),
-            ("history_bytes", history_bytes, 0),
-            ("max_connections", 1 if max_connections is None else max_connections, 1),
-            ("max_event_bytes", max_event_bytes, 1),
-        ):
-            _check_integer(name, number, low)
-        for name, seconds in (
-            ("heartbeat", 1.0 if heartbeat is None else heartbeat),
-            ("retry", retry),
-            ("header_timeout", header_timeout),
-            ("body_timeout", body_timeout),
-            ("keepalive_timeout", keepalive_timeout),
-            ("write_timeout", write_timeout),
-            ("shutdown_timeout", shutdown_timeout),
-        ):
-            _check_seconds(name, seconds)
-        if not re.fullmatch("/[!-~]*", path) or set(path) & set("?#"):
-            raise ValueError(f"path is {path!r}; allowed is ASCII that begins with /")
-        if isinstance(cors_origins, str):
-            raise ValueError("cors_origins is a str; allowed is a sequence of them")
-        for origin in cors_origins:
-            if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
-                raise ValueError(
-                    f"origin is {origin!r}; allowed are https://example.com and the "
-                    "like, without a path, and *"
-                )
+        _check_integer("history", history, 0)
+        _check_integer("history_bytes", history_bytes, 0)
+        _check_integer("max_event_bytes", max_event_bytes, 1)
+        if max_connections is not None:
+            _check_integer("max_connections", max_connections, 1)
+        if heartbeat is not None:
+            _check_seconds("heartbeat", heartbeat)
+        _check_seconds("retry", retry)
+        _check_seconds("header_timeout", header_timeout)
+        _check_seconds("body_timeout", body_timeout)
+        _check_seconds("keepalive_timeout", keepalive_timeout)
+        _check_seconds("write_timeout", write_timeout)
+        _check_seconds("shutdown_timeout", shutdown_timeout)
+        _check_callable("authorize", authorize)
+        _check_callable("id_order", id_order)
+        if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
+            raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
         self._host, self._port = host, port
-        self._path = _ESCAPE.sub(_decode_unreserved, path)
+        self._path = _check_path(path)
         self._retry = retry
         self._header_timeout = header_timeout
         self._body_timeout = body_timeout
-        self._keepalive_timeout = keepalive_timeout
         self._write_timeout = write_timeout
         self._shutdown_timeout = shutdown_timeout
         self._max_connections = max_connections
         self._max_event_bytes = max_event_bytes
         self._authorize = authorize
         self._publish_token = (publish_token or "").encode()
-        self._cors_origins = frozenset(cors_origins)
+        self._cors_origins = _check_origins(cors_origins)
         self._ssl = ssl
         self._reuse_port = reuse_port
-        log = EventLog(history, history_bytes, id_order)
-        self._broadcaster = _Broadcaster(log, heartbeat, write_timeout)
+        self.registry = _Registry(
+            {
+                _HANDSHAKE: header_timeout + LINGER_SECONDS,  # asyncio's comes first
+                _HEAD: header_timeout,
+                _BODY: body_timeout,
+                _ANSWERING: write_timeout,
+                _IDLE: keepalive_timeout,
+                _LINGERING: LINGER_SECONDS,
+                _FULL: write_timeout / LOOKS,
+                _AHEAD: AHEAD_SECONDS,
+                _LEAVING: write_timeout,
+            }
+        )
+        log = _EventLog(history, history_bytes)
+        self.broadcaster = _Broadcaster(
+            log, self.registry, heartbeat, write_timeout, id_order
+        )
+        self.turns = _Turns()
+        self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._listeners: list[asyncio.Server] = []
-        self._connections: dict[asyncio.Task[None], _Connection] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
-        self._refusing = 0  # connections above the limit, which are only told so
+        self._refusing: set[_Connection] = set()  # above the limit, only told so
+        self._disconnected: set[_Connection] = set()  # while they were asked for
+        self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
         self._refused = 0
 
     # What a program calls.
@@ -1612,22 +2360,25 @@ class SSEServer:
     ) -> str:
         """Send an event to every subscriber of the channel; return the event's id.
 
-        May be called from any thread, before the server is started (the event is then
-        there for those who resume), and never waits for a client.  `data` and `event`
-        are as in format_event, but None is sent as JSON's null; events named `open`,
-        `error` or `gap` look to a client like the stream's own.  `id` is the caller's
-        own, unique, and Last-Event-ID finds it; by default the server numbers.
+        May be called from any thread, from a signal's handler, and before the server is
+        started (the event is then there for those who resume), and never waits for a
+        client.  `data` and `event` are as in format_event, but None is sent as JSON's
+        null; events named `open`, `error` or `gap` look to a client like the stream's
+        own.  `channel` may be EVERYBODY.  `id` is the caller's own, and Last-Event-ID
+        finds it; by default the server numbers.
 
         A burst that is larger than `history_bytes` loses its first events, and who
         misses them is told by a gap; a producer that may be so fast awaits drain().
 
         Raises ValueError for data above `max_event_bytes`, for what format_event
-        refuses, and for an event, id or channel that is empty, above 256 bytes, or has
-        a control character, or a space at an end (no header could bring it back);
-        TypeError for data that is not JSON; RuntimeError once the server is closed.
+        refuses, for an id that an event has that is held or that does not ascend by
+        `id_order`, and for an event, id or channel that is empty, above 256 bytes, or
+        has a control character, or a space at an end (no header could bring it back);
+        TypeError for data that is not JSON; RuntimeError once the server is closed,
+        has failed, or has lost its event loop, and in a process forked from its own.
         """
         for what, name in (("event", event), ("id", id), ("channel", channel)):
-            if name is not None:
+            if name is not None and not (what == "channel" and name == EVERYBODY):
                 _check_name(what, name)
         text = _to_text(data)
         body = format_event(text, event=event)
@@ -1638,7 +2389,7 @@ class SSEServer:
                 raise ValueError(
                     f"data has {size} bytes; allowed are {self._max_event_bytes}"
                 )
-        return self._broadcaster.publish(body, channel, id)
+        return self.broadcaster.publish(body, channel, id)
 
     def publish_gap(self, reason: str = "source") -> str:
         """Tell everybody, of every channel, that events are missing at this point.
@@ -1647,50 +2398,83 @@ class SSEServer:
         from an earlier event, in its place.  For a program that feeds the server from
         elsewhere and has lost something on the way.  As publish(), from any thread.
         """
-        body = format_event({"reason": reason}, event="gap")
-        return self._broadcaster.publish(body, EVERYBODY, None)
+        return self.broadcaster.publish_gap(
+            format_event({"reason": reason}, event="gap")
+        )
 
     async def drain(self, behind: bool = False) -> None:
         """Return once all that was published is written to every live subscriber.
 
-        With `behind`, also to every one that is behind, unless it is dropped first.
-        Written means given to the connection's transport.  Must be awaited in the
-        server's own event loop.
+        With `behind`, also to those that are behind.  Each of them is waited for up to
+        `write_timeout`, and then not again until it has caught up; one that waits for
+        an event that it has seen elsewhere is not waited for.  Written means given to
+        the connection's transport.  Must be awaited in the server's own event loop.
         """
         if self._loop is not asyncio.get_running_loop():
             raise RuntimeError("drain() belongs into the event loop of the server")
-        await self._broadcaster.drain(behind)
+        await self.broadcaster.drain(behind)
 
     def disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """End the streams of the subscribers whose request the predicate is true of.
 
-        May be called from any thread and does not wait; the predicate is called in the
-        event loop soon after.  Browsers reconnect, so let `authorize` refuse them.
+        That includes those whose `authorize` has not answered yet.  May be called from
+        any thread and does not wait; the predicate is called in the event loop soon
+        after.  Browsers reconnect, so let `authorize` refuse them.
         """
-        if self._loop is None or self._closing:
-            return
-        self._loop.call_soon_threadsafe(
-            lambda: self._spawn(self._disconnect(predicate))
-        )
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            if self._loop and self._state == _SERVING:
+                self._loop.call_soon_threadsafe(self._begin_disconnecting, predicate)
 
     async def serve_forever(self) -> None:
-        """Start if need be, and serve until close() or until this is cancelled."""
+        """Start if need be, and serve until close() or until this is cancelled.
+
+        Raises what broadcasting failed with, if it failed.
+        """
         async with self:
             await asyncio.shield(self._broadcasting)
-            await self.close()
 
     async def close(self) -> None:
         """Deliver what was published, end every stream, and stop listening.
 
         Takes at most `shutdown_timeout` seconds; what has not ended by then is cut.
-        Later calls wait for the first.
+        Later calls wait for the first.  May be awaited in any event loop.
         """
-        if self._loop is None:
-            self._broadcaster.stop()
+        if self._enter(_CLOSED, _NEW):
+            self.broadcaster.stop("the server is closed")
+        loop = self._loop
+        if self._state == _CLOSED or loop is None or loop.is_closed():
             return
-        if self._closing is None:
-            self._closing = self._loop.create_task(self._close())
-        await asyncio.shield(self._closing)
+        if loop is asyncio.get_running_loop():
+            await asyncio.shield(self._begin_closing())
+        else:
+            ending = asyncio.run_coroutine_threadsafe(self.close(), loop)
+            await asyncio.wrap_future(ending)
+
+    def start(self) -> None:
+        """Start the server in a thread of its own, for code that is not async."""
+        if self._thread:
+            raise RuntimeError("the server was started before; a server runs once")
+        started: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = threading.Thread(
+            target=self._run_in_thread, args=(started,), name="sse_server", daemon=True
+        )
+        self._thread.start()
+        try:
+            started.result()
+        except BaseException:
+            if started.done():  # else it is Ctrl-C, and the start goes on
+                self._thread.join()
+                self._thread = None
+            raise
+
+    def stop(self) -> None:
+        """Deliver, close, and wait for the end of the thread that start() began."""
+        if self._thread is None:
+            raise RuntimeError("the server was not started with start()")
+        if self._loop:
+            with contextlib.suppress(RuntimeError):  # it was closed from within
+                self._loop.call_soon_threadsafe(self._begin_closing)
+        self._thread.join()
 
     @property
     def port(self) -> int:
@@ -1711,18 +2495,19 @@ class SSEServer:
         Put it into a page that is rendered, and have the page open
         `/sse?last_event_id=...`: it will miss nothing between the two.
         """
-        with self._broadcaster.lock:
-            return self._broadcaster.log.last_id
+        with self.broadcaster.lock:
+            return self.broadcaster.log.newest_id
 
     @property
     def stats(self) -> Stats:
         """Counts of this moment; may be read from any thread."""
-        broadcaster = self._broadcaster
-        behind = len(broadcaster.behind)
+        broadcaster = self.broadcaster
+        with broadcaster.lock:
+            published = broadcaster.log.newest
         return Stats(
-            live=broadcaster.count - behind,
-            behind=behind,
-            published=broadcaster.log.head,
+            live=self.registry.count(_LIVE),
+            behind=self.registry.count(_READY, _FULL, _AHEAD),
+            published=published,
             events_written=broadcaster.events_written,
             bytes_written=broadcaster.bytes_written,
             gaps=broadcaster.gaps,
@@ -1740,24 +2525,11 @@ class SSEServer:
         await self.close()
 
     def __enter__(self) -> SSEServer:
-        started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._thread = threading.Thread(
-            target=self._run_in_thread, args=(started,), name="sse_server", daemon=True
-        )
-        self._thread.start()
-        try:
-            started.result()
-        except BaseException:
-            if started.done():  # else it is Ctrl-C, and the start goes on
-                self._thread.join()
-            raise
+        self.start()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        assert self._thread and self._loop
-        with contextlib.suppress(RuntimeError):  # it was closed from within
-            asyncio.run_coroutine_threadsafe(self.close(), self._loop).result()
-        self._thread.join()
+        self.stop()
 
     def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
         async def serve() -> None:
@@ -1768,35 +2540,80 @@ class SSEServer:
         try:
             asyncio.run(serve())
         except BaseException as error:
-            if started.done():
-                raise
-            started.set_exception(error)
+            if not started.done():
+                started.set_exception(error)
+            # A failure of the broadcaster was logged, and publish() says it.
+
+    def _enter(self, state: str, *before: str) -> bool:
+        """Change the server's state if it is one of those before; the one place."""
+        with self.broadcaster.lock:
+            if self._state not in before:
+                return False
+            self._state = state
+            return True
+
+    @property
+    def _is_serving(self) -> bool:
+        return self._state == _SERVING
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._broadcaster.closing:
+        if self._enter(_STARTING, _NEW):
+            self._loop = loop
+            self._starting = loop.create_task(self._begin())
+        if self._loop not in (None, loop):
+            raise RuntimeError("the server runs in another event loop")
+        if self._state in (_CLOSING, _CLOSED):
             raise RuntimeError("the server was closed; a server runs once")
-        if self._loop:
-            if self._loop is not loop:
-                raise RuntimeError("the server runs in another event loop")
-            return
-        if self._max_connections is None:
-            self._max_connections = _connections_by_descriptors()
-        await self._bind_all()
-        self._loop = loop
-        self._broadcasting = self._broadcaster.start()
-        self._broadcasting.add_done_callback(_report_failure)
         try:
+            await asyncio.shield(self._starting)
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+
+    async def _begin(self) -> None:
+        try:
+            if self._max_connections is None:
+                self._max_connections = _connections_by_descriptors()
+            listeners, port = await self._bind_all()
+            self._listeners = listeners
+            self.registry.start(
+                lambda subscriber: cast(_Connection, subscriber).expire()
+            )
             for listener in self._listeners:
                 await listener.start_serving()
                 for sock in listener.sockets:
                     with sock.dup() as same:
                         same.listen(BACKLOG)  # accepting goes by ACCEPTS_PER_TURN
+            self._port = port
+            if not self._enter(_SERVING, _STARTING):
+                raise RuntimeError("the server was closed while it started")
         except BaseException:
-            await self.close()
+            for listener in self._listeners:
+                listener.close()
+            self._listeners = []
+            self._abort()
+            if self._enter(_NEW, _STARTING):
+                self._loop = None
             raise
+        self._ended = asyncio.Event()
+        self._hook_threads = asyncio.Semaphore(AUTHORIZE_THREADS)
+        self._hooks_done = 0
+        self._broadcasting = self.broadcaster.start()
+        self._broadcasting.add_done_callback(self._broadcasting_ended)
 
-    async def _bind_all(self) -> None:
+    def _broadcasting_ended(self, broadcasting: asyncio.Task[None]) -> None:
+        """What was published can no longer be delivered: say so to everybody."""
+        error = None if broadcasting.cancelled() else broadcasting.exception()
+        if error is None and self._state == _CLOSING:
+            return
+        logger.critical("broadcasting ended", exc_info=error)
+        self._enter(_FAILED, _SERVING)
+        self.broadcaster.stop("broadcasting has failed")
+        for subscriber in self.registry.all(*_STREAMING):
+            self.broadcaster.end(subscriber, "broadcasting has failed")
+
+    async def _bind_all(self) -> tuple[list[asyncio.Server], int]:
         """Bind every address of the host, all of them to one port."""
         # Both, whatever the hosts file says: a browser may try either (RFC 6761, 6.3).
         addresses = ["127.0.0.1", "::1"]
@@ -1815,11 +2632,11 @@ class SSEServer:
         attempts = 1 if self._port else 10
         for attempt in range(1, attempts + 1):
             try:
-                self._listeners, self._port = await self._bind(addresses)
-                return
+                return await self._bind(addresses)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or attempt == attempts:
                     raise
+        raise AssertionError("not reached")
 
     async def _bind(self, addresses: list[str]) -> tuple[list[asyncio.Server], int]:
         listeners: list[asyncio.Server] = []
@@ -1831,10 +2648,8 @@ class SSEServer:
                     self._accept,
                     address,
                     port,
-                    backlog=ACCEPTS_PER_TURN,  # so asyncio uses it; see _start
+                    backlog=ACCEPTS_PER_TURN,  # so asyncio uses it; see _begin
                     start_serving=False,
-                    ssl=self._ssl,
-                    ssl_handshake_timeout=self._header_timeout if self._ssl else None,
                     reuse_port=self._reuse_port or None,
                 )
             except OSError as error:
@@ -1855,220 +2670,170 @@ class SSEServer:
             raise failure or OSError(f"{self._host} has no address")
         return listeners, port
 
+    def _begin_closing(self) -> asyncio.Task[None]:
+        if self._enter(_CLOSING, _STARTING, _SERVING, _FAILED):
+            assert self._loop
+            self._closing = self._loop.create_task(self._close())
+        assert self._closing
+        return self._closing
+
     async def _close(self) -> None:
         assert self._loop
-        deadline = self._loop.time() + self._shutdown_timeout
+        await asyncio.wait([self._starting])
+        aborting = self._loop.call_later(self._shutdown_timeout, self._abort)
         for listener in self._listeners:
             listener.close()
-        broadcaster = self._broadcaster
-        aborted = self._loop.call_at(deadline, self._abort)
-        broadcaster.stop()
-        for connection in self._connections.values():
-            if connection.idle:
-                _close_soon(connection.writer.transport, self._loop, LINGER_SECONDS)
-        await asyncio.wait([self._broadcasting])
-        # Those behind end as soon as they have caught up.
-        for subscriber in broadcaster.subscribers():
-            if subscriber.live:
-                broadcaster.end(subscriber, "the server ends")
-        while self._connections or broadcaster.count or broadcaster.leaving:
-            await broadcaster.progress()
-        aborted.cancel()
+        self.broadcaster.stop("the server is closed")
+        for subscriber in self.registry.all(_HANDSHAKE, _HEAD, _IDLE):
+            connection = cast(_Connection, subscriber)
+            if connection.state == _HANDSHAKE:
+                connection.lower.abort()
+            elif not connection.received:
+                connection._close()
+        if self._listeners:  # else it was closed before it had started
+            await asyncio.wait([self._broadcasting])
+            while self.registry:
+                self._ended.clear()
+                await self._ended.wait()
+        aborting.cancel()
+        self.registry.stop()
         for task in self._tasks:
             task.cancel()
+        self._enter(_CLOSED, _CLOSING)
 
     def _abort(self) -> None:
         """The time to be polite is over."""
-        broadcaster = self._broadcaster
-        for subscriber in [*broadcaster.subscribers(), *broadcaster.leaving]:
-            subscriber.transport.abort()
-        for task, connection in self._connections.items():
-            connection.writer.transport.abort()
-            task.cancel()
+        for subscriber in self.registry.all(*_TRANSITIONS):
+            cast(_Connection, subscriber).lower.abort()
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def _begin_disconnecting(self, predicate: Callable[[Request], bool]) -> None:
+        task = asyncio.get_running_loop().create_task(self._disconnect(predicate))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
-        for number, subscriber in enumerate(self._broadcaster.subscribers(), 1):
+        """Ask the predicate about each open stream, and about those to come."""
+        found = self.registry.all(*_STREAMING, _ASKING)
+        await self.broadcaster.drain(behind=False)  # they get what was published before
+        ends = time.monotonic() + TURN_SECONDS
+        for connection in cast("list[_Connection]", found):
+            if time.monotonic() >= ends:
+                await asyncio.sleep(0)
+                ends = time.monotonic() + TURN_SECONDS
+            if connection.state not in (*_STREAMING, _ASKING):
+                continue
             try:
-                if subscriber.audience and predicate(subscriber.request()):
-                    self._broadcaster.end(subscriber, "disconnected by the program")
+                chosen = predicate(connection.request())
             except Exception:
                 logger.exception("the predicate of disconnect() failed")
-            if number % WRITES_PER_TURN == 0:
-                await asyncio.sleep(0)
+                continue
+            if chosen and connection.state == _ASKING:
+                self._disconnected.add(connection)
+            elif chosen:
+                self.broadcaster.end(connection, "disconnected by the program")
 
     # Connections.
 
     def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        assert self._max_connections
-        served = len(self._connections) - self._refusing + self._broadcaster.count
-        full = served >= self._max_connections
-        if self._closing or (full and self._refusing == MAX_REFUSALS_AT_ONCE):
+        assert self._max_connections and self._loop
+        full = len(self.registry) - len(self._refusing) >= self._max_connections
+        if self._state not in (_SERVING, _FAILED) or (
+            full and len(self._refusing) == MAX_REFUSALS_AT_ONCE
+        ):
             self._refused += 1
             writer.transport.abort()
             return
-        self._refusing += full
-        connection = _Connection(reader, writer, full)
-        task = asyncio.get_running_loop().create_task(self._serve(connection))
-        self._connections[task] = connection
-        task.add_done_callback(self._connection_done)
+        transport = writer.transport
+        connection = _Connection(self, writer, _HANDSHAKE if self._ssl else _HEAD)
+        transport.set_protocol(connection)
+        if full:
+            self._refusing.add(connection)
+        if self._ssl:
+            handshake = connection.shake_hands(self._ssl, self._header_timeout)
+            connection.task = self._loop.create_task(handshake)
 
-    def _connection_done(self, task: asyncio.Task[None]) -> None:
-        self._refusing -= self._connections.pop(task).full
-        self._broadcaster.notify()
+    def _connection_closed(self, connection: _Connection) -> None:
+        self._refusing.discard(connection)
+        self._disconnected.discard(connection)
+        if self._state == _CLOSING:
+            self._ended.set()
 
-    async def _serve(self, connection: _Connection) -> None:
-        """Answer one request after the other, until the end or until a stream."""
-        try:
-            connection.allow(self._header_timeout)
-            while await self._serve_request(connection) and not self._closing:
-                connection.idle = not connection.received
-                connection.kept = True
-                connection.allow(self._keepalive_timeout)
-                if connection.received:  # perhaps hundreds of requests: give way
-                    await asyncio.sleep(0)
-                if _is_closing(connection.writer.transport):
-                    break
-        except (OSError, TimeoutError) as error:
-            logger.debug("%s: %r", connection.peer, error)
-        except Exception:
-            logger.exception("%s: serving a request failed", connection.peer)
-        finally:
-            connection.stop_clock()
-            if not connection.streaming:
-                transport = connection.writer.transport
-                _close_soon(transport, asyncio.get_running_loop(), LINGER_SECONDS)
+    # What is answered.
 
-    async def _serve_request(self, connection: _Connection) -> bool:
-        """Answer one request; whether the connection is good for another."""
-        request = None
-        connection.whole = False
-        try:
-            head = await self._receive_head(connection)
-            if not head:
-                return False
-            request = parse_request(head, connection.peer)
-            response = await self._respond(connection, request, head)
-            if response is None:
-                return False
-        except HTTPError as error:
-            response = _error_response(error)
-        if request and request.path == self._path:
-            response.fields.extend(self._cors_fields(request))
-        again = request is not None and request.keep_alive and connection.whole
-        body_wanted = not request or request.method != "HEAD"
-        connection.writer.write(
-            response.render(time.time(), again and not self._closing, body_wanted)
-        )
-        if _unsent(connection.writer.transport):
-            connection.allow(self._write_timeout)
-            await connection.writer.drain()
-        if not connection.whole:
-            await self._linger(connection)
-        return again
+    def _expect_body(
+        self, connection: _Connection, request: Request
+    ) -> _BodyReader | None:
+        """What reads the request's body; None where it has none.
 
-    async def _receive_head(self, connection: _Connection) -> bytes:
-        """The next request's head; b"" where the client leaves without one."""
-        received = connection.received
-        searched = 0
-        try:
-            while True:
-                while received.startswith(b"\r\n"):  # RFC 9112, 2.2
-                    del received[:2]
-                end = find_head_end(received, searched)
-                if end:
-                    break
-                if connection.kept and not connection.idle:
-                    connection.kept = False
-                    connection.allow(self._header_timeout)
-                searched = len(received)
-                data = await connection.receive()
-                if not data:
-                    return b""
-                received += data
-        except TimeoutError:
-            if connection.kept:
-                return b""
-            seconds = f"{self._header_timeout:g} s"
-            raise HTTPError(408, f"request head not complete in {seconds}") from None
-        head = bytes(received[:end])
-        del received[:end]
-        return head
-
-    async def _receive_body(
-        self, connection: _Connection, request: Request, keep: bool = False
-    ) -> bytes:
-        """The request's body, which ends where the next request begins."""
-        body = BodyReader(request, self._max_event_bytes, keep)
-        complete = body.feed(connection.received)
-        if not complete:
-            connection.allow(self._body_timeout)
-            if request.expects_continue:
-                connection.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        try:
-            while not complete:
-                data = await connection.receive()
-                if not data:
-                    raise ConnectionResetError("closed within a request's body")
-                complete = body.feed(data)
-        except TimeoutError:
-            seconds = f"{self._body_timeout:g} s"
-            raise HTTPError(408, f"request body not complete in {seconds}") from None
-        connection.received = body.rest
-        connection.whole = True
-        connection.pause_clock()
-        return bytes(body.body)
-
-    async def _linger(self, connection: _Connection) -> None:
-        """Let the client read the answer before it sees a reset (RFC 9112, 9.6)."""
-        if connection.writer.can_write_eof():
-            connection.writer.write_eof()
-        connection.allow(LINGER_SECONDS)
-        left = LINGER_BYTES
-        while left > 0:
-            data = await connection.receive()
-            if not data:
-                break
-            left -= len(data)
-
-    # Answers.
-
-    async def _respond(
-        self, connection: _Connection, request: Request, head: bytes
-    ) -> _Response | None:
-        """Receive the request's body and answer; None where it became a stream."""
-        if connection.full or self._closing:
+        HTTPError where the answer does not depend on it.
+        """
+        if connection in self._refusing or not self._is_serving:
             self._refused += 1
+            if not self._wants_stream(request):
+                raise self._full_error()
+        publishes = request.path == self._path and request.method == "POST"
+        if publishes and self._publish_token:
+            self._check_token(request)
+        if not request._chunked and not request._content_length:
+            return None
+        return _BodyReader(request, self._max_event_bytes, publishes)
+
+    def _may_go_on(self, connection: _Connection, request: Request) -> bool:
+        """Whether another request may follow on this connection."""
+        admitted = connection not in self._refusing
+        return request.keep_alive and self._is_serving and admitted
+
+    def _wants_stream(self, request: Request) -> bool:
+        return request.path == self._path and request.accepts("text/event-stream")
+
+    def _must_ask(self, request: Request) -> bool:
+        """Whether `authorize` has to be asked before this is answered."""
+        return (
+            self._authorize is not None
+            and request.path == self._path
+            and request.method in ("GET", "HEAD", "POST")
+            and self._is_serving
+            and (request.method != "POST" or bool(self._publish_token))
+        )
+
+    def _respond(
+        self,
+        connection: _Connection,
+        request: Request,
+        body: bytes,
+        refusal: HTTPError | None,
+    ) -> _Response:
+        """The answer to a complete request; a body of None is a stream to come."""
+        asked_to_leave = connection in self._disconnected
+        self._disconnected.discard(connection)
+        if connection in self._refusing or not self._is_serving or asked_to_leave:
             return self._full_response(request)
         if request.path != self._path:
-            await self._receive_body(connection, request)
-            return _text_response(200, "ok")
+            return _OK
         method = request.method
         if method == "POST" and self._publish_token:
-            self._check_token(request)
-            body = await self._receive_body(connection, request, keep=True)
-            await self._check_authorized(connection, request)
+            if refusal:
+                raise refusal
             return self._publish_body(request, body)
-        await self._receive_body(connection, request)
         if method == "OPTIONS":
-            return _Response(204, [("Allow", self._allow)], b"")
+            return _Response(204, (("Allow", self._allow),), b"")
         if method not in ("GET", "HEAD"):
             message = f"{method} is not allowed on {self._path}"
             raise HTTPError(405, message, [("Allow", self._allow)])
-        await self._check_authorized(connection, request)
+        if refusal:
+            if refusal.status >= 500 and self._wants_stream(request):
+                return self._full_response(request)
+            raise refusal
         if request.accepts("text/html") and not request.accepts("text/event-stream"):
-            return _page_response()
-        response = self._stream_response(request)
-        if method == "HEAD":
-            return response
-        self._open_stream(connection, request, head, response)
-        return None
+            return _Response(200, _PAGE_HEADERS, _PAGE)
+        _ = request.channels  # HTTPError where they are none
+        framing = ("Transfer-Encoding", "chunked")
+        headers: Headers = _STREAM_HEADERS
+        if request.version >= (1, 1):
+            headers = (*headers, framing)
+        return _Response(200, headers, None)
 
     @property
     def _allow(self) -> str:
@@ -2076,15 +2841,23 @@ class SSEServer:
 
     def _full_response(self, request: Request) -> _Response:
         """An error status would end a browser's EventSource for good."""
-        seconds, why = FULL_RETRY_SECONDS, "the server is full"
-        if self._closing:
-            seconds, why = RESTART_RETRY_SECONDS, "the server is closing"
-        milliseconds = _jittered_ms(seconds)
-        if request.path == self._path and request.accepts("text/event-stream"):
-            fields = [("Content-Type", "text/event-stream"), *_STREAM_FIELDS]
-            return _Response(200, fields, format_event(retry=milliseconds))
-        after = str(-(-milliseconds // 1000))
-        raise HTTPError(503, why, [("Retry-After", after)])
+        if not self._wants_stream(request):
+            raise self._full_error()
+        seconds = FULL_RETRY_SECONDS if self._is_serving else RESTART_RETRY_SECONDS
+        return _Response(
+            200, _STREAM_HEADERS, format_event(retry=_jittered_ms(seconds))
+        )
+
+    def _full_error(self) -> HTTPError:
+        seconds, why = RESTART_RETRY_SECONDS, self.broadcaster.closed_because
+        if self._is_serving:
+            seconds, why = FULL_RETRY_SECONDS, "the server is full"
+        after = str(-(-_jittered_ms(seconds) // 1000))
+        return HTTPError(503, why, [("Retry-After", after)])
+
+    def _prelude(self) -> bytes:
+        """The first bytes of a stream."""
+        return format_event(comment="open", retry=_jittered_ms(self._retry))
 
     def _check_token(self, request: Request) -> None:
         given = (request.header("authorization") or "").encode(
@@ -2101,33 +2874,72 @@ class SSEServer:
                 [("WWW-Authenticate", 'Bearer realm="publish"')],
             )
 
-    async def _check_authorized(
-        self, connection: _Connection, request: Request
-    ) -> None:
-        """Ask the program; a plain function in a thread, because it may block."""
-        if self._authorize is None:
-            return
-        transport = connection.writer.transport
-        assert isinstance(transport, asyncio.Transport)
-        # What comes meanwhile, such as the end of the input, is for the subscriber.
-        transport.pause_reading()
+    async def _authorize_request(self, request: Request) -> None:
+        """Ask the program; HTTPError where it does not allow the request."""
         try:
-            allowed = await asyncio.wait_for(
-                _ask(self._authorize, request), AUTHORIZE_SECONDS
-            )
+            allowed = await self._ask_hook(request)
         except HTTPError:
             raise
         except asyncio.TimeoutError:
-            logger.error("authorize() took too long for %s", request.target)
+            logger.error("authorize() took too long for %s", request.path)
             raise HTTPError(503, "asking for permission took too long") from None
         except Exception:
-            logger.exception("authorize() failed for %s", request.target)
+            logger.exception("authorize() failed for %s", request.path)
             raise HTTPError(500) from None
-        finally:
-            if not _is_closing(transport):
-                transport.resume_reading()
         if not allowed:
             raise HTTPError(403)
+
+    async def _ask_hook(self, request: Request) -> bool:
+        """Call `authorize`: a plain function in a thread, because it may block."""
+        assert self._authorize
+        if inspect.iscoroutinefunction(self._authorize):
+            waiting = self._authorize(request)
+            return bool(await asyncio.wait_for(waiting, AUTHORIZE_SECONDS))
+        # Others wait before it: that is no fault of this call while they get on.
+        while True:
+            done = self._hooks_done
+            try:
+                getting = self._hook_threads.acquire()
+                await asyncio.wait_for(getting, AUTHORIZE_SECONDS)
+                break
+            except asyncio.TimeoutError:
+                if self._hooks_done == done:
+                    raise
+        allowed = await asyncio.wait_for(self._run_hook(request), AUTHORIZE_SECONDS)
+        if inspect.isawaitable(allowed):
+            allowed = await asyncio.wait_for(allowed, AUTHORIZE_SECONDS)
+        return bool(allowed)
+
+    def _run_hook(self, request: Request) -> asyncio.Future[Any]:
+        """Run `authorize` in a thread, which the end of the program does not wait for
+        (that of an executor it would)."""
+        assert self._loop and self._authorize
+        loop, authorize = self._loop, self._authorize
+        answer: asyncio.Future[Any] = loop.create_future()
+
+        def finish(result: Any, error: BaseException | None) -> None:
+            self._hooks_done += 1
+            self._hook_threads.release()
+            if answer.done():
+                return
+            if error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = authorize(request)
+            except BaseException as raised:
+                error = raised
+                if isinstance(raised, StopIteration):  # no future takes one
+                    error = RuntimeError("authorize() raised StopIteration")
+            with contextlib.suppress(RuntimeError):  # the server's loop has ended
+                loop.call_soon_threadsafe(finish, result, error)
+
+        threading.Thread(target=run, name="sse_server authorize", daemon=True).start()
+        return answer
 
     def _publish_body(self, request: Request, body: bytes) -> _Response:
         """POST: the body is the data; event, channel and id stand in the query."""
@@ -2139,7 +2951,10 @@ class SSEServer:
                     f"parameter {name[:80]!a}, {len(values)} times; allowed are "
                     "event, channel and id, each once",
                 )
-            fields[name] = values[0]
+            try:
+                fields[name] = _check_name(name, values[0])  # so not EVERYBODY
+            except ValueError as error:
+                raise HTTPError(400, str(error)) from None
         try:
             return _text_response(200, self.publish(body.decode(), **fields))
         except UnicodeDecodeError as error:
@@ -2149,78 +2964,50 @@ class SSEServer:
         except RuntimeError as error:  # it was closed meanwhile
             raise HTTPError(503, str(error)) from None
 
-    def _cors_fields(self, request: Request) -> list[tuple[str, str]]:
+    def _add_cors(self, request: Request, response: _Response) -> _Response:
         """What lets pages of other origins read the answer (Fetch standard, 3.2)."""
-        if not self._cors_origins:
-            return []
-        fields = [("Vary", "Origin")]
+        if not self._cors_origins or request.path != self._path:
+            return response
+        headers = [*response.headers, ("Vary", "Origin")]
         origin = request.header("origin")
         if origin in self._cors_origins:
-            fields.append(("Access-Control-Allow-Origin", origin))
-            fields.append(("Access-Control-Allow-Credentials", "true"))
+            headers.append(("Access-Control-Allow-Origin", origin or ""))
+            headers.append(("Access-Control-Allow-Credentials", "true"))
         elif "*" in self._cors_origins:
-            fields.append(("Access-Control-Allow-Origin", "*"))
-        else:
-            return fields
-        if request.method == "OPTIONS":
-            fields.append(("Access-Control-Allow-Methods", self._allow))
-            fields.append(
-                (
-                    "Access-Control-Allow-Headers",
-                    "Authorization, Content-Type, Last-Event-ID",
-                )
+            headers.append(("Access-Control-Allow-Origin", "*"))
+        if request.method == "OPTIONS" and len(headers) > len(response.headers) + 1:
+            allowed = "Authorization, Content-Type, Last-Event-ID"
+            headers.append(("Access-Control-Allow-Methods", self._allow))
+            headers.append(("Access-Control-Allow-Headers", allowed))
+            headers.append(("Access-Control-Max-Age", "600"))
+        return dataclasses.replace(response, headers=tuple(headers))
+
+
+_OK = _text_response(200, "ok")
+
+
+def _check_path(path: str) -> str:
+    if not re.fullmatch("/[!-~]*", path) or set(path) & set("?#"):
+        raise ValueError(f"path is {path!r}; allowed is ASCII that begins with /")
+    return _ESCAPE.sub(_decode_unreserved, path)
+
+
+def _check_origins(origins: Iterable[str]) -> frozenset[str]:
+    if isinstance(origins, str):
+        raise ValueError("cors_origins is a str; allowed is a sequence of them")
+    checked = frozenset(origins)
+    for origin in checked:
+        if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+            raise ValueError(
+                f"origin is {origin!r}; allowed are https://example.com and the "
+                "like, without a path, and *"
             )
-            fields.append(("Access-Control-Max-Age", "600"))
-        return fields
-
-    # Streams.
-
-    def _stream_response(self, request: Request) -> _Response:
-        fields = [("Content-Type", "text/event-stream"), *_STREAM_FIELDS]
-        if request.version >= (1, 1):
-            fields.append(("Transfer-Encoding", "chunked"))
-        return _Response(200, fields, None)
-
-    def _open_stream(
-        self,
-        connection: _Connection,
-        request: Request,
-        head: bytes,
-        response: _Response,
-    ) -> None:
-        """Write the stream's head, and hand the connection over to a _Subscriber."""
-        transport = connection.writer.transport
-        channels = request.channels
-        if _is_closing(transport):
-            return  # it left while it was being authorized
-        chunked = request.version >= (1, 1)
-        # Firefox calls onopen when the first byte of the body comes, and the retry
-        # counts without a blank line, which some clients would take for an event.
-        prelude = format_event(comment="open", retry=_jittered_ms(self._retry))
-        response.fields.extend(self._cors_fields(request))
-        subscriber = _Subscriber(
-            self._broadcaster, connection.writer, connection.peer, head
-        )
-        connection.streaming = True
-        transport.set_protocol(subscriber)
-        transport.write(
-            response.render(time.time(), chunked, True)
-            + (_chunk(prelude) if chunked else prelude)
-        )
-        self._broadcaster.add(subscriber, channels, chunked, request.last_event_id)
+    return checked
 
 
-async def _ask(authorize: Authorize, request: Request) -> bool:
-    if inspect.iscoroutinefunction(authorize):
-        return bool(await authorize(request))
-    loop = asyncio.get_running_loop()
-    allowed = await loop.run_in_executor(None, authorize, request)
-    return bool(await allowed if inspect.isawaitable(allowed) else allowed)
-
-
-def _report_failure(broadcasting: asyncio.Task[None]) -> None:
-    if not broadcasting.cancelled() and broadcasting.exception():
-        logger.critical("broadcasting ended", exc_info=broadcasting.exception())
+def _check_callable(name: str, value: object) -> None:
+    if not (value is None or callable(value)):
+        raise TypeError(f"{name} is {value!r}; allowed is a function or None")
 
 
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -2261,13 +3048,14 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),
         ("TCP_KEEPCNT", KEEPALIVE_PROBES),
         ("TCP_USER_TIMEOUT", user_timeout),
+        ("TCP_NOTSENT_LOWAT", NOTSENT_BYTES),
     ):
         if hasattr(socket, name):  # where the platform has it
             listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 # ------------------------------------------------------------------------------------
-# 8. The page that a browser is given when it navigates to the stream.
+# 9. The page that a browser is given when it navigates to the stream.
 # ------------------------------------------------------------------------------------
 
 _PAGE = rb"""<!doctype html>
@@ -2695,10 +3483,6 @@ follow();
 """
 
 
-def _page_response() -> _Response:
-    return _Response(200, list(_PAGE_FIELDS), _PAGE)
-
-
 def _csp_hash(element: str) -> str:
     """The hash by which the policy allows the page's own script or style."""
     found = re.search(f"<{element}>(.*?)</{element}>", _PAGE.decode(), re.DOTALL)
@@ -2707,7 +3491,7 @@ def _csp_hash(element: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-_PAGE_FIELDS = [
+_PAGE_HEADERS: Headers = (
     ("Content-Type", "text/html; charset=utf-8"),
     ("Cache-Control", "no-store"),
     ("Vary", "Accept"),
@@ -2719,17 +3503,17 @@ _PAGE_FIELDS = [
             "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         ),
     ),
-    ("X-Content-Type-Options", "nosniff"),
+    _NOSNIFF,
     ("Referrer-Policy", "no-referrer"),
-]
+)
 
 
 # ------------------------------------------------------------------------------------
-# 9. The command line: a clock to look at, or the lines of standard input.
+# 10. The command line: a clock to look at, or the lines of standard input.
 # ------------------------------------------------------------------------------------
 
 
-async def publish_clock(server: SSEServer, options: argparse.Namespace) -> None:
+async def _publish_clock(server: SSEServer, options: argparse.Namespace) -> None:
     """The demo's feed: the time, every second."""
     while True:
         now = datetime.datetime.now(datetime.timezone.utc)
@@ -2740,7 +3524,7 @@ async def publish_clock(server: SSEServer, options: argparse.Namespace) -> None:
         await asyncio.sleep(1)
 
 
-def read_lines(fd: int, max_bytes: int) -> Iterator[list[bytes]]:
+def _read_lines(fd: int, max_bytes: int) -> Iterator[list[bytes]]:
     """The lines of a file descriptor, as many at once as one read brings.
 
     Blocks while there are none.  A line above `max_bytes` is reported and left out;
@@ -2771,21 +3555,40 @@ def read_lines(fd: int, max_bytes: int) -> Iterator[list[bytes]]:
             rest = rest[:-excess]
 
 
-def publish_lines(
+def _in_portions(
+    lines: list[bytes], most: int, most_bytes: int
+) -> Iterator[list[bytes]]:
+    """The lines in portions that the history holds: so many, and of so many bytes.
+
+    A line of invalid UTF-8 may take three times its bytes as an event.
+    """
+    portion: list[bytes] = []
+    size = 0
+    for line in lines:
+        cost = 3 * len(line) + 2 * MAX_NAME_BYTES + EVENT_OVERHEAD_BYTES
+        if portion and (len(portion) == most or size + cost > most_bytes):
+            yield portion
+            portion, size = [], 0
+        portion.append(line)
+        size += cost
+    yield portion
+
+
+def _publish_lines(
     server: SSEServer, loop: asyncio.AbstractEventLoop, options: argparse.Namespace
 ) -> None:
     """Publish standard input line by line; runs in a thread, because reading blocks.
 
     The next lines are read when these are swept; with --lossless, when they are written
-    to everybody who is behind as well, and never more at once than the history holds.
+    to everybody who is behind as well, as drain() waits for them.
     """
-    at_once = max(1, options.history) if options.lossless else sys.maxsize
+    most = max(1, options.history)
     fd = sys.stdin.fileno() if sys.stdin else -1  # None: it was closed
     try:
-        for lines in read_lines(fd, options.max_event_bytes):
-            for start in range(0, len(lines), at_once):
-                for line in lines[start : start + at_once]:
-                    publish_line(server, line, options)
+        for lines in _read_lines(fd, options.max_event_bytes):
+            for portion in _in_portions(lines, most, _default("history_bytes")):
+                for line in portion:
+                    _publish_line(server, line, options)
                 drained = server.drain(behind=options.lossless)
                 asyncio.run_coroutine_threadsafe(drained, loop).result()
     except OSError as error:
@@ -2796,7 +3599,7 @@ def publish_lines(
         logger.info("end of the input; still serving")
 
 
-def publish_line(server: SSEServer, line: bytes, options: argparse.Namespace) -> None:
+def _publish_line(server: SSEServer, line: bytes, options: argparse.Namespace) -> None:
     """Publish one line; what is not UTF-8 becomes U+FFFD."""
     text = line.decode("utf-8", "replace")
     try:
@@ -2805,34 +3608,16 @@ def publish_line(server: SSEServer, line: bytes, options: argparse.Namespace) ->
         logger.error("skipped a line: %s", error)
 
 
-# For each group its options: name, type, default, metavar, help.
-_OPTIONS: dict[str, list[tuple[str, Any, Any, str, str]]] = {
-    "where it listens": [
-        ("--host", str, "localhost", "HOST", "name or address; 0.0.0.0 is any of them"),
-        ("--port", int, 8080, "PORT", "TCP; 0 is one that is free"),
-        ("--certfile", str, None, "FILE", "serve HTTPS, with this certificate"),
-        ("--keyfile", str, None, "FILE", "its key, if in a file of its own"),
-    ],
-    "what it publishes": [
-        ("--event", str, None, "NAME", "the name of the events"),
-        ("--channel", str, None, "NAME", "the channel they go to"),
-        ("--publish-token", str, None, "TOKEN", "let POST publish with this token"),
-    ],
-    "who may read it": [],
-    "limits": [
-        ("--history", int, 1000, "EVENTS", "kept for those who come back"),
-        ("--heartbeat", float, 15.0, "SECONDS", "between comments on idle streams"),
-        ("--max-event-bytes", int, MIB, "BYTES", "of data in one event"),
-        ("--max-connections", int, None, "NUMBER", "default: what descriptors allow"),
-    ],
-}  # fmt: skip
-
-
 class _ArgumentParser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"sse_server: {message}; --help shows all options\n")
+
+
+def _default(parameter: str) -> Any:
+    """The default of a parameter of SSEServer."""
+    return inspect.signature(SSEServer).parameters[parameter].default
 
 
 def _argument_parser() -> argparse.ArgumentParser:
@@ -2849,29 +3634,69 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"sse_server {__version__}"
     )
-    groups = {title: parser.add_argument_group(title) for title in _OPTIONS}
-    for title, options in _OPTIONS.items():
-        for name, kind, default, metavar, text in options:
-            shown = text if default is None else f"{text} ({default})"
-            groups[title].add_argument(
-                name, type=kind, default=default, metavar=metavar, help=shown
-            )
-    groups["what it publishes"].add_argument(
+    add = parser.add_argument_group("where it listens").add_argument
+    add(
+        "--host",
+        default=_default("host"),
+        help="name or address (%(default)s); 0.0.0.0 is any of them",
+    )
+    add(
+        "--port",
+        type=int,
+        default=_default("port"),
+        help="TCP (%(default)s); 0 is one that is free",
+    )
+    add("--certfile", metavar="FILE", help="serve HTTPS, with this certificate")
+    add("--keyfile", metavar="FILE", help="its key, if in a file of its own")
+    add = parser.add_argument_group("what it publishes").add_argument
+    add("--event", metavar="NAME", help="the name of the events")
+    add("--channel", metavar="NAME", help="the channel they go to")
+    add("--publish-token", metavar="TOKEN", help="let POST publish with this token")
+    add(
         "--lossless",
         action="store_true",
         help="with -: read on when all clients are written what was read",
     )
-    groups["who may read it"].add_argument(
+    add = parser.add_argument_group("who may read it").add_argument
+    add(
         "--cors-origin",
         metavar="ORIGIN",
         action="append",
         help="pages of this origin (https://example.com), or of all (*), may read the "
         "stream; may be repeated",
     )
+    add = parser.add_argument_group("limits").add_argument
+    add(
+        "--history",
+        type=int,
+        default=_default("history"),
+        metavar="EVENTS",
+        help="kept for those who come back (%(default)s)",
+    )
+    add(
+        "--heartbeat",
+        type=float,
+        default=_default("heartbeat"),
+        metavar="SECONDS",
+        help="between comments on idle streams (%(default)s)",
+    )
+    add(
+        "--max-event-bytes",
+        type=int,
+        default=_default("max_event_bytes"),
+        metavar="BYTES",
+        help="of data in one event (%(default)s)",
+    )
+    add(
+        "--max-connections",
+        type=int,
+        metavar="NUMBER",
+        help="default: what descriptors allow",
+    )
     says = parser.add_argument_group("what it says").add_mutually_exclusive_group()
     says.add_argument("--verbose", action="store_true", help="everything")
     says.add_argument("--quiet", action="store_true", help="only what is wrong")
-    return parser
+    return parser  # fmt: skip
 
 
 def _make_server(options: argparse.Namespace) -> SSEServer:
@@ -2953,11 +3778,11 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
                 )
         if options.input:
             threading.Thread(
-                target=publish_lines, args=(server, loop, options), daemon=True
+                target=_publish_lines, args=(server, loop, options), daemon=True
             ).start()
             await server.serve_forever()
         else:
-            feed = loop.create_task(publish_clock(server, options))
+            feed = loop.create_task(_publish_clock(server, options))
             await server.serve_forever()
             feed.cancel()
 

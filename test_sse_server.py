@@ -43,7 +43,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import sse_server
-from sse_server import EventLog, HTTPError, Request, SSEServer, format_event
+from sse_server import EVERYBODY, HTTPError, Request, SSEServer, format_event
 
 SEED = int(os.environ.get("SSE_TEST_SEED") or random.randrange(1_000_000))
 
@@ -409,7 +409,7 @@ class HTTPErrorTest(unittest.TestCase):
 
     def test_every_status_that_the_parser_raises_has_a_reason_phrase(self):
         statuses = {status for _, status, _ in REFUSED_HEADS + REFUSED_BODIES}
-        self.assertLessEqual(statuses, set(sse_server.REASONS))
+        self.assertLessEqual(statuses, set(sse_server._REASONS))
 
     def test_headers_are_kept_as_pairs(self):
         self.assertEqual(HTTPError(401).headers, ())
@@ -715,7 +715,16 @@ class FramingTest(unittest.TestCase):
 # 4. The log
 # ------------------------------------------------------------------------------------
 
-EVERYBODY = frozenset([None])
+NO_CHANNEL = frozenset([None])
+
+
+def new_log(max_events=1000, max_bytes=16 * 2**20):
+    return sse_server._EventLog(max_events, max_bytes)
+
+
+def id_at(log, number):
+    """What the log itself names an event of this number."""
+    return f"{log._epoch}-{number}"
 
 
 def append_many(log, count, channel=None, body=b"data: a\n\n"):
@@ -726,7 +735,7 @@ class EventLogTest(unittest.TestCase):
     def assertHolds(self, log, first, last):
         """The log holds the events of these numbers and no others."""
         count = last + 1 - first
-        self.assertEqual((log.base, log.head, len(log)), (first - 1, last, count))
+        self.assertEqual((log.base, log.newest, len(log)), (first - 1, last, count))
         position, held = log.base, 0
         while position < last:
             batch, end = log.read(position, last)
@@ -736,30 +745,32 @@ class EventLogTest(unittest.TestCase):
         self.assertEqual(held, count)
 
     def test_a_new_log_is_empty_and_has_an_id_before_the_first_event(self):
-        log = EventLog()
-        self.assertEqual((len(log), log.base, log.head, log.sent), (0, 0, 0, 0))
-        self.assertRegex(log.last_id, r"\A[0-9a-f]{8}-0\Z")
-        self.assertEqual(log.find(log.last_id), 0)
-        self.assertFalse(log.missed(0, EVERYBODY))
+        log = new_log()
+        self.assertEqual((len(log), log.base, log.newest, log.sent), (0, 0, 0, 0))
+        self.assertRegex(log.newest_id, r"\A[0-9a-f]{8}-0\Z")
+        self.assertEqual(log.find(log.newest_id), 0)
+        self.assertFalse(log.missed(0, NO_CHANNEL))
         self.assertEqual(log.read(0, 0), ([], 0))
 
     def test_each_log_draws_its_own_epoch(self):
-        one, other = EventLog(), EventLog()
+        one, other = new_log(), new_log()
         append_many(one, 3)
         append_many(other, 3)
-        self.assertNotEqual(one.last_id, other.last_id)
-        self.assertIsNone(one.find(other.last_id))
+        self.assertNotEqual(one.newest_id, other.newest_id)
+        self.assertIsNone(one.find(other.newest_id))
 
     def test_events_are_numbered_from_1_and_named_by_the_epoch(self):
-        log = EventLog()
-        epoch = log.last_id[:8]
+        log = new_log()
+        epoch = log.newest_id[:8]
         self.assertEqual(append_many(log, 3), [f"{epoch}-{n}" for n in (1, 2, 3)])
-        self.assertEqual(log.last_id, f"{epoch}-3")
-        self.assertEqual(log.id_at(2), f"{epoch}-2")
-        self.assertEqual([log.find(log.id_at(n)) for n in range(5)], [0, 1, 2, 3, None])
+        self.assertEqual(log.newest_id, f"{epoch}-3")
+        self.assertEqual(id_at(log, 2), f"{epoch}-2")
+        self.assertEqual(
+            [log.find(id_at(log, n)) for n in range(5)], [0, 1, 2, 3, None]
+        )
 
     def test_the_frame_starts_with_the_id_and_decodes_to_the_event(self):
-        log = EventLog()
+        log = new_log()
         name = log.append(format_event("a", event="b"), "c", None)
         log.append(format_event("d"), None, "é 7")
         batch, _ = log.read(0, 2)
@@ -770,24 +781,24 @@ class EventLogTest(unittest.TestCase):
         self.assertEqual([entry.channel for entry in batch], ["c", None])
 
     def test_the_publishers_ids_are_found_and_so_are_the_logs_own(self):
-        log = EventLog()
+        log = new_log()
         self.assertEqual(log.append(b"data: a\n\n", None, "mine"), "mine")
-        self.assertEqual(log.last_id, "mine")
+        self.assertEqual(log.newest_id, "mine")
         append_many(log, 1)
         self.assertEqual(log.find("mine"), 1)
-        self.assertEqual(log.find(log.id_at(1)), 1)
-        self.assertEqual(log.last_id, log.id_at(2))
+        self.assertEqual(log.find(id_at(log, 1)), 1)
+        self.assertEqual(log.newest_id, id_at(log, 2))
 
     def test_an_id_that_looks_like_the_logs_own_is_the_publishers(self):
-        log = EventLog()
-        log.append(b"data: a\n\n", None, log.id_at(2))
+        log = new_log()
+        log.append(b"data: a\n\n", None, id_at(log, 2))
         append_many(log, 1)
-        self.assertEqual(log.find(log.id_at(2)), 1)
+        self.assertEqual(log.find(id_at(log, 2)), 1)
 
     def test_ids_that_nothing_is_known_of(self):
-        log = EventLog()
+        log = new_log()
         append_many(log, 12)
-        epoch = log.last_id[:8]
+        epoch = log.newest_id[:8]
         other = "0" * 8 if epoch != "0" * 8 else "1" * 8
         for id in (
             "",
@@ -815,10 +826,10 @@ class EventLogTest(unittest.TestCase):
                 self.assertIsNone(log.find(id))
 
     def test_numbers_of_many_digits_are_still_numbers(self):
-        log = EventLog()
-        log.head = 10**18
-        self.assertEqual(log.find(log.id_at(10**18)), 10**18)
-        self.assertIsNone(log.find(log.id_at(10**18 + 1)))
+        log = new_log()
+        log._entries[10**18] = log._entries.pop(0)
+        self.assertEqual(log.find(id_at(log, 10**18)), 10**18)
+        self.assertIsNone(log.find(id_at(log, 10**18 + 1)))
 
     def test_an_id_that_is_accepted_can_come_back_in_a_header(self):
         characters = [*map(chr, range(0x100)), "\u2028", "\ufeff", "\U0001f600"]
@@ -835,7 +846,7 @@ class EventLogTest(unittest.TestCase):
             return False
 
     def comes_back(self, id):
-        log = EventLog()
+        log = new_log()
         log.append(b"data: a\n\n", None, id)
         try:
             back = get("Last-Event-ID: " + id).last_event_id
@@ -843,92 +854,127 @@ class EventLogTest(unittest.TestCase):
             return False
         return back and log.find(back) == 1
 
-    def test_of_two_events_with_one_id_the_first_is_found(self):
-        """So that what lies between them is not skipped."""
-        log = EventLog(max_events=1)
+    def test_an_id_is_used_once_while_its_event_is_held(self):
+        log = new_log(max_events=1)
         log.append(b"data: a\n\n", None, "twin")
-        log.append(b"data: b\n\n", None, "twin")
-        self.assertEqual(log.find("twin"), 1)
-        log.advance(1)
-        self.assertEqual((log.base, log.find("twin")), (1, 1))
-        log.append(b"data: c\n\n", None, None)
+        with self.assertRaises(ValueError) as caught:
+            log.append(b"data: b\n\n", None, "twin")
+        self.assertEqual(
+            str(caught.exception), "id 'twin' is that of an event that is held"
+        )
+        self.assertHolds(log, 1, 1)
+        append_many(log, 1)
         log.advance(2)
-        self.assertEqual((log.base, log.find("twin")), (2, 2))
+        self.assertEqual((log.base, log.find("twin")), (1, 1))
+        self.assertEqual(log.append(b"data: b\n\n", None, "twin"), "twin")
+        self.assertEqual(log.find("twin"), 3)
+
+    def test_ids_that_have_an_order_ascend(self):
+        log = new_log()
+        log.append(b"data: a\n\n", None, "9", 9)
+        for id in ("8", "09"):
+            with (
+                self.subTest(id),
+                self.assertRaisesRegex(ValueError, "does not follow"),
+            ):
+                log.append(b"data: a\n\n", None, id, int(id))
+        self.assertHolds(log, 1, 1)
+        log.append(b"data: a\n\n", None, "10", 10)
 
     def test_an_id_that_is_not_held_has_its_place_in_the_order(self):
-        log = EventLog(max_events=4, id_order=int)
+        log = new_log(max_events=4)
         for id in ("10", "20", None, "30", "40", "50"):
-            log.append(b"data: a\n\n", None, id)
+            log.append(b"data: a\n\n", None, id, id and int(id))
         log.advance(6)
         self.assertEqual(log.base, 2)  # 10 and 20 are forgotten
         for id, position, ahead in (
             ("5", None, False),
             ("19", None, False),
             ("20", 2, False),
-            ("21", None, False),
+            ("21", 2, False),  # nothing after it is forgotten
+            ("29", 2, False),
             ("30", 4, False),
             ("030", 4, False),
             ("31", 4, False),
             ("49", 5, False),
             ("50", 6, False),
             ("51", 6, True),
-            (log.last_id, 6, False),
-            (log.id_at(3), 3, False),
-            ("no number", None, False),
-            ("", None, False),
+            (log.newest_id, 6, False),
+            (id_at(log, 3), 3, False),
         ):
             with self.subTest(id=id):
-                self.assertEqual((log.find(id), log.is_ahead(id)), (position, ahead))
+                key = int(id) if id.isdigit() else None
+                found = log.find(id, key), log.is_ahead(key)
+                self.assertEqual(found, (position, ahead))
+        self.assertEqual((log.find("x", "x"), log.is_ahead("x")), (None, False))
 
-    def test_without_an_order_or_an_event_no_id_is_ahead(self):
-        for log in (EventLog(), EventLog(id_order=int)):
-            self.assertEqual((log.find("1"), log.is_ahead("1")), (None, False))
-        log = EventLog()
+    def test_an_order_is_known_where_nothing_is_held(self):
+        log = new_log(max_events=0)
+        self.assertTrue(log.is_ahead(1))
+        log.append(b"data: a\n\n", None, "7", 7)
+        log.advance(1)
+        self.assertEqual((len(log), log.is_ahead(8), log.is_ahead(7)), (0, True, False))
+
+    def test_a_gap_of_the_publisher_has_an_id_that_other_processes_know(self):
+        log = new_log(max_events=2)
+        self.assertEqual(log.append_gap(b"data: a\n\n"), id_at(log, 1))
+        log.append(b"data: a\n\n", None, "7", 7)
+        self.assertEqual(log.append_gap(b"data: a\n\n"), "7")
+        self.assertEqual(log.find("7", 7), 2)  # and not 3: it may not have seen the gap
+        self.assertEqual(log.find("8", 8), 2)
+        log.append(b"data: a\n\n", None, "9", 9)
+        append_many(log, 1)
+        log.advance(5)
+        self.assertEqual((log.base, log.base_id, log.find("7")), (3, "7", 3))
+
+    def test_without_an_order_no_id_is_ahead(self):
+        log = new_log()
+        self.assertEqual((log.find("1"), log.is_ahead(None)), (None, False))
         log.append(b"data: a\n\n", None, "1")
-        self.assertEqual((log.find("2"), log.is_ahead("2")), (None, False))
+        self.assertEqual((log.find("2"), log.is_ahead(None)), (None, False))
 
     def test_the_id_of_the_base_is_the_publishers_or_the_logs_own(self):
-        log = EventLog(max_events=0)
-        self.assertEqual(log.base_id, log.id_at(0))
+        log = new_log(max_events=0)
+        self.assertEqual(log.base_id, id_at(log, 0))
         log.append(b"data: a\n\n", None, "mine")
         log.advance(1)
         self.assertEqual((log.base_id, log.find(log.base_id)), ("mine", 1))
         log.append(b"data: a\n\n", None, None)
         log.advance(2)
-        self.assertEqual((log.base_id, log.find(log.base_id)), (log.id_at(2), 2))
+        self.assertEqual((log.base_id, log.find(log.base_id)), (id_at(log, 2), 2))
 
     def test_a_forgotten_id_is_found_while_nothing_after_it_is_forgotten(self):
-        log = EventLog(max_events=1)
+        log = new_log(max_events=1)
         for id in ("a", "b", "c"):
             log.append(b"data: a\n\n", None, id)
         log.advance(3)
         self.assertIsNone(log.find("a"))
         self.assertEqual(log.find("b"), 2)
-        self.assertFalse(log.missed(2, EVERYBODY))
+        self.assertFalse(log.missed(2, NO_CHANNEL))
         append_many(log, 2)
         log.advance(5)
         self.assertIsNone(log.find("b"))
         self.assertEqual(log.base, 4)
 
     def test_a_failed_append_changes_nothing(self):
-        log = EventLog()
+        log = new_log()
         append_many(log, 1)
         with self.assertRaises(ValueError):
             log.append(b"data: a\n\n", None, "\ud800")
         self.assertHolds(log, 1, 1)
-        self.assertEqual(log.last_id, log.id_at(1))
+        self.assertEqual(log.newest_id, id_at(log, 1))
 
     def test_max_events_are_kept_of_what_was_sent(self):
         for count, first in ((2, 1), (3, 1), (4, 2), (10, 8)):
             with self.subTest(count):
-                log = EventLog(max_events=3)
+                log = new_log(max_events=3)
                 append_many(log, count)
                 log.advance(count)
                 self.assertEqual(log.sent, count)
                 self.assertHolds(log, first, count)
 
     def test_the_default_is_1000_events(self):
-        log = EventLog()
+        log = new_log()
         append_many(log, 1001)
         self.assertHolds(log, 1, 1001)
         log.advance(1000)
@@ -937,7 +983,7 @@ class EventLogTest(unittest.TestCase):
         self.assertHolds(log, 2, 1001)
 
     def test_what_nobody_was_given_is_not_forgotten_for_its_number(self):
-        log = EventLog(max_events=3)
+        log = new_log(max_events=3)
         append_many(log, 10)
         self.assertHolds(log, 1, 10)
         log.advance(4)
@@ -946,32 +992,32 @@ class EventLogTest(unittest.TestCase):
         self.assertHolds(log, 8, 10)
 
     def test_a_log_of_no_events_holds_what_is_not_sent_yet(self):
-        log = EventLog(max_events=0)
+        log = new_log(max_events=0)
         append_many(log, 2)
         self.assertHolds(log, 1, 2)
         log.advance(1)
         self.assertHolds(log, 2, 2)
         log.advance(2)
         self.assertHolds(log, 3, 2)
-        self.assertEqual(log.last_id, log.id_at(2))
-        self.assertFalse(log.missed(2, EVERYBODY))
-        self.assertTrue(log.missed(1, EVERYBODY))
+        self.assertEqual(log.newest_id, id_at(log, 2))
+        self.assertFalse(log.missed(2, NO_CHANNEL))
+        self.assertTrue(log.missed(1, NO_CHANNEL))
         append_many(log, 1)
         self.assertHolds(log, 3, 3)
 
     def test_the_newest_id_is_the_publishers_even_where_no_event_is_held(self):
-        log = EventLog(max_events=0)
+        log = new_log(max_events=0)
         log.append(b"data: a\n\n", None, "mine")
         log.advance(1)
-        self.assertEqual(log.last_id, "mine")
+        self.assertEqual(log.newest_id, "mine")
         self.assertEqual(log.find("mine"), 1)
 
-    def test_max_bytes_counts_the_frames_and_300_for_each(self):
+    def test_max_bytes_counts_the_frames_and_400_for_each(self):
         body = b"data: %b\n\n" % (b"a" * 100)
-        cost = len(b"id: 1\n" + body) + 300
+        cost = len(b"id: 1\n" + body) + 400
         for limit, first in ((3 * cost + 1, 1), (3 * cost, 1), (3 * cost - 1, 2)):
             with self.subTest(limit):
-                log = EventLog(max_bytes=limit)
+                log = new_log(max_bytes=limit)
                 for id in ("1", "2", "3"):
                     log.append(body, None, id)
                 self.assertHolds(log, first, 3)
@@ -980,8 +1026,8 @@ class EventLogTest(unittest.TestCase):
                 self.assertHolds(log, first + 1, 4)
 
     def test_the_default_is_16_mib(self):
-        log = EventLog()
-        body = b"data: %b\n\n" % (b"a" * (2**20 - 300 - len(b"id: 01\ndata: \n\n")))
+        log = new_log()
+        body = b"data: %b\n\n" % (b"a" * (2**20 - 400 - len(b"id: 01\ndata: \n\n")))
         for number in range(16):
             log.append(body, None, f"{number:02}")
         self.assertHolds(log, 1, 16)
@@ -989,24 +1035,24 @@ class EventLogTest(unittest.TestCase):
         self.assertHolds(log, 2, 17)
 
     def test_the_newest_event_is_held_whatever_its_size(self):
-        log = EventLog(max_bytes=1)
+        log = new_log(max_bytes=1)
         for number in (1, 2, 3):
             append_many(log, 1)
             self.assertHolds(log, number, number)
 
     def test_events_that_nobody_was_given_go_when_bytes_run_out(self):
-        log = EventLog(max_bytes=1)
+        log = new_log(max_bytes=1)
         append_many(log, 5)
         self.assertEqual((log.sent, log.base), (0, 4))
-        self.assertTrue(log.missed(log.sent, EVERYBODY))
-        batch, last = log.read(log.sent, log.head)
+        self.assertTrue(log.missed(log.sent, NO_CHANNEL))
+        batch, last = log.read(log.sent, log.newest)
         self.assertEqual(
             ([e.frame[:12] for e in batch], last),
-            ([b"id: " + log.last_id[:8].encode()], 5),
+            ([b"id: " + log.newest_id[:8].encode()], 5),
         )
 
     def test_missed_asks_only_for_the_channels_of_the_subscriber(self):
-        log = EventLog(max_events=1)
+        log = new_log(max_events=1)
         for channel in ("a", "b", None, "a", "c"):
             append_many(log, 1, channel)
         log.advance(5)
@@ -1031,7 +1077,7 @@ class EventLogTest(unittest.TestCase):
 
     def test_of_10000_channels_the_last_loss_is_known(self):
         for count, expected in ((9_999, False), (10_000, False), (10_001, True)):
-            log = EventLog(max_events=0)
+            log = new_log(max_events=0)
             for number in range(count):
                 log.append(b"", f"channel {number}", None)
             log.advance(count)
@@ -1043,7 +1089,7 @@ class EventLogTest(unittest.TestCase):
 
     def test_a_channel_that_lost_again_is_not_the_first_to_be_mixed_up(self):
         with mock.patch.object(sse_server, "MAX_TRACKED_CHANNELS", 2):
-            log = EventLog(max_events=0)
+            log = new_log(max_events=0)
             for channel in ("a", "b", "a", "c"):
                 append_many(log, 1, channel)
             log.advance(4)
@@ -1053,29 +1099,29 @@ class EventLogTest(unittest.TestCase):
 
     def test_read_takes_up_to_1000_events(self):
         for count, expected in ((999, 999), (1000, 1000), (1001, 1000)):
-            log = EventLog(max_events=5000)
+            log = new_log(max_events=5000)
             append_many(log, count + 7)
-            batch, last = log.read(7, log.head)
+            batch, last = log.read(7, log.newest)
             self.assertEqual((len(batch), last), (expected, 7 + expected))
 
     def test_read_takes_up_to_64_kib(self):
         for extra, expected in ((-1, 4), (0, 4), (1, 3)):
             with self.subTest(extra):
-                log = EventLog()
+                log = new_log()
                 for id in "1234":
                     size = 16 * 1024 + (extra if id == "4" else 0)
                     log.append(b"a" * (size - len("id: 1\n")), None, id)
-                batch, last = log.read(0, log.head)
+                batch, last = log.read(0, log.newest)
                 self.assertEqual((len(batch), last), (expected, expected))
 
     def test_read_takes_one_event_whatever_its_size(self):
-        log = EventLog()
+        log = new_log()
         append_many(log, 2, body=b"a" * 100_000)
         batch, last = log.read(0, 2)
         self.assertEqual((len(batch), last), (1, 1))
 
     def test_read_goes_from_a_position_to_an_end(self):
-        log = EventLog(max_events=8)
+        log = new_log(max_events=8)
         for number in range(1, 11):
             log.append(b"", None, str(number))
         log.advance(10)
@@ -1114,12 +1160,16 @@ class ModelLog:
         self.events.append((name, id is not None, channel, frame))
         if id is not None and id not in self.numbers:
             self.numbers[id] = len(self.events)
-        while len(self.held) > 1 and self.held_bytes > self.max_bytes:
-            self.forget()
+        self.forget_all()
         return name
 
     def advance(self, position):
         self.sent = position
+        self.forget_all()
+
+    def forget_all(self):
+        while len(self.held) > 1 and self.held_bytes > self.max_bytes:
+            self.forget()
         while len(self.held) > self.max_events and self.base < self.sent:
             self.forget()
 
@@ -1133,7 +1183,7 @@ class ModelLog:
 
     @property
     def held_bytes(self):
-        return sum(len(frame) + 300 for *_, frame in self.held)
+        return sum(len(frame) + 400 for *_, frame in self.held)
 
     def find(self, id):
         if id in self.numbers:
@@ -1183,14 +1233,18 @@ class EventLogModelTest(unittest.TestCase):
             "BATCH_EVENTS": self.BATCH_EVENTS,
         }
         with mock.patch.multiple(sse_server, **limits):
-            self.log = EventLog(*bounds)
-            self.model = ModelLog(self.log.last_id[:8], *bounds, tracked)
+            self.log = new_log(*bounds)
+            self.model = ModelLog(self.log.newest_id[:8], *bounds, tracked)
             for _ in range(40):
                 random_.choice((self.append, self.append, self.advance))()
                 self.compare()
 
     def append(self):
         id = self.random.choice((None, None, *self.IDS[1:]))
+        if id in self.model.numbers:
+            with self.assertRaises(ValueError):
+                self.log.append(b"", None, id)
+            return
         channel = self.random.choice(self.CHANNELS)
         body = b"data: %b\n\n" % (b"a" * self.random.choice((0, 1, 50, 150, 300)))
         self.assertEqual(
@@ -1198,24 +1252,27 @@ class EventLogModelTest(unittest.TestCase):
         )
 
     def advance(self):
-        position = self.random.randint(self.log.sent, self.log.head)
+        position = self.random.randint(self.log.sent, self.log.newest)
         self.log.advance(position)
         self.model.advance(position)
 
     def compare(self):
         log, model = self.log, self.model
         self.assertEqual((log.base, log.sent), (model.base, model.sent))
-        self.assertEqual((log.head, len(log)), (len(model.events), len(model.held)))
+        self.assertEqual((log.newest, len(log)), (len(model.events), len(model.held)))
         newest = model.events[-1][0] if model.events else f"{model.epoch}-0"
-        self.assertEqual(log.last_id, newest)
-        for id in (*self.IDS, f"{model.epoch}-{self.random.randint(0, log.head + 1)}"):
+        self.assertEqual(log.newest_id, newest)
+        for id in (
+            *self.IDS,
+            f"{model.epoch}-{self.random.randint(0, log.newest + 1)}",
+        ):
             self.assertEqual(log.find(id), model.find(id), id)
-        position = self.random.randint(0, log.head)
+        position = self.random.randint(0, log.newest)
         channels = frozenset(self.random.choices(self.CHANNELS, k=2))
         self.assertEqual(
             log.missed(position, channels), model.missed(position, channels)
         )
-        self.compare_read(position, self.random.randint(position, log.head))
+        self.compare_read(position, self.random.randint(position, log.newest))
 
     def compare_read(self, position, end):
         batch, last = self.log.read(position, end)
@@ -1223,6 +1280,98 @@ class EventLogModelTest(unittest.TestCase):
             ([entry.frame for entry in batch], last),
             self.model.read(position, end, self.BATCH_BYTES, self.BATCH_EVENTS),
         )
+
+
+class InterruptedLogTest(unittest.TestCase):
+    """Ctrl-C, or a call from within, between any two instructions of append()."""
+
+    BODY = b"data: a\n\n"
+
+    def interrupted(self, log, at, interrupt, *arguments):
+        """Append, and call `interrupt` at the instruction of this number, if there is
+        one; whether there was."""
+        left = [at]
+        code = {
+            function.__code__
+            for function in vars(sse_server._EventLog).values()
+            if hasattr(function, "__code__")
+        }
+
+        def trace(frame, event, argument):
+            if frame.f_code not in code:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                left[0] -= 1
+                if left[0] == 0:
+                    sys.settrace(None)
+                    interrupt()
+            return trace
+
+        sys.settrace(trace)
+        try:
+            log.append(*arguments)
+        finally:
+            sys.settrace(None)
+        return left[0] <= 0
+
+    def assertWhole(self, log):
+        """What is held can be read to its end, found by its ids, and is bounded."""
+        log.advance(log.newest)
+        position, ids = log.base, []
+        while position < log.newest:
+            batch, end = log.read(position, log.newest)
+            for number, entry in enumerate(batch, position + 1):
+                id = entry.id or id_at(log, number)
+                self.assertTrue(entry.frame.startswith(f"id: {id}\n".encode()))
+                self.assertEqual(log.find(id), number)
+                ids.append(id)
+            position = end
+        self.assertLessEqual(len(log), 2)
+        self.assertEqual(len(set(ids)), len(ids))
+        return ids
+
+    def log(self):
+        log = new_log(max_events=2, max_bytes=3 * 420)
+        for number in range(4):
+            log.append(self.BODY, "a", f"old {number}")
+        log.sent = log.newest
+        return log
+
+    def test_ctrl_c_at_any_instruction(self):
+        def ctrl_c():
+            raise KeyboardInterrupt
+
+        for at in range(1, 10_000):
+            log = self.log()
+            try:
+                if not self.interrupted(log, at, ctrl_c, self.BODY, "a", "new"):
+                    break
+            except KeyboardInterrupt:
+                pass
+            with self.subTest(at):
+                before = log.newest
+                self.assertWhole(log)
+                log.append(self.BODY, "a", "next")
+                self.assertEqual(self.assertWhole(log)[-1], "next")
+                self.assertEqual(log.newest, before + 1)
+                self.assertTrue(log.missed(log.base - 1, frozenset(["a"])))
+        self.assertGreater(at, 100)
+
+    def test_a_call_from_within_at_any_instruction(self):
+        for at in range(1, 10_000):
+            log = self.log()
+
+            def within(log=log):
+                log.append(self.BODY, "b", "within")
+
+            if not self.interrupted(log, at, within, self.BODY, "a", "new"):
+                break
+            with self.subTest(at):
+                self.assertEqual(sorted(self.assertWhole(log)), ["new", "within"])
+                self.assertTrue(log.missed(3, frozenset(["a"])))
+                self.assertFalse(log.missed(0, frozenset(["b"])))
+        self.assertGreater(at, 100)
 
 
 # ------------------------------------------------------------------------------------
@@ -1238,19 +1387,27 @@ def receive(pieces, limit=LIMIT):
     received = bytearray()
     searched = 0
     reader = None
-    complete = False
     for piece in pieces:
         if reader:
-            complete = reader.feed(piece)
+            feed(reader, piece)
             continue
         received += piece
-        end = sse_server.find_head_end(received, searched)
+        end = sse_server._find_head_end(received, searched)
         searched = len(received)
         if end:
-            request = sse_server.parse_request(bytes(received[:end]), "peer")
-            reader = sse_server.BodyReader(request, limit)
-            complete = reader.feed(received[end:])
-    return (request, bytes(reader.body), bytes(reader.rest)) if complete else None
+            request = sse_server._parse_request(bytes(received[:end]), "peer")
+            reader = sse_server._BodyReader(request, limit)
+            feed(reader, received[end:])
+    if not reader or not reader.complete:
+        return None
+    return request, bytes(reader.body), bytes(reader.rest)
+
+
+def feed(reader, piece):
+    """Have all of it decoded."""
+    reader.feed(piece)
+    while reader.busy:
+        reader.feed()
 
 
 def lines(*texts):
@@ -1264,7 +1421,7 @@ def as_bytes(text):
 
 def get(*fields, target="/sse", method="GET", version="1.1"):
     """The parsed Request of these header fields (and a Host)."""
-    return sse_server.parse_request(
+    return sse_server._parse_request(
         lines(f"{method} {target} HTTP/{version}", "Host: a", *fields)
     )
 
@@ -1294,8 +1451,8 @@ ACCEPTED = [
             "fields": ((b"host", b"a"),),
             "peer": "peer",
             "keep_alive": True,
-            "chunked": False,
-            "content_length": 0,
+            "_chunked": False,
+            "_content_length": 0,
             "channels": frozenset([None]),
             "last_event_id": None,
             "parameters": {},
@@ -1374,47 +1531,55 @@ ACCEPTED = [
     # Bodies
     (
         lines(POST, HOST, LENGTH + "3") + b"abc",
-        {"method": "POST", "content_length": 3, "chunked": False},
+        {"method": "POST", "_content_length": 3, "_chunked": False},
         b"abc",
     ),
     (
         lines("POST / HTTP/1.0", LENGTH + "3") + b"\r\na",
-        {"content_length": 3},
+        {"_content_length": 3},
         b"\r\na",
     ),
-    (lines(POST, HOST, LENGTH + "0"), {"content_length": 0}, b""),
-    (lines(GET, HOST, LENGTH + "002") + b"ab", {"content_length": 2}, b"ab"),
+    (lines(POST, HOST, LENGTH + "0"), {"_content_length": 0}, b""),
+    (lines(GET, HOST, LENGTH + "002") + b"ab", {"_content_length": 2}, b"ab"),
     (
         lines(GET, HOST, LENGTH + "2 ,\t2", LENGTH + "2") + b"ab",
-        {"content_length": 2},
+        {"_content_length": 2},
         b"ab",
     ),
-    (lines(GET, HOST, LENGTH + "0" * 5000 + "2") + b"ab", {"content_length": 2}, b"ab"),
+    (
+        lines(GET, HOST, LENGTH + "0" * 5000 + "2") + b"ab",
+        {"_content_length": 2},
+        b"ab",
+    ),
     (
         lines(GET, HOST, LENGTH + "1", "Expect: 100-Continue") + b"a",
-        {"content_length": 1, "expects_continue": True},
+        {"_content_length": 1, "_expects_continue": True},
         b"a",
     ),
-    (lines(GET, HOST, "Expect: ,"), {"expects_continue": False}, b""),
-    (lines("GET / HTTP/1.0", "Expect: 100-continue"), {"expects_continue": False}, b""),
+    (lines(GET, HOST, "Expect: ,"), {"_expects_continue": False}, b""),
+    (
+        lines("GET / HTTP/1.0", "Expect: 100-continue"),
+        {"_expects_continue": False},
+        b"",
+    ),
     (
         lines(GET, HOST, CODING + "Chunked")
         + b"3\r\nabc\r\n0A\r\n0123456789\r\n00b\r\n"
         + b"x" * 11
         + b"\r\n0\r\n\r\n",
-        {"chunked": True, "content_length": 0},
+        {"_chunked": True, "_content_length": 0},
         b"abc0123456789" + b"x" * 11,
     ),
     (
         lines(GET, HOST, "Transfer-Encoding:\tchunked ")
-        + b'1;a\r\n\r\r\n2 \t; a="\t;~b" ;\xff\r\n\r\n\r\n000;\r\n\r\n',
-        {"chunked": True},
+        + b'1;a\r\n\r\r\n2 \t; a="\t;~b\\"\xff" ;b = c\r\n\r\n\r\n000;d\r\n\r\n',
+        {"_chunked": True},
         b"\r\r\n",
     ),
     (
         lines(GET, HOST, CODING + "chunked")
         + b"0000000000000001\r\na\r\n0\r\nContent-Length: 9\r\nX:\r\n\r\n",
-        {"chunked": True},
+        {"_chunked": True},
         b"a",
     ),
 ]
@@ -1424,14 +1589,12 @@ REFUSED_HEADS = [
     *(
         (lines(line, HOST), 400, f"malformed request line {shown(line)}")
         for line in (
-            "",
             "GET /",
             "GET HTTP/1.1",
             "GET / HTTP/1.1 ",
             "GET  / HTTP/1.1",
             "GET /  HTTP/1.1",
             "GET\t/ HTTP/1.1",
-            " GET / HTTP/1.1",
             "GET / a HTTP/1.1",
             "G(T / HTTP/1.1",
             "G,T / HTTP/1.1",
@@ -1448,9 +1611,16 @@ REFUSED_HEADS = [
             "GET / http/1.1",
             "GET / HTTP/1.1\r",
             "GET / HTTP/1.1\nX: a",
-            b"\x16\x03\x01\x02",
             "a" * 80,
         )
+    ),
+    (lines("", HOST), 400, "no request begins with the byte 13"),
+    (lines(" GET / HTTP/1.1", HOST), 400, "no request begins with the byte 32"),
+    (lines("\n"), 400, "no request begins with the byte 10"),
+    (
+        lines(b"\x16\x03\x01\x02", HOST),
+        400,
+        "no request begins with the byte 22; this port does not speak TLS",
     ),
     (lines("a" * 81), 400, f"malformed request line '{'a' * 80}'..."),
     (lines("GET / HTTP/0.9", HOST), 505, "HTTP version 0.9; served is 1.x"),
@@ -1532,8 +1702,6 @@ REFUSED_HEADS = [
     *(
         (head, 400, "a line of the request ends with a bare LF")
         for head in (
-            b"\n\n",
-            b"\n\r\n",
             b"GET / HTTP/1.1\nHost: a\n\n",
             b"GET / HTTP/1.1\r\nHost: a\n\n",
             b"GET / HTTP/1.1\r\nHost: a\r\n\n",
@@ -1588,13 +1756,20 @@ REFUSED_HEADS = [
             "xchunked",
             "chunked;a",
             "gzip, Chunked",
-            "chunked, chunked",
         )
+    ),
+    *(
+        (
+            lines(POST, HOST, CODING + coding),
+            400,
+            f"Transfer-Encoding {shown(coding)}: chunked is not last",
+        )
+        for coding in ("chunked, chunked", "chunked, gzip", "Chunked,identity")
     ),
     (
         lines(POST, HOST, CODING + "chunked", CODING + "identity"),
-        501,
-        "Transfer-Encoding 'chunked, identity'",
+        400,
+        "Transfer-Encoding 'chunked, identity': chunked is not last",
     ),
     *(
         (lines(POST, HOST, *fields), 400, "two differing values of Content-Length")
@@ -1735,12 +1910,37 @@ class RequestTest(unittest.TestCase):
         start = lines("GET / HTTP/1.1", HOST)[:-2] + b"X: "
         ended = start + b"a" * (16 * 1024 - 3 - len(start)) + b"\r\n\r\n"
         endless = start + b"a" * (16 * 1024 + 1 - len(start))
-        for data in (ended, endless, b"\n" * 1 + b"a" * 16 * 1024, b"\r" * 16385):
+        for data in (ended, endless):
             with self.subTest(data[:50]):
                 self.assertEqual(len(data), 16 * 1024 + 1)
                 self.assertRefused([data], 431, message)
                 self.assertRefused([data[:-1], data[-1:]], 431, message)
                 self.assertIsNone(receive([data[:-1]]))
+
+    def test_a_request_line_of_more_than_16_kib_is_refused(self):
+        for size, status in (
+            (16 * 1024 - 1, 431),
+            (16 * 1024, 414),
+            (16 * 1024 + 1, 414),
+        ):
+            data = (b"GET /".ljust(size, b"a") + b"\nX: ").ljust(16 * 1024 + 1, b"b")
+            with self.subTest(size), self.assertRaises(HTTPError) as caught:
+                receive([data])
+            self.assertEqual(caught.exception.status, status)
+
+    def test_up_to_200_fields(self):
+        for count, status in ((199, None), (200, None), (201, 431)):
+            data = lines(GET, HOST, *["X: a"] * (count - 1))
+            with self.subTest(count):
+                if status is None:
+                    self.assertEqual(len(receive([data])[0].fields), count)
+                    continue
+                with self.assertRaises(HTTPError) as caught:
+                    receive([data])
+                self.assertEqual(
+                    (caught.exception.status, caught.exception.message),
+                    (431, "201 header fields; allowed are 200"),
+                )
 
     def test_trailers_of_up_to_16_kib(self):
         for extra in (-1, 0):
@@ -1796,15 +1996,17 @@ class RequestTest(unittest.TestCase):
             ("0" * 30, 0),
         ):
             request = get(LENGTH + digits, method="POST")
-            self.assertEqual(request.content_length, expected)
+            self.assertEqual(request._content_length, expected)
 
     def test_a_body_is_not_kept_twice(self):
         request = get(f"{LENGTH}1000", method="POST")
-        reader = sse_server.BodyReader(request, 1000)
+        reader = sse_server._BodyReader(request, 1000)
         for _ in range(999):
-            self.assertFalse(reader.feed(b"a"))
+            reader.feed(b"a")
+            self.assertFalse(reader.complete)
             self.assertEqual(reader.rest, b"")
-        self.assertTrue(reader.feed(b"ab"))
+        reader.feed(b"ab")
+        self.assertTrue(reader.complete)
         self.assertEqual((len(reader.body), reader.rest), (1000, b"b"))
 
     def test_what_is_fed_after_the_end_is_kept_for_the_next_request(self):
@@ -1814,7 +2016,7 @@ class RequestTest(unittest.TestCase):
     def test_the_peer_is_unknown_unless_given(self):
         self.assertEqual(get().peer, "")
         head = lines("GET / HTTP/1.0")
-        self.assertEqual(sse_server.parse_request(head, "[::1]:80").peer, "[::1]:80")
+        self.assertEqual(sse_server._parse_request(head, "[::1]:80").peer, "[::1]:80")
 
     def test_requests_cannot_be_changed(self):
         request = get()
@@ -1847,7 +2049,7 @@ class RequestTest(unittest.TestCase):
             ("a=&b&=c&&", {"a": [""], "b": [""], "": ["c"]}),
             ("a=b=c&a;b=d", {"a": ["b=c"], "a;b": ["d"]}),
             ("%61=%C3%A9+%2B%26", {"a": ["é +&"]}),
-            ("a=%FF%zz%", {"a": ["\ufffd%zz%"]}),
+            ("a=%FF%zz%", {"a": ["\udcff%zz%"]}),
         ):
             with self.subTest(query):
                 self.assertEqual(get(target=f"/sse?{query}").parameters, expected)
@@ -1878,7 +2080,6 @@ class RequestTest(unittest.TestCase):
             ("?channel=a&channel=b&channel=a", {"a", "b"}),
             ("?channel=a,b&x=1", {"a,b"}),
             ("?channel=%C3%A9+b", {"é b"}),
-            ("?channel=%FF", {"\ufffd"}),
             ("?channel=" + "a" * 256, {"a" * 256}),
             ("?" + "channel=a&" * 100, {"a"}),
             (
@@ -2083,7 +2284,7 @@ class FuzzTest(unittest.TestCase):
         self.assertEqual(request.version[0], 1)
         self.assertLessEqual(len(body), LIMIT)
         self.assertEqual(
-            len(body) if not request.chunked else 0, request.content_length
+            len(body) if not request._chunked else 0, request._content_length
         )
         for name, _ in request.fields:
             self.assertIsInstance(request.header(name.decode()), str)
@@ -2473,6 +2674,17 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
         self._close_clients()
         await server.close()
 
+    def give_way_after(self, writes):
+        """Have a sweep's turn end after so many writes, and not after a time."""
+        for patch in (
+            mock.patch.object(sse_server, "STEPS_PER_LOOK", writes),
+            mock.patch.object(
+                sse_server._Broadcaster, "_turn_is_over", lambda self: True
+            ),
+        ):
+            patch.start()
+            self.addCleanup(patch.stop)
+
     async def connect(self, server, **options):
         client = await Client.connect(server.port, **options)
         self.clients.append(client)
@@ -2556,7 +2768,7 @@ class BroadcastTest(ServerTestCase):
 
     async def test_the_batches_of_a_large_burst_are_bounded(self):
         """Rule 4."""
-        server = await self.start()
+        server = await self.start(history=10_000)
         client = await self.stream(server)
         for n in range(100):
             server.publish("x" * 10_000)
@@ -2573,9 +2785,7 @@ class BroadcastTest(ServerTestCase):
 
     async def test_who_joins_during_a_sweep_misses_nothing_and_gets_nothing_twice(self):
         """Rule 2."""
-        turn = mock.patch.object(sse_server, "WRITES_PER_TURN", 1)
-        turn.start()
-        self.addCleanup(turn.stop)
+        self.give_way_after(1)
         server = await self.start()
         clients = [await self.stream(server) for _ in range(5)]
         ended = asyncio.Event()
@@ -2600,9 +2810,7 @@ class BroadcastTest(ServerTestCase):
             self.assertEqual(found, list(range(found[0], last + 1)))
 
     async def test_a_sweep_gives_way_to_others(self):
-        turn = mock.patch.object(sse_server, "WRITES_PER_TURN", 2)
-        turn.start()
-        self.addCleanup(turn.stop)
+        self.give_way_after(2)
         server = await self.start()
         clients = [await self.stream(server) for _ in range(10)]
         turns = []
@@ -2662,11 +2870,10 @@ class BroadcastTest(ServerTestCase):
         self.assertEqual(stats.bytes_written - before, 3 * framed)
 
     async def test_stats_count_while_others_catch_up(self):
-        turn = mock.patch.object(sse_server, "WRITES_PER_TURN", 1)
+        self.give_way_after(1)
         batch = mock.patch.object(sse_server, "BATCH_EVENTS", 1)
-        for patch in (turn, batch):
-            patch.start()
-            self.addCleanup(patch.stop)
+        batch.start()
+        self.addCleanup(batch.stop)
         server = await self.start()
         start = server.last_event_id
         for n in range(40):
@@ -2850,11 +3057,10 @@ class ResumeTest(ServerTestCase):
 
     async def test_an_id_that_the_live_have_not_been_given_yet(self):
         """Rule 2: the position is ahead of `sent`."""
-        turn = mock.patch.object(sse_server, "WRITES_PER_TURN", 1)
+        self.give_way_after(1)
         batch = mock.patch.object(sse_server, "BATCH_EVENTS", 1)
-        for patch in (turn, batch):
-            patch.start()
-            self.addCleanup(patch.stop)
+        batch.start()
+        self.addCleanup(batch.stop)
         server = await self.start()
         clients = [await self.stream(server) for _ in range(10)]
         ids = [server.publish(str(n), id=str(n)) for n in range(300)]
@@ -2886,7 +3092,7 @@ class SlowClientTest(ServerTestCase):
         await publishing
         for data in found:
             self.assertEqual(data, expected)
-        largest = sse_server.HIGH_WATER_BYTES + sse_server.BATCH_BYTES + 64 * KIB
+        largest = sse_server.BATCH_BYTES + 64 * KIB
         for transport in self.transports:
             self.assertLess(transport.get_write_buffer_size(), largest)
         await self.until_stats(server, live=4, behind=0, dropped=2)
@@ -2974,7 +3180,7 @@ class SlowClientTest(ServerTestCase):
             return server.stats.dropped
 
         await self.until(dropped, "the drop")
-        self.assertLess(largest, sse_server.HIGH_WATER_BYTES)
+        self.assertLess(largest, sse_server.BATCH_BYTES)
         self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
         self.assertTrue(client.answer)
 
@@ -3013,32 +3219,24 @@ class SlowClientTest(ServerTestCase):
         await asyncio.wait_for(server.drain(behind=True), DEADLINE)
         self.assertEqual(server.stats.dropped, 1)
 
-    async def test_a_stream_that_opens_with_a_full_buffer_is_behind_at_once(self):
-        """Rule 4: nobody else is told that the transport is full."""
-        asked = []
-
-        async def authorize(request):
-            asked.append(request)
-            return True
-
-        server = await self.start(authorize=authorize)
+    async def test_who_has_not_read_the_answers_before_is_not_given_a_stream_yet(self):
+        """Rule 4: what a connection holds is bounded, whatever it asks for."""
+        self.send_buffer = 4 * KIB
+        server = await self.start(write_timeout=1000)
         client = await self.connect(server, receive_buffer=BUFFER)
-        await client.request(ask("/"))
-        (transport,) = self.transports
-        high = transport.get_write_buffer_limits()[1]
-        # Ever smaller answers, until the next one brings the buffer to its high water.
-        for request in (ask("/sse", "Accept: text/html"), ask(method="HEAD")):
-            size = grown = 0
-            while size + grown < high:
-                before = transport.get_write_buffer_size()
-                answers = len(asked)
-                await client.send(request)
-                await self.until(lambda n=answers: len(asked) > n, "the request")
-                size = transport.get_write_buffer_size()
-                grown = max(grown, size - before)
-        self.assertLess(size, high)
-        await client.send(ask())
-        await self.until_stats(server, live=0, behind=1)
+        page = ask("/sse", "Accept: text/html")
+        await client.send(page * 20 + ask())
+        await self.until(
+            lambda: self.transports and self.transports[0].get_write_buffer_size(),
+            "an answer that is not taken",
+        )
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+        size = len((await client.read_answer()).body)
+        self.assertLess(self.transports[0].get_write_buffer_size(), 2 * size)
+        for _ in range(19):
+            self.assertEqual(len((await client.read_answer()).body), size)
+        await client.open(b"")
+        await self.until_stats(server, live=1, behind=0)
 
 
 class DepartureTest(ServerTestCase):
@@ -3274,13 +3472,15 @@ class ConstructorTest(unittest.TestCase):
 
 
 PLAIN = ("content-type", "text/plain; charset=utf-8")
-OK = (200, [PLAIN, ("content-length", "2")], b"ok")
-OK_HEAD = (200, [PLAIN, ("content-length", "2")], b"")
+NOSNIFF = ("x-content-type-options", "nosniff")
+OK = (200, [PLAIN, NOSNIFF, ("content-length", "2")], b"ok")
+OK_HEAD = (200, [PLAIN, NOSNIFF, ("content-length", "2")], b"")
 STREAM_FIELDS = [
     ("content-type", "text/event-stream"),
     ("cache-control", "no-cache"),
     ("x-accel-buffering", "no"),
     ("vary", "Accept"),
+    NOSNIFF,
 ]
 CLOSE = ("connection", "close")
 ALLOW = ("allow", "GET, HEAD, OPTIONS")
@@ -3289,13 +3489,13 @@ ALLOW = ("allow", "GET, HEAD, OPTIONS")
 def refused(status, text, *fields):
     body = f"{text}\n".encode()
     length = ("content-length", str(len(body)))
-    return status, [PLAIN, *fields, length, CLOSE], body
+    return status, [PLAIN, NOSNIFF, *fields, length, CLOSE], body
 
 
 def not_allowed(method):
     body = f"{method} is not allowed on /sse\n".encode()
     length = ("content-length", str(len(body)))
-    return 405, [PLAIN, ALLOW, length], body
+    return 405, [PLAIN, NOSNIFF, ALLOW, length], body
 
 
 # what is asked: (bytes, answer).  Where the answer has no Connection: close another
@@ -3314,15 +3514,15 @@ ANSWERS = {
     "HTTP/1.2": (ask("/", version="1.2"), OK),
     "HTTP/1.0": (
         ask("/", version="1.0"),
-        (200, [PLAIN, ("content-length", "2"), CLOSE], b"ok"),
+        (200, [PLAIN, NOSNIFF, ("content-length", "2"), CLOSE], b"ok"),
     ),
     "HTTP/1.0 without Host": (
         b"GET / HTTP/1.0\r\n\r\n",
-        (200, [PLAIN, ("content-length", "2"), CLOSE], b"ok"),
+        (200, [PLAIN, NOSNIFF, ("content-length", "2"), CLOSE], b"ok"),
     ),
     "Connection: close": (
         ask("/", "Connection: Close"),
-        (200, [PLAIN, ("content-length", "2"), CLOSE], b"ok"),
+        (200, [PLAIN, NOSNIFF, ("content-length", "2"), CLOSE], b"ok"),
     ),
     "HEAD": (
         ask(method="HEAD"),
@@ -3553,10 +3753,7 @@ class ConnectionTest(ServerTestCase):
     async def test_who_does_not_read_the_last_answer_is_cut(self):
         """Rule 4."""
         self.send_buffer = 4 * KIB
-        linger = mock.patch.object(sse_server, "LINGER_SECONDS", 0.1)
-        linger.start()
-        self.addCleanup(linger.stop)
-        server = await self.start()
+        server = await self.start(write_timeout=0.1)
         client = await self.connect(server, receive_buffer=4 * KIB)
         await client.send(ask("/sse", "Accept: text/html", "Connection: close"))
         with self.assertRaises((ConnectionError, EOFError)):
@@ -4098,7 +4295,7 @@ class PostTest(ServerTestCase):
         data = ' {"é": 1}\r\n\n'
         answer = await self.ask(self.server, post("/sse", data.encode()))
         self.assertEqual((answer.status, answer.reason), (200, "OK"))
-        self.assertEqual(answer.fields[1], PLAIN)
+        self.assertEqual(answer.field("content-type"), PLAIN[1])
         id = answer.body.decode()
         self.assertEqual(id, self.server.last_event_id)
         self.assertEqual(
@@ -5520,13 +5717,12 @@ class StandardInputTest(CommandLineTestCase):
         data = b"".join(b"%d %b\n" % (n, b"x" * 60_000) for n in range(count))
         process.stdin.write(data)
         process.stdin.close()
-        started = await fast.data(count // 3)
-        reading = asyncio.ensure_future(fast.data(count - len(started)))
+        reading = asyncio.ensure_future(fast.data(count))
         found = []
         while len(found) < count:
             found += await slow.data(1)
             await asyncio.sleep(0.002)  # the pace of the client
-        for data in (found, started + await reading):
+        for data in (found, await reading):
             numbers = [int(line.split()[0]) for line in data]
             self.assertEqual(numbers, list(range(count)))
 
@@ -5559,7 +5755,11 @@ class StandardInputTest(CommandLineTestCase):
         self.assertNotIn("Traceback", err)
         self.assertNotIn("never awaited", err)
         self.assertNotIn("end of the input", err)
-        self.assertEqual({event.data for event in rest}, {"line"})
+        # It may be told that it is too slow for a pipe of three million lines.
+        kinds = {(event.type, event.data) for event in rest}
+        self.assertLessEqual(
+            kinds, {("message", "line"), ("gap", '{"reason":"history"}')}
+        )
 
     async def test_without_a_standard_input(self):
         program = (
@@ -5618,9 +5818,9 @@ class SharedLogTest(ServerTestCase):
         self.assertEqual([event.data for event in others], ["8", "9"])
 
     async def test_an_id_that_never_comes_is_a_gap_in_time(self):
-        server = await self.start(id_order=int)
-        self.publish(server, 1, 2)
         with mock.patch.object(sse_server, "AHEAD_SECONDS", 0.05):
+            server = await self.start(id_order=int)
+            self.publish(server, 1, 2)
             client = await self.resume(server, 999)
             events = await client.events(3)
         self.assertEqual([event.type for event in events], ["gap", *["message"] * 2])
