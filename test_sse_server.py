@@ -43,7 +43,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import sse_server
-from sse_server import EVERYBODY, HTTPError, Request, SSEServer, format_event
+from sse_server import HTTPError, Request, SSEServer, format_event
 
 SEED = int(os.environ.get("SSE_TEST_SEED") or random.randrange(1_000_000))
 

@@ -40,10 +40,10 @@ PIECES = [
 def examine(data):
     """Feed a head and what follows; anything but an HTTPError leaves this."""
     try:
-        end = sse_server.find_head_end(bytearray(data), 0)
+        end = sse_server._find_head_end(bytearray(data), 0)
         if not end:
             return
-        request = sse_server.parse_request(data[:end], "127.0.0.1:1")
+        request = sse_server._parse_request(data[:end], "127.0.0.1:1")
     except sse_server.HTTPError as error:
         assert 400 <= error.status <= 599 and "\n" not in error.message
         return
@@ -51,7 +51,7 @@ def examine(data):
     for use in (
         lambda: (request.channels, request.last_event_id, request.keep_alive),
         lambda: (request.header("origin"), request.accepts("text/html")),
-        lambda: (request.expects_continue, request.parameters),
+        lambda: (request._expects_continue, request.parameters),
         lambda: read_body(request, data[end:]),
     ):
         try:
@@ -72,15 +72,16 @@ def read_body(request, received):
 
 
 def decode(request, received, size):
-    reader = sse_server.BodyReader(request, LIMIT)
-    complete = False
+    reader = sse_server._BodyReader(request, LIMIT)
     for start in range(0, max(1, len(received)), size):
-        complete = reader.feed(received[start : start + size])
+        reader.feed(received[start : start + size])
+        while reader.busy:
+            reader.feed()
         assert len(reader.body) <= LIMIT
-        if complete:
+        if reader.complete:
             rest = bytes(reader.rest) + received[start + size :]
             return bytes(reader.body), rest
-    return complete
+    return False
 
 
 def mutate(chance):
@@ -104,13 +105,13 @@ def mutate(chance):
 def main(folder, seconds="30"):
     import atheris
 
-    for name in ("find_head_end", "parse_request", "_parse_fields", "_parse_target",
+    for name in ("_find_head_end", "_find_fields_end", "_parse_request", "_parse_fields", "_parse_target",
                  "_check_host", "_check_framing"):  # fmt: skip
         setattr(sse_server, name, atheris.instrument_func(getattr(sse_server, name)))
     for name in ("feed", "_read_content", "_read_size_line", "_read_chunk",
                  "_read_trailers", "_take_missing"):  # fmt: skip
-        method = atheris.instrument_func(getattr(sse_server.BodyReader, name))
-        setattr(sse_server.BodyReader, name, method)
+        method = atheris.instrument_func(getattr(sse_server._BodyReader, name))
+        setattr(sse_server._BodyReader, name, method)
     corpus = pathlib.Path(folder)
     chance = random.Random(1)
     for number in range(50):

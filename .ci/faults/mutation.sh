@@ -14,7 +14,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cache=${SSE_CI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sse_server-ci}
 venv=$cache/mutation
 tests="FormatEventTest NamesTest FramingTest HTTPErrorTest EventLogTest
-    EventLogModelTest RequestTest ParsingWorkTest FuzzTest AnswerTest UnderLoadTest"
+    EventLogModelTest InterruptedLogTest RequestTest ParsingWorkTest FuzzTest AnswerTest UnderLoadTest"
 workers=2
 
 if ! "$venv/bin/cosmic-ray" --version >/dev/null 2>&1; then
