@@ -1453,6 +1453,7 @@ class _Broadcaster:
             for number, entry in enumerate(batch):
                 frames.setdefault(entry.channel, []).append((number, entry.frame))
             losers = self._losers(position)
+            gap = self._gap("history") if losers else b""
             self.log.advance(end)
         self.registry.departed.clear()
         self._pending = dict.fromkeys(losers)
@@ -1464,9 +1465,9 @@ class _Broadcaster:
             del self._pending[audience]
             if audience.live:
                 wanted = _wanted(frames, audience.channels)
-                gap = [self._gap("history")] if audience in losers else []
-                self.gaps += len(gap) * len(audience.live)
-                payload = audience.frame(b"".join(gap + wanted))
+                gaps = [gap] if audience in losers else []
+                self.gaps += len(gaps) * len(audience.live)
+                payload = audience.frame(b"".join(gaps + wanted))
                 yield from self._write(audience, payload, len(wanted))
             if self._turn_is_over():
                 yield

@@ -43,7 +43,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import sse_server
-from sse_server import HTTPError, Request, SSEServer, format_event
+from sse_server import EVERYBODY, HTTPError, Request, SSEServer, format_event
 
 SEED = int(os.environ.get("SSE_TEST_SEED") or random.randrange(1_000_000))
 
@@ -2719,6 +2719,332 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
 # ------------------------------------------------------------------------------------
 # 6. Audiences and the broadcaster
 # ------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """The sockets of a model: descriptors, the lowest free one first, and their room."""
+
+    def __init__(self):
+        self.table = {}
+
+    def open(self, transport):
+        descriptor = min(set(range(100, 100 + len(self.table) + 1)) - set(self.table))
+        self.table[descriptor] = transport
+        return descriptor
+
+    def write(self, descriptor, data):
+        """os.write: what the socket has room for, or an error where it has none."""
+        transport = self.table[descriptor]
+        if transport.held:
+            raise AssertionError("written past what the transport holds")
+        taken = transport.take(data)
+        if not taken:
+            raise BlockingIOError
+        return taken
+
+
+class ModelTransport(asyncio.Transport):
+    """A transport without a loop, whose socket has as much room as a test gives it."""
+
+    def __init__(self, kernel):
+        super().__init__()
+        self.received = b""  # by the client
+        self.held = b""  # waits for room
+        self.room = 0
+        self.protocol = mock.Mock()
+        self.closing = self.lost = self.paused = False
+        self.kernel = kernel
+        self.descriptor = kernel.open(self)
+
+    def take(self, data):
+        taken = data[: self.room]
+        self.room -= len(taken)
+        self.received += taken
+        return len(taken)
+
+    def write(self, data):
+        if self.closing:
+            return
+        rest = data if self.held else data[self.take(data) :]
+        self.held += rest
+        if self.held and not self.paused:
+            self.paused = True
+            self.protocol.pause_writing()
+
+    def give_room(self, size):
+        self.room += size
+        self.held = self.held[self.take(self.held) :]
+        if self.paused and not self.held:
+            self.paused = False
+            if not self.closing:
+                self.protocol.resume_writing()
+        if self.closing and not self.held:
+            self.lose()
+
+    def lose(self):
+        if not self.lost:
+            self.lost = self.closing = True
+            self.protocol.connection_lost(None)
+            del self.kernel.table[self.descriptor]
+
+    def close(self):
+        self.closing = True
+        if not self.held:
+            self.lose()
+
+    def abort(self):
+        self.closing, self.held = True, b""
+        self.lose()
+
+    def is_closing(self):
+        return self.closing
+
+    def get_write_buffer_size(self):
+        return len(self.held)
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        pass
+
+    def get_protocol(self):
+        return self.protocol
+
+    def set_protocol(self, protocol):
+        self.protocol = protocol
+
+    def get_extra_info(self, name, default=None):
+        return self if name == "socket" else default
+
+    def fileno(self):
+        return self.descriptor
+
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        pass
+
+    def can_write_eof(self):
+        return True
+
+    def write_eof(self):
+        pass
+
+
+class ModelClient:
+    """What a client was given and what it is owed, by the plain rules."""
+
+    def __init__(self, transport, channels, position, owed_from):
+        self.transport = transport
+        self.channels = channels
+        self.position = position  # it knows everything up to here, or was told a gap
+        self.owed_from = owed_from  # of a new client: what it is owed follows this
+        self.read = 0
+        self.chunks = ChunkDecoder()
+        self.decoder = Decoder()
+
+
+class SubscriberModelTest(unittest.TestCase):
+    """Random lives of subscribers, against the promise: each event once, in order, or
+    a gap in its place that says so."""
+
+    SCHEDULES = 1000
+    CHANNELS = ("a", "b", None)
+
+    def test_random_schedules(self):
+        loop = asyncio.new_event_loop()
+        self.addCleanup(loop.close)
+        for seed in range(SEED, SEED + self.SCHEDULES):
+            with self.subTest(seed=seed):
+                loop.run_until_complete(self.run_schedule(random.Random(seed)))
+
+    async def run_schedule(self, random_):
+        self.random = random_
+        self.kernel = Kernel()
+        self.direct = random_.random() < 0.6
+        patches = {
+            "BATCH_EVENTS": random_.randint(1, 5),
+            "BATCH_BYTES": random_.choice((1, 100, 10_000)),
+            "STEPS_PER_LOOK": random_.randint(1, 5),
+            "CATCH_UPS_PER_TURN": random_.randint(1, 5),
+            "MAX_TRACKED_CHANNELS": 100,
+            "_direct_descriptor": lambda transport: (
+                transport.descriptor if self.direct else None
+            ),
+        }
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.multiple(sse_server, **patches))
+            stack.enter_context(mock.patch.object(os, "write", self.kernel.write))
+            stack.enter_context(
+                mock.patch.object(sse_server._Turns, "are_over", lambda turns: False)
+            )
+            stack.enter_context(
+                mock.patch.object(
+                    sse_server._Broadcaster,
+                    "_turn_is_over",
+                    lambda broadcaster: random_.random() < 0.5,
+                )
+            )
+            await self.live(stack)
+
+    async def live(self, stack):
+        random_ = self.random
+        self.server = SSEServer(
+            history=random_.randint(0, 5),
+            history_bytes=random_.choice((1000, 3000, 2**20)),
+            heartbeat=None,
+            write_timeout=1000,
+        )
+        server = self.server
+        server._loop = asyncio.get_running_loop()
+        server._state = "serving"
+        server._max_connections = 1000
+        server.registry.start(lambda connection: connection.expire())
+        server.broadcaster._loop = server._loop
+        server.broadcaster._bell = asyncio.Event()
+        server.broadcaster._process = os.getpid()
+        stack.callback(server.registry.stop)
+        self.published = []  # (number, channel); a gap of the publisher's: EVERYBODY
+        self.clients, self.gone = [], []
+        self.work = iter(())
+        acts = [self.publish] * 4 + [self.step] * 8 + [self.give_room] * 4 + [
+            self.arrive, self.arrive, self.leave, self.disconnect, self.look, self.say_gap,
+        ]  # fmt: skip
+        for _ in range(60):
+            random_.choice(acts)()
+            self.check()
+        self.finish()
+
+    def publish(self):
+        channel = self.random.choice((*self.CHANNELS, EVERYBODY))
+        number = len(self.published) + 1
+        data = f"{number} ".ljust(self.random.choice((1, 1, 300)), "x")
+        self.server.publish(data, channel=channel)
+        self.published.append(channel)
+
+    def say_gap(self):
+        self.server.publish_gap("lost")
+        self.published.append(EVERYBODY)
+
+    def step(self):
+        if next(self.work, self) is self:
+            self.work = self.server.broadcaster.work()
+
+    def give_room(self):
+        if self.clients:
+            client = self.random.choice(self.clients)
+            client.transport.give_room(self.random.choice((1, 10, 200, 5000)))
+
+    def arrive(self):
+        newest = len(self.published)
+        channels = self.random.sample(self.CHANNELS[:2], self.random.randint(0, 2))
+        query = "&".join(f"channel={channel}" for channel in channels)
+        fields, position, owed_from = [], None, newest
+        kind = self.random.random()
+        if kind < 0.4 and self.published:
+            position = self.random.randint(0, newest)
+            epoch = self.server.last_event_id.partition("-")[0]
+            fields = [f"Last-Event-ID: {epoch}-{position}"]
+        elif kind < 0.5:
+            position, fields = 0, ["Last-Event-ID: nobody knows"]
+        transport = ModelTransport(self.kernel)
+        transport.room = self.random.choice((0, 50, 10_000))
+        writer = mock.Mock(transport=transport)
+        connection = sse_server._Connection(self.server, writer, "head")
+        transport.set_protocol(connection)
+        client = ModelClient(transport, set(channels) or {None}, position, owed_from)
+        self.clients.append(client)
+        connection.data_received(ask(f"/sse?{query}", *fields))
+
+    def leave(self):
+        if self.clients:
+            self.random.choice(self.clients).transport.lose()
+
+    def disconnect(self):
+        if self.clients and self.random.random() < 0.3:
+            connection = self.random.choice(self.clients).transport.protocol
+            if connection.state in sse_server._STREAMING:
+                self.server.broadcaster.end(connection, "disconnected")
+
+    def look(self):
+        for connection in self.server.registry.all("full"):
+            if self.random.random() < 0.2:
+                connection.expire()
+
+    def check(self):
+        """Each is in the one collection of its state, and read what it may."""
+        server = self.server
+        self.gone += [c for c in self.clients if c.transport.lost]
+        self.clients = [c for c in self.clients if not c.transport.lost]
+        members = server.registry.members
+        for client in self.clients:
+            connection = client.transport.protocol
+            found = [state for state in members if connection in members[state]]
+            self.assertEqual(found, [connection.state])
+            if connection.state == "live":
+                self.assertEqual(client.transport.held, b"")
+                key = sse_server._key(connection)
+                self.assertIs(connection.audience.live[key], connection)
+        live = sum(len(a.live) for a in server.broadcaster._audiences.values())
+        self.assertEqual(live, len(members["live"]))
+        self.assertEqual(len(server.registry), len(self.clients))
+        for client in [*self.clients, *self.gone]:
+            self.read(client)
+        self.gone.clear()
+
+    def read(self, client):
+        head, end, content = client.transport.received.partition(b"\r\n\r\n")
+        if not end:
+            return
+        piece, client.read = content[client.read :], len(content)
+        for event in client.decoder.feed(client.chunks.feed(piece)):
+            number = int(event.last_event_id.rpartition("-")[2])
+            is_gap = event.type == "gap" and "lost" not in event.data
+            self.take(client, number, is_gap, event)
+
+    def take(self, client, number, is_gap, event):
+        start = client.position
+        if start is None:  # a new client may be given what was not swept when it came
+            start = min(number - 1, client.owed_from) if not is_gap else 0
+        if is_gap:
+            self.assertGreaterEqual(number, start)
+            if "history" in event.data and client.position is not None:
+                self.assertTrue(self.owed(client, start, number), "a needless gap")
+        else:
+            self.assertGreater(number, start, "twice, or out of order")
+            self.assertEqual(self.owed(client, start, number - 1), [], "lost in silence")
+            self.assertIn(self.published[number - 1], client.channels | {EVERYBODY})
+        client.position = number
+
+    def owed(self, client, start, end):
+        return [
+            number
+            for number, channel in enumerate(self.published[start:end], start + 1)
+            if channel in client.channels or channel == EVERYBODY
+        ]
+
+    def finish(self):
+        """With room for everything, everybody has everything in the end."""
+        for _ in range(1000):
+            for client in self.clients:
+                client.transport.give_room(10_000)
+            self.step()
+            broadcaster = self.server.broadcaster
+            if broadcaster.log.sent == broadcaster.log.newest == broadcaster._swept:
+                if not self.server.registry.count("ready", "full", "leaving"):
+                    break
+        self.check()
+        newest = len(self.published)
+        for client in self.clients:
+            connection = client.transport.protocol
+            self.assertEqual(connection.state, "live")
+            start = client.owed_from if client.position is None else client.position
+            self.assertEqual(self.owed(client, start, newest), [], "never delivered")
+        self.server.broadcaster.stop("the server is closed")
+        for _ in range(20):
+            self.step()
+        self.check()
+        self.assertEqual(len(self.server.registry), 0)
+        self.assertEqual(self.kernel.table, {})
 
 
 def numbers(ids):
