@@ -1150,7 +1150,7 @@ class _Subscriber:
 class _Audience:
     """The subscribers who want identical bytes, and are written to in the same way."""
 
-    __slots__ = ("channels", "chunked", "live", "members", "write")
+    __slots__ = ("channels", "chunked", "direct", "live", "members", "write")
 
     def __init__(self, channels: Channels, chunked: bool, direct: bool) -> None:
         self.channels = channels
@@ -1159,6 +1159,7 @@ class _Audience:
         # of a subscriber whose socket takes all.  In the order of arrival, which is
         # about that in memory; a set's order costs some 3 % more.
         self.live: dict[Any, _Subscriber] = {}
+        self.direct = direct  # written to past their transports
         self.write = os.write if direct else _write_through
         self.members = 0  # live and behind
 
@@ -1259,8 +1260,13 @@ class _Registry:
                 lambda item: item[1] <= now, list(self.members[state].items())
             )
             for subscriber, _ in due:
-                if subscriber.state == state:
+                if subscriber.state != state:
+                    continue
+                try:
                     self._expire(subscriber)
+                except Exception:
+                    logger.exception("%s: ending it failed", subscriber.peer)
+                    subscriber.transport.abort()
         first = [next(iter(self.members[s].values()), math.inf) for s in self._seconds]
         deadline = min(first, default=math.inf)
         if deadline < math.inf:
@@ -1664,13 +1670,12 @@ class _Broadcaster:
         """The next batch to some of those behind whose socket has room, in turn."""
         ready = self.registry.members[_READY]
         for subscriber in list(itertools.islice(ready, CATCH_UPS_PER_TURN)):
-            if self._is_in_step(subscriber):
+            self.registry.enter(subscriber, _READY)  # to the end of the turn
+            if subscriber.position < self.log.sent or subscriber.gap:
+                self._write_next(subscriber)
+            if subscriber.state == _READY and self._is_in_step(subscriber):
                 self._not_waited_for.discard(subscriber)
                 self.registry.enter(subscriber, _LIVE)
-            else:
-                self.registry.enter(subscriber, _READY)  # to the end of the turn
-                if subscriber.position < self.log.sent or subscriber.gap:
-                    self._write_next(subscriber)
 
     def _write_next(self, subscriber: _Subscriber) -> None:
         audience = subscriber.audience
@@ -1744,8 +1749,8 @@ class _Broadcaster:
         self._not_waited_for.discard(subscriber)
         audience.members -= 1
         if not audience.members:
-            direct = audience.write is os.write
-            del self._audiences[audience.channels, audience.chunked, direct]
+            key = audience.channels, audience.chunked, audience.direct
+            del self._audiences[key]
             for channel in audience.channels:
                 del self._by_channel[channel][audience]
                 if not self._by_channel[channel]:
@@ -1985,6 +1990,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         turns = self.server.turns
         try:
             while self.state in (_HEAD, _IDLE, _BODY):
+                if self.transport.is_closing():
+                    return  # writing an answer has failed
                 if turns.are_over():
                     turns.wait(self)
                     if len(self.received) > MAX_RECEIVED_BYTES:
@@ -2141,7 +2148,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._close()
             return
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # it is gone already
+                self.transport.write_eof()
         if not self.transport.is_closing():
             self.transport.resume_reading()
         self.searched = 0  # from here on: how much was thrown away

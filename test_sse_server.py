@@ -1308,6 +1308,8 @@ class InterruptedLogTest(unittest.TestCase):
                     interrupt()
             return trace
 
+        # Python 3.12 asks for this before settrace().
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(trace)
         try:
             log.append(*arguments)
@@ -2992,7 +2994,7 @@ class SubscriberModelTest(unittest.TestCase):
         self.gone.clear()
 
     def read(self, client):
-        head, end, content = client.transport.received.partition(b"\r\n\r\n")
+        _, end, content = client.transport.received.partition(b"\r\n\r\n")
         if not end:
             return
         piece, client.read = content[client.read :], len(content)
@@ -3011,7 +3013,9 @@ class SubscriberModelTest(unittest.TestCase):
                 self.assertTrue(self.owed(client, start, number), "a needless gap")
         else:
             self.assertGreater(number, start, "twice, or out of order")
-            self.assertEqual(self.owed(client, start, number - 1), [], "lost in silence")
+            self.assertEqual(
+                self.owed(client, start, number - 1), [], "lost in silence"
+            )
             self.assertIn(self.published[number - 1], client.channels | {EVERYBODY})
         client.position = number
 
@@ -3029,9 +3033,9 @@ class SubscriberModelTest(unittest.TestCase):
                 client.transport.give_room(10_000)
             self.step()
             broadcaster = self.server.broadcaster
-            if broadcaster.log.sent == broadcaster.log.newest == broadcaster._swept:
-                if not self.server.registry.count("ready", "full", "leaving"):
-                    break
+            swept = broadcaster.log.sent == broadcaster.log.newest == broadcaster._swept
+            if swept and not self.server.registry.count("ready", "full", "leaving"):
+                break
         self.check()
         newest = len(self.published)
         for client in self.clients:
@@ -6190,6 +6194,379 @@ class SharedLogTest(ServerTestCase):
         for client, events in zip(clients, ([gap], expected, expected)):
             seen = await client.events(len(events))
             self.assertEqual([(event.type, event.data) for event in seen], events)
+
+
+class FailureTest(ServerTestCase):
+    """What goes wrong stays with whom it concerns, and is said."""
+
+    async def test_a_transport_that_raises_costs_only_its_subscriber(self):
+        server = await self.start()
+        client = await self.stream(server)
+        other = await self.stream(server)
+        (audience,) = server.broadcaster._audiences.values()
+        write = audience.write
+        audience.write = mock.Mock(
+            wraps=write, side_effect=[ZeroDivisionError, mock.DEFAULT]
+        )
+        with self.assertLogs("sse_server", "ERROR") as caught:
+            server.publish("a")
+            await server.drain()
+        self.assertIn("writing failed", caught.output[0])
+        audience.write = write
+        await client.rest_of_cut()
+        await self.until_stats(server, live=1, behind=0)
+        server.publish("b")
+        self.assertEqual(await other.data(2), ["a", "b"])
+
+    async def test_no_delivery_goes_to_a_descriptor_that_was_reused(self):
+        """Rule 5; the kernel gives a new connection the lowest descriptor."""
+        self.give_way_after(1)
+        server = await self.start()
+        first = await self.stream(server)
+        leaver = await self.stream(server)
+        (audience,) = server.broadcaster._audiences.values()
+        descriptor = list(audience.live)[1]
+        write = os.write
+        swapped = []
+
+        def write_and_swap(key, data):
+            swapped.append(key)
+            return write(key, data)
+
+        audience.write = write_and_swap
+        server.publish("a")
+        server.broadcaster.registry.departed.clear()
+        work = server.broadcaster.work()
+        next(work)  # `first` was written to, `leaver` not yet
+        self.assertEqual(len(swapped), 1)
+        leaver.close()
+        await self.until_stats(server, live=1)
+        newcomer = await self.stream(server)
+        self.assertEqual(list(audience.live)[-1], descriptor, "it is not reused")
+        for _ in work:
+            pass
+        self.assertEqual(swapped, [swapped[0]])
+        server.publish("b")
+        self.assertEqual(await first.data(2), ["a", "b"])
+        self.assertEqual(await newcomer.data(1), ["b"])
+
+    async def test_broadcasting_that_fails_ends_the_server(self):
+        server = await self.start()
+        client = await self.stream(server)
+        kept = await self.connect(server)
+        await kept.request(ask("/"))
+        with (
+            mock.patch.object(server.broadcaster.log, "read", side_effect=MemoryError),
+            self.assertLogs("sse_server", "CRITICAL"),
+        ):
+            server.publish("a")
+            await client.rest()
+        answer = await kept.request(ask("/"))
+        self.assertEqual(
+            (answer.status, answer.body), (503, b"broadcasting has failed\n")
+        )
+        with self.assertRaisesRegex(RuntimeError, "broadcasting has failed"):
+            server.publish("b")
+        with self.assertRaises(MemoryError):
+            await server.serve_forever()
+
+    async def test_an_event_loop_that_was_closed_before_the_server(self):
+        server = SSEServer(port=0)
+        loop = asyncio.new_event_loop()
+
+        def run():
+            loop.run_until_complete(server._start())
+            for listener in server._listeners:
+                listener.close()
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+
+        await asyncio.get_running_loop().run_in_executor(None, run)
+        self.logged(logging.CRITICAL)
+        server.broadcaster.closed_because = ""
+        with self.assertRaisesRegex(RuntimeError, "event loop was closed"):
+            server.publish("a")
+        self.assertEqual(server.stats.published, 0)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork on this platform")
+    async def test_a_forked_process_is_told_that_it_does_not_serve(self):
+        server = await self.start()
+        forked = self.assertRaisesRegex(RuntimeError, "forked from")
+        with mock.patch.object(os, "getpid", return_value=-1), forked:
+            server.publish("a")
+        server.publish("a")
+
+    async def test_a_logging_handler_and_a_signal_may_publish(self):
+        server = await self.start()
+        client = await self.stream(server)
+        with server.broadcaster.lock:  # as if within publish()
+            server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+
+    async def test_an_order_that_asks_the_server_does_not_lock_it(self):
+        def order(id):
+            threading.Thread(target=lambda: asked.append(server.last_event_id)).start()
+            while not asked:
+                time.sleep(0.001)
+            return int(id)
+
+        asked = []
+        server = await self.start(id_order=order)
+        server.publish("a", id="1")
+        self.assertEqual(len(asked), 1)
+
+
+class LifeTest(ServerTestCase):
+    """Beginning and ending, in every order."""
+
+    async def test_a_close_while_it_starts(self):
+        server = SSEServer("127.0.0.1", 0)
+        starting = asyncio.ensure_future(server.serve_forever())
+        await asyncio.sleep(0)
+        await server.close()
+        with self.assertRaisesRegex(RuntimeError, "closed while it started"):
+            await starting
+        self.assertEqual(server._listeners, [])
+
+    async def test_two_starts_at_once_are_one(self):
+        server = SSEServer("127.0.0.1", 0)
+        one, two = (asyncio.ensure_future(server.serve_forever()) for _ in range(2))
+        await self.until(lambda: server.port, "the port")
+        client = await self.stream(server)
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+        await server.close()
+        await asyncio.gather(one, two)
+
+    async def test_a_close_from_another_event_loop(self):
+        server = await self.start()
+        client = await self.stream(server)
+
+        def close():
+            asyncio.run(server.close())
+
+        await asyncio.get_running_loop().run_in_executor(None, close)
+        self.assertEqual(await client.rest(), [])
+
+    async def test_the_port_is_known_when_it_listens(self):
+        server = SSEServer("127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        starting = loop.run_in_executor(None, server.start)
+        await self.until(lambda: server.port, "the port")
+        self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
+        await starting
+        await loop.run_in_executor(None, server.stop)
+        with self.assertRaisesRegex(RuntimeError, "started before"):
+            server.start()
+
+    async def test_leaving_the_block_when_it_was_closed_from_within(self):
+        server = SSEServer("127.0.0.1", 0)
+
+        def run():
+            with server:
+                asyncio.run_coroutine_threadsafe(server.close(), server._loop)
+
+        await asyncio.wait_for(
+            asyncio.get_running_loop().run_in_executor(None, run), DEADLINE
+        )
+
+    async def test_what_arguments_are_refused_for_their_type(self):
+        for name, value in (("ssl", "cert.pem"), ("authorize", True), ("id_order", 1)):
+            with self.subTest(name), self.assertRaisesRegex(TypeError, f"^{name} is "):
+                SSEServer(**{name: value})
+
+    async def test_drain_waits_once_for_one_who_takes_little(self):
+        server = await self.start(write_timeout=0.3, history=10_000)
+        client, _ = await self.stall(server)
+
+        async def trickle():
+            while True:
+                await asyncio.get_running_loop().sock_recv(client.sock, 1)
+                await asyncio.sleep(0.001)
+
+        trickling = asyncio.ensure_future(trickle())
+        began = time.monotonic()
+        await server.drain(behind=True)
+        first = time.monotonic() - began
+        server.publish("a")
+        began = time.monotonic()
+        await asyncio.wait_for(server.drain(behind=True), DEADLINE)
+        again = time.monotonic() - began
+        trickling.cancel()
+        await asyncio.wait([trickling])
+        self.assertLess(again, first)
+
+    async def test_drain_does_not_wait_for_one_who_is_ahead(self):
+        server = await self.start(id_order=int)
+        server.publish("a", id="1")
+        await self.stream(server, "/sse", "Last-Event-ID: 99")
+        self.assertEqual(server.stats.behind, 1)
+        server.publish("b", id="2")
+        await asyncio.wait_for(server.drain(behind=True), DEADLINE)
+
+
+class SeamTest(ServerTestCase):
+    """Where requests, answers and streams follow each other on one connection."""
+
+    async def test_another_protocol_is_told_at_once(self):
+        server = await self.start()
+        client = await self.connect(server)
+        answer = await client.request(b"\x16\x03\x01\x02\x00\x01")
+        self.assertEqual(answer.status, 400)
+        self.assertIn(b"this port does not speak TLS", answer.body)
+        self.assertTrue(await client.ended())
+
+    async def test_an_end_of_input_behind_a_pipelined_request_is_seen(self):
+        async def authorize(request):
+            await asked.wait()
+            return True
+
+        asked = asyncio.Event()
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        await client.send(ask("/sse", "Accept: text/html") + ask())
+        client.end_of_input()
+        await self.until(lambda: server.registry.count("asking"), "the question")
+        asked.set()
+        await client.read_answer()
+        await client.read_head()
+        client.chunks = ChunkDecoder()
+        client._decode(bytes(client.received))
+        self.assertEqual(await client.rest(), [])
+        await self.until_stats(server, live=0, behind=0)
+
+    async def test_much_that_is_sent_ahead_is_not_held(self):
+        async def authorize(request):
+            await asked.wait()
+            return False
+
+        asked = asyncio.Event()
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        sending = asyncio.ensure_future(client.send(ask() * 200_000))
+        await self.until(lambda: server.registry.count("asking"), "the question")
+        await asyncio.sleep(0.05)
+        (connection,) = server.registry.all("asking")
+        self.assertLess(len(connection.received), 512 * KIB)
+        sending.cancel()
+        client.reset()
+        await asyncio.wait([sending])
+        asked.set()
+        await self.until(lambda: not server.registry, "its departure")
+
+    async def test_a_stream_that_is_asked_for_with_close_says_so(self):
+        server = await self.start()
+        client = await self.stream(server, "/sse", "Connection: close")
+        self.assertEqual(client.answer.field("connection"), "close")
+        self.assertEqual(client.answer.field("transfer-encoding"), "chunked")
+
+    async def test_authorize_that_fails_does_not_end_an_event_source(self):
+        async def authorize(request):
+            raise ZeroDivisionError
+
+        server = await self.start(authorize=authorize)
+        with self.assertLogs("sse_server", "ERROR"):
+            answer = await self.ask(server, ask("/sse", "Accept: text/event-stream"))
+            plain = await self.ask(server, ask())
+        self.assertEqual(answer.status, 200)
+        self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
+        self.assertEqual(plain.status, 500)
+
+    async def test_blocking_hooks_do_not_refuse_those_who_wait_their_turn(self):
+        def authorize(request):
+            time.sleep(0.02)
+            return True
+
+        with (
+            mock.patch.object(sse_server, "AUTHORIZE_THREADS", 2),
+            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.15),
+        ):
+            server = await self.start(authorize=authorize)
+            clients = [await self.connect(server) for _ in range(40)]
+            opened = await asyncio.gather(*[client.open(ask()) for client in clients])
+        self.assertEqual(len(opened), 40)
+        await self.until_stats(server, live=40)
+
+    async def test_a_blocked_hook_does_not_hold_the_end(self):
+        release = threading.Event()
+        server = SSEServer("127.0.0.1", 0, authorize=lambda request: release.wait())
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, server.start)
+        client = await self.connect(server)
+        await client.send(ask())
+        await self.until(lambda: server.registry.count("asking"), "the question")
+        server._shutdown_timeout = 0.1
+        await asyncio.wait_for(loop.run_in_executor(None, server.stop), DEADLINE)
+        release.set()
+
+    async def test_disconnect_holds_for_those_who_are_being_let_in(self):
+        async def authorize(request):
+            await asked.wait()
+            return True
+
+        asked = asyncio.Event()
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        await client.send(ask("/sse", "Accept: text/event-stream"))
+        await self.until(lambda: server.registry.count("asking"), "the question")
+        chosen = []
+        server.disconnect(lambda request: chosen.append(request) or True)
+        await self.until(lambda: chosen, "the predicate")
+        asked.set()
+        answer = await client.read_answer()
+        self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
+        self.assertEqual(server.stats.live, 0)
+
+    async def test_a_name_that_is_not_utf_8_is_refused(self):
+        server = await self.start(publish_token="secret")
+        for query in ("channel=%FF", "event=%FF", "id=%C3"):
+            with self.subTest(query):
+                answer = await self.ask(server, post(f"/sse?{query}", b"a"))
+                self.assertEqual(answer.status, 400)
+        self.assertEqual((await self.ask(server, ask("/sse?channel=%FF"))).status, 400)
+        self.assertEqual(server.stats.published, 0)
+
+    async def test_no_visit_leaves_a_cycle_for_the_garbage_collector(self):
+        def alive():
+            kinds = (asyncio.StreamReaderProtocol, sse_server._Connection)
+            return sum(isinstance(found, kinds) for found in gc.get_objects())
+
+        server = await self.start()
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        before = alive()
+        for _ in range(5):
+            await self.ask(server, ask("/", "Connection: close"))
+            client = await self.stream(server)
+            client.close()
+        self.transports.clear()
+        await self.until(lambda: not server.registry, "the departures")
+        await self.until(lambda: alive() == before, "the end of the connections")
+
+    async def test_the_sockets_are_looked_at_before_anybody_is_cut(self):
+        """As after SIGSTOP and SIGCONT, when timers are due before what came is read."""
+        server = await self.start()
+        client = await self.connect(server)
+        await client.send(b"GET / HTTP/1.1\r\n")
+        heads = server.registry.members["head"]
+        await self.until(lambda: any(c.received for c in heads), "the line")
+        client.sock.send(b"Host: a\r\n\r\n")
+        (connection,) = heads
+        heads[connection] = 0  # the time was over while the process did nothing
+        server.registry._look_at_sockets()
+        self.assertEqual((await client.read_answer()).status, 200)
+
+    async def test_the_kernel_holds_little_for_who_does_not_read(self):
+        server = await self.start()
+        await self.stream(server)
+        sock = self.transports[0].get_extra_info("socket")
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            size = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            self.assertEqual(size, 128 * KIB)
 
 
 class UnderLoadTest(ServerTestCase):
