@@ -7,6 +7,8 @@ usage: server.py '{"option": value, ...}'
        "send_buffer": bytes             of each connection in the kernel, so that a
                                         client that does not read is soon felt
        "descriptors": number            RLIMIT_NOFILE, after the modules are loaded
+       "id_order": "int"                the function, by its name
+       "authorize": "nobody"            a function that lets nobody in
 
 Prints {"port": ...} once it listens, then answers each command {"do": NAME, ...} with
 one line.  SIGTERM and SIGINT close it in an orderly way; so does the end of its input.
@@ -78,12 +80,15 @@ class Commands:
         if self._storm:
             await asyncio.to_thread(self._storm.abandon)
 
-    async def pace(self, size, first, count):
-        """Publish numbered events of `size` bytes, at the broadcaster's pace."""
+    async def pace(self, size, first, count, period=0):
+        """Publish numbered events of `size` bytes, at the broadcaster's pace, or one
+        each `period` seconds."""
         for number in range(first, first + count):
             text = f"{number} "
             self.server.publish(text + "x" * (size - len(text)))
             await self.server.drain()
+            if period:
+                await asyncio.sleep(period)
         return self.usage()
 
     async def close(self):
@@ -94,10 +99,17 @@ class Commands:
         seconds = time.monotonic() - start
         return {"seconds": seconds, "tasks": len(asyncio.all_tasks())}
 
-    async def tick(self, period, count):
-        """Publish `count` events that carry the moment, one each `period` seconds."""
-        for _ in range(count):
-            self.server.publish(str(time.monotonic_ns()))
+    async def tick(self, period, count, numbered=False, disconnect=False):
+        """Publish `count` events that carry the moment, one each `period` seconds.
+
+        With ids of their own if they are `numbered`; with `disconnect`, all streams are
+        looked at each second, and none is ended.
+        """
+        for number in range(count):
+            id = str(self.server.stats.published + 1) if numbered else None
+            self.server.publish(str(time.monotonic_ns()), id=id)
+            if disconnect and number % round(1 / period) == 0:
+                self.server.disconnect(lambda request: False)
             await asyncio.sleep(period)
         return {}
 
@@ -159,12 +171,20 @@ def publish_file(server, path):
             server.publish(**json.loads(line))
 
 
+async def let_nobody_in(request):
+    return False
+
+
 async def main(options):
     before_file = options.pop("before_file", None)
     send_buffer = options.pop("send_buffer", None)
     descriptors = options.pop("descriptors", None)
     if descriptors:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    if "id_order" in options:
+        options["id_order"] = {"int": int}[options["id_order"]]
+    if "authorize" in options:
+        options["authorize"] = {"nobody": let_nobody_in}[options["authorize"]]
     server = sse_server.SSEServer(**options)
     if before_file:
         publish_file(server, before_file)
