@@ -667,8 +667,6 @@ Fields = tuple[tuple[bytes, bytes], ...]  # (name in lower case, value), in orde
 class Request:
     """One HTTP request without its body, as it was on the wire, checked."""
 
-    __slots__ = ("fields", "method", "path", "peer", "query", "target", "version")
-
     method: str
     target: str  # as it came
     path: str  # of the target, percent-encoded unreserved characters decoded
@@ -754,9 +752,15 @@ class Request:
         """Whether the client waits to be asked for the body (RFC 9110, 10.1.1)."""
         return self.version >= (1, 1) and b"100-continue" in self._tokens("expect")
 
+    @functools.cached_property
+    def _by_name(self) -> dict[bytes, list[bytes]]:
+        found: dict[bytes, list[bytes]] = {}
+        for name, value in self.fields:
+            found.setdefault(name, []).append(value)
+        return found
+
     def _values(self, name: str) -> list[bytes]:
-        wanted = name.lower().encode()
-        return [value for field, value in self.fields if field == wanted]
+        return self._by_name.get(name.lower().encode(), [])
 
     def _tokens(self, name: str) -> set[bytes]:
         found = self._values(name)
@@ -1187,6 +1191,7 @@ class _Registry:
         }
         # Descriptors that were live when the sweep began and are no longer.
         self.departed: set[Any] = set()
+        self._size = 0
         self._seconds = seconds
         self._timer: asyncio.TimerHandle | None = None
 
@@ -1201,7 +1206,7 @@ class _Registry:
             self._timer.cancel()
 
     def __len__(self) -> int:
-        return sum(map(len, self.members.values()))
+        return self._size
 
     def count(self, *states: str) -> int:
         """How many are in these states."""
@@ -1214,6 +1219,7 @@ class _Registry:
     def add(self, subscriber: _Subscriber, state: str) -> None:
         """Take somebody in, who begins in this state."""
         subscriber.state = state
+        self._size += 1
         self._set_deadline(subscriber, state)
 
     def enter(self, subscriber: _Subscriber, state: str) -> None:
@@ -1229,6 +1235,7 @@ class _Registry:
             self.departed.add(key)
         subscriber.state = state
         if state == _CLOSED:
+            self._size -= 1
             return
         if state == _LIVE:
             assert audience
@@ -2866,7 +2873,7 @@ class SSEServer:
 
     def _prelude(self) -> bytes:
         """The first bytes of a stream."""
-        return format_event(comment="open", retry=_jittered_ms(self._retry))
+        return b": open\nretry: %d\n" % _jittered_ms(self._retry)
 
     def _check_token(self, request: Request) -> None:
         given = (request.header("authorization") or "").encode(
