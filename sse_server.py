@@ -1326,7 +1326,7 @@ class _Broadcaster:
         self._id_order = id_order
         self._audiences: dict[tuple[Channels, bool, bool], _Audience] = {}
         self._by_channel: dict[str | None, dict[_Audience, None]] = {}
-        self._pending: dict[_Audience, None] = {}  # to be written in this sweep
+        self._pending: dict[_Audience, None] = {}  # yet to be written in this sweep
         self._swept = 0  # the position up to which sweeps are complete
         self._turn_ends = 0.0
         self._next_batch_key: tuple[object, ...] = ()  # what _next_batch belongs to
@@ -1467,18 +1467,21 @@ class _Broadcaster:
                 frames.setdefault(entry.channel, []).append((number, entry.frame))
             losers = self._losers(position)
             gap = self._gap("history") if losers else b""
-            self.log.advance(end)
-        self.registry.departed.clear()
-        self._pending = dict.fromkeys(losers)
+        self._pending.update(dict.fromkeys(losers))
         for channel in frames:
             if channel == EVERYBODY:
                 self._pending.update(dict.fromkeys(self._audiences.values()))
             self._pending.update(self._by_channel.get(channel, {}))
+            if self._turn_is_over():
+                yield
+        with self.lock:
+            self.log.advance(end)
+        self.registry.departed.clear()
         for audience in list(self._pending):
             del self._pending[audience]
-            if audience.live:
-                wanted = _wanted(frames, audience.channels)
-                gaps = [gap] if audience in losers else []
+            wanted = _wanted(frames, audience.channels)
+            gaps = [gap] if audience in losers else []
+            if audience.live and (gaps or wanted):
                 self.gaps += len(gaps) * len(audience.live)
                 payload = audience.frame(b"".join(gaps + wanted))
                 yield from self._write(audience, payload, len(wanted))
@@ -1506,7 +1509,11 @@ class _Broadcaster:
                 yield
             part = keys[start : start + STEPS_PER_LOOK]
             if departed:
-                # A descriptor may be another connection's by now.
+                # A descriptor may be another connection's by now; and who has paused
+                # by itself, as TLS may, is still owed this batch.
+                for key in part:
+                    if key in departed and isinstance(key, _Subscriber):
+                        key.position = self._swept
                 part = [key for key in part if key not in departed]
             for key in part:
                 try:
@@ -1596,6 +1603,8 @@ class _Broadcaster:
     ) -> _Audience:
         audience = _Audience(channels, chunked, direct)
         self._audiences[channels, chunked, direct] = audience
+        if self._swept == self.log.sent < self.log.newest:
+            self._pending[audience] = None  # the next batch may be for it as well
         for channel in channels:
             self._by_channel.setdefault(channel, {})[audience] = None
         return audience
@@ -1649,7 +1658,8 @@ class _Broadcaster:
     def pause(self, subscriber: _Subscriber) -> None:
         """Its socket did not take everything that was written."""
         if subscriber.state == _LIVE:
-            subscriber.position = self.log.sent
+            owed = subscriber.audience in self._pending
+            subscriber.position = self._swept if owed else self.log.sent
         self._enter_full(subscriber)
 
     def _enter_full(self, subscriber: _Subscriber) -> None:

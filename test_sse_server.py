@@ -2910,6 +2910,7 @@ class SubscriberModelTest(unittest.TestCase):
         self.work = iter(())
         acts = [self.publish] * 4 + [self.step] * 8 + [self.give_room] * 4 + [
             self.arrive, self.arrive, self.leave, self.disconnect, self.look, self.say_gap,
+            self.pause, self.pause,
         ]  # fmt: skip
         for _ in range(60):
             random_.choice(acts)()
@@ -2956,6 +2957,14 @@ class SubscriberModelTest(unittest.TestCase):
         client = ModelClient(transport, set(channels) or {None}, position, owed_from)
         self.clients.append(client)
         connection.data_received(ask(f"/sse?{query}", *fields))
+
+    def pause(self):
+        """A transport may pause without being written to, as TLS does."""
+        transports = [c.transport for c in self.clients if not self.direct]
+        for transport in self.random.sample(transports, min(2, len(transports))):
+            if not transport.paused and not transport.closing:
+                transport.paused = True
+                transport.protocol.pause_writing()
 
     def leave(self):
         if self.clients:

@@ -1,0 +1,121 @@
+"""What is measured within the server's process: ``inside.py routing`` or ``ahead``.
+
+routing   1,000 streams of 100 channels each out of 1,000, and one event to each of the
+          channels at once: CPU per delivery, and the longest turn of the event loop
+ahead     1,000 live streams: CPU per event while 500 more wait for an event to come, to
+          that without them
+
+Prints one line of JSON.  The clients are another process, which throws away what comes.
+"""
+
+import asyncio
+import contextlib
+import json
+import random
+import selectors
+import socket
+import sys
+import time
+
+from sse_server import SSEServer
+
+CHANNELS = 1000
+EVENTS = 60
+
+
+async def routing(server):
+    async with clients(server, 1000, "routing"):
+        before = time.process_time()
+        for number in range(CHANNELS):
+            server.publish("x" * 100, channel=f"c{number}")
+        turns = Turns()
+        await server.drain(behind=True)
+        deliveries = server.stats.events_written
+        cpu = time.process_time() - before
+        return {"cpu": cpu / deliveries * 1e6, "turn": turns.end() * 1e3}
+
+
+async def ahead(server):
+    async with clients(server, 1000, "live"):
+        alone = await cost_of_events(server)
+        async with clients(server, 500, "ahead"):
+            return {"ratio": await cost_of_events(server) / alone}
+
+
+async def cost_of_events(server):
+    """CPU seconds for EVENTS events, one after the other."""
+    before = time.process_time()
+    for _ in range(EVENTS):
+        server.publish("x" * 100, id=str(server.stats.published + 1))
+        await server.drain()
+    return time.process_time() - before
+
+
+class Turns:
+    """Notes the most CPU time that the event loop's thread took for one turn."""
+
+    def __init__(self):
+        self._longest = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._last = time.thread_time()
+        self._handle = self._loop.call_soon(self._look)
+
+    def _look(self):
+        now = time.thread_time()
+        self._longest = max(self._longest, now - self._last)
+        self._last = now
+        self._handle = self._loop.call_soon(self._look)
+
+    def end(self):
+        self._handle.cancel()
+        return self._longest
+
+
+@contextlib.asynccontextmanager
+async def clients(server, number, kind):
+    """So many streams, open; another process reads them."""
+    expected = server.stats.live + server.stats.behind + number
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, "clients", str(server.port), str(number), kind
+    )
+    while server.stats.live + server.stats.behind < expected:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)  # until the last of them is done with opening
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def read_all(port, number, kind):
+    """Open the streams and throw away what comes, until this process is killed."""
+    chance = random.Random(1)
+    selector = selectors.DefaultSelector()
+    for _ in range(number):
+        target, field = "/sse", ""
+        if kind == "routing":
+            chosen = chance.sample(range(CHANNELS), 100)
+            target += "?" + "&".join(f"channel=c{channel}" for channel in chosen)
+        if kind == "ahead":
+            field = "Last-Event-ID: 1000000\r\n"
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: a\r\n{field}\r\n".encode())
+        selector.register(sock, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if not key.fileobj.recv(1 << 20):
+                selector.unregister(key.fileobj)
+
+
+async def main(measure):
+    order = {"id_order": int} if measure is ahead else {}
+    async with SSEServer("127.0.0.1", 0, history_bytes=1 << 26, **order) as server:
+        print(json.dumps(await measure(server)), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "clients":
+        read_all(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    else:
+        asyncio.run(main({"routing": routing, "ahead": ahead}[sys.argv[1]]))
