@@ -47,7 +47,7 @@ The rules that the rest follows from:
    ready       behind; its socket has room             full, live
    full        behind; its socket has no room          ready
    ahead       it has seen an event yet to come here   ready
-   live        it was given everything, and took it    full
+   live        it was given everything, and took it    full, ready
    leaving     the last bytes are being sent           closed
 
    Any state may end with leaving or closed, and one that receives with lingering.
@@ -74,6 +74,7 @@ import functools
 import hashlib
 import hmac
 import inspect
+import ipaddress
 import itertools
 import json
 import logging
@@ -92,6 +93,7 @@ import urllib.parse
 from collections.abc import (
     Awaitable,
     Callable,
+    Collection,
     Iterable,
     Iterator,
     Sequence,
@@ -149,6 +151,8 @@ CATCH_UPS_PER_TURN = 8
 # The bookkeeping that one event in the log costs beside its bytes: 240 to 380 were
 # measured, on Python 3.9 to 3.13, without and with an id of the publisher's.
 EVENT_OVERHEAD_BYTES = 400
+# Events that are looked at to find the newest so many of a client's channels.
+MAX_REPLAY_SCAN = 10_000
 # Channels whose last forgotten event is remembered, so that a gap is announced to those
 # who missed something; beyond, the announcement errs on the side of saying too much.
 MAX_TRACKED_CHANNELS = 10_000
@@ -231,6 +235,7 @@ _REASONS = {
     413: "Content Too Large",
     414: "URI Too Long",
     417: "Expectation Failed",
+    421: "Misdirected Request",
     429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
@@ -403,6 +408,17 @@ class _Entry:
         self.end = end  # what all events up to this one have cost, in bytes
 
 
+class _Retained:
+    """The newest retained event of one channel and one name."""
+
+    __slots__ = ("body", "channel", "number")
+
+    def __init__(self, body: bytes, channel: str | None, number: int) -> None:
+        self.body = body  # without an id
+        self.channel = channel
+        self.number = number
+
+
 class _EventLog:
     """The events that are held, in order, bounded in number and in bytes.
 
@@ -411,13 +427,23 @@ class _EventLog:
     bookkeeping, but for a single event that is larger.  Not thread-safe: the server
     calls it under its lock.
 
+    Beside them up to `max_retained` retained events stay, whatever is forgotten; beyond,
+    and beyond `max_bytes`, the one that is unchanged for the longest time goes.
+
     The publisher's ids may have an order.  Then each comes with its key, keys ascend,
     and an id that is not held has a place between those that are.
     """
 
-    def __init__(self, max_events: int, max_bytes: int) -> None:
+    def __init__(self, max_events: int, max_bytes: int, max_retained: int = 0) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
+        self._max_retained = max_retained
+        # By channel and name, the longest unchanged first.
+        self._retained: collections.OrderedDict[tuple[str | None, str], _Retained] = (
+            collections.OrderedDict()
+        )
+        self._retained_bytes = 0
+        self.retained_changes = 0
         # By number.  The first, `base`, is the newest forgotten event, without its
         # bytes: it names the position before the oldest event that is held.
         self._entries: collections.OrderedDict[int, _Entry] = collections.OrderedDict()
@@ -447,22 +473,23 @@ class _EventLog:
     @property
     def newest_id(self) -> str:
         """The id of the newest event; before the first, one that precedes it."""
-        return self._name(self.newest)
+        return self.id_at(self.newest)
 
-    @property
-    def base_id(self) -> str:
-        """The id of the newest event that is no longer held."""
-        return self._name(self.base)
-
-    def _name(self, number: int) -> str:
+    def id_at(self, number: int) -> str:
+        """The id of an event that is held, or of the one before them."""
         return self._entries[number].id or f"{self._epoch}-{number}"
 
     def append(
-        self, body: bytes, channel: str | None, id: str | None = None, key: Any = None
+        self,
+        body: bytes,
+        channel: str | None,
+        id: str | None = None,
+        key: Any = None,
+        retain: str | None = None,
     ) -> str:
         """Add an event (without an id field) and return the id it now has.
 
-        ValueError for an id that an event has that is held, or whose key does not
+        `retain` is the name under which it is retained.  ValueError for an id that an event has that is held, or whose key does not
         follow the newest one's.
         """
         if id is not None:
@@ -471,9 +498,71 @@ class _EventLog:
                 raise ValueError(f"id {id!r} is that of an event that is held")
             if newest.key is not None and not newest.key < key:
                 raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
-        name = self._add(body, channel, id, key, id)
+        number, name = self._add(body, channel, id, key, id)
+        if retain is not None:
+            self._retained[channel, retain] = _Retained(body, channel, number)
+            self._retained.move_to_end((channel, retain))
+            self._retained_changed()
         self._forget()
         return name
+
+    def unretain(self, channel: str | None, name: str) -> bool:
+        """Drop a retained event; whether there was one."""
+        found = self._retained.pop((channel, name), None)
+        self._retained_changed()
+        return found is not None
+
+    def _retained_changed(self) -> None:
+        while True:
+            self._retained_bytes = sum(
+                len(retained.body) + EVENT_OVERHEAD_BYTES
+                for retained in list(self._retained.values())
+            )
+            size = self._retained_bytes
+            if len(self._retained) <= self._max_retained and size <= self._max_bytes:
+                break
+            self._retained.popitem(last=False)
+        self.retained_changes += 1
+
+    def snapshot(
+        self, after: int, upto: int, channels: Channels
+    ) -> tuple[list[bytes], int]:
+        """The next batch of the retained events of these channels, in their order.
+
+        Of those that were published after the one and up to the other position.
+        Returns their bytes, without ids, and the position up to which that is all.
+        """
+        found = sorted(
+            (retained.number, retained.body)
+            for retained in self._retained.values()
+            if after < retained.number <= upto
+            and (retained.channel in channels or retained.channel == EVERYBODY)
+        )
+        bodies: list[bytes] = []
+        size = 0
+        for number, body in found:
+            size += len(body)
+            if bodies and (size > BATCH_BYTES or len(bodies) == BATCH_EVENTS):
+                return bodies, after
+            bodies.append(body)
+            after = number
+        return bodies, upto
+
+    def before_newest(self, count: int, channels: Channels) -> int:
+        """The position before the newest `count` events of these channels.
+
+        At most the newest MAX_REPLAY_SCAN events are looked at.
+        """
+        position = newest = self.newest
+        low = max(self.base, newest - MAX_REPLAY_SCAN)
+        for number in range(newest, low, -1):
+            if not count:
+                break
+            channel = self._entries[number].channel
+            if channel in channels or channel == EVERYBODY:
+                position = number - 1
+                count -= 1
+        return position
 
     def append_gap(self, body: bytes) -> str:
         """Add an event for everybody that says that events are missing here.
@@ -481,7 +570,8 @@ class _EventLog:
         It has the id of the event before it if that is the publisher's, because its
         subscribers may go on in another process, which does not know this event.
         """
-        name = self._add(body, EVERYBODY, None, None, self._entries[self.newest].id)
+        before = self._entries[self.newest].id
+        _, name = self._add(body, EVERYBODY, None, None, before)
         self._forget()
         return name
 
@@ -492,7 +582,7 @@ class _EventLog:
         id: str | None,
         key: Any,
         name: str | None,
-    ) -> str:
+    ) -> tuple[int, str]:
         while True:
             number = self.newest + 1
             newest = self._entries[number - 1]
@@ -507,7 +597,7 @@ class _EventLog:
                 self._numbers[id] = number
             # From here on it is there, unless an append within this one was faster.
             if self._entries.setdefault(number, entry) is entry:
-                return self._name(number)
+                return number, name or f"{self._epoch}-{number}"
 
     def advance(self, position: int) -> None:
         """The live subscribers were given everything up to `position`."""
@@ -615,7 +705,7 @@ class _EventLog:
         if len(self) > self._max_events and self.base < self.sent:
             return True
         size = self._entries[self.newest].end - self._entries[self.base].end
-        return size > self._max_bytes and len(self) > 1
+        return size + self._retained_bytes > self._max_bytes and len(self) > 1
 
     def _forget_oldest(self) -> None:
         number = self.base + 1
@@ -1040,6 +1130,7 @@ class _Response:
     status: int
     headers: Headers
     body: bytes | None
+    newest_id: str = ""  # the value of the field Last-Event-ID; "": no such field
 
     def render(self, now: float, connection: str = "", with_body: bool = True) -> bytes:
         """The head and, if wanted, the body, at a time in seconds since 1970.
@@ -1048,6 +1139,8 @@ class _Response:
         """
         size = None if self.body is None or self.status == 204 else len(self.body)
         head = _render_head(self.status, self.headers, size, connection)
+        if self.newest_id:
+            head += b"Last-Event-ID: %b\r\n" % self.newest_id.encode()
         head += _date_line(int(now))
         return head + self.body if self.body and with_body else head
 
@@ -1124,7 +1217,7 @@ _TRANSITIONS = {
     _READY: {_READY, _FULL, _LIVE, _LEAVING, _CLOSED},
     _FULL: {_FULL, _READY, _LEAVING, _CLOSED},
     _AHEAD: {_READY, _LEAVING, _CLOSED},
-    _LIVE: {_FULL, _LEAVING, _CLOSED},
+    _LIVE: {_FULL, _READY, _LEAVING, _CLOSED},
     _LEAVING: {_CLOSED},
 }
 
@@ -1133,7 +1226,7 @@ class _Subscriber:
     """What the broadcaster knows of a stream: a position, and where to write."""
 
     __slots__ = ("audience", "awaited", "descriptor", "gap", "looks", "peer",
-                 "position", "state", "transport", "unsent")  # fmt: skip
+                 "position", "snapshot", "state", "transport", "unsent")  # fmt: skip
 
     state: str
     transport: asyncio.Transport
@@ -1142,6 +1235,9 @@ class _Subscriber:
     audience: _Audience | None  # None before the stream opens and once it has ended
     position: int  # of its own, while it is behind
     gap: str | None  # the reason of a gap to announce
+    # What retained events it has been given, up to this position; and the id of its
+    # own position, up to which it gets them.  None: it gets none (any more).
+    snapshot: tuple[int, str] | None
     awaited: tuple[str, Any]  # while it is ahead: the id it has seen, and its key
     unsent: int  # while its socket is full: what the transport held at the last look
     looks: int  # and how many more times it may be found to have taken nothing
@@ -1149,6 +1245,10 @@ class _Subscriber:
     def count_unsent(self) -> int:
         """The bytes that wait for room, in every layer below."""
         return _unsent(self.transport)
+
+    def request(self) -> Request:
+        """The request that opened the stream."""
+        raise NotImplementedError
 
 
 class _Audience:
@@ -1313,6 +1413,8 @@ class _Broadcaster:
         heartbeat: float | None,
         write_timeout: float,
         id_order: Callable[[str], Any] | None,
+        on_open: Callable[[Request], object] | None = None,
+        on_close: Callable[[Request], object] | None = None,
     ) -> None:
         self.log = log
         self.registry = registry
@@ -1324,13 +1426,17 @@ class _Broadcaster:
         self._heartbeat = heartbeat
         self._write_timeout = write_timeout
         self._id_order = id_order
+        self._on_open = on_open
+        self._on_close = on_close
         self._audiences: dict[tuple[Channels, bool, bool], _Audience] = {}
         self._by_channel: dict[str | None, dict[_Audience, None]] = {}
         self._pending: dict[_Audience, None] = {}  # yet to be written in this sweep
         self._swept = 0  # the position up to which sweeps are complete
         self._turn_ends = 0.0
         self._next_batch_key: tuple[object, ...] = ()  # what _next_batch belongs to
-        self._next_batch = (b"", 0, 0, 0)
+        self._next_batch: tuple[bytes, int, int, int, tuple[int, str] | None] = (
+            b"", 0, 0, 0, None,
+        )  # fmt: skip
         self._loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
         self._process = 0  # that in which it began
         self._rung = False  # from another thread
@@ -1359,10 +1465,16 @@ class _Broadcaster:
             )
         return key
 
-    def publish(self, body: bytes, channel: str | None, id: str | None) -> str:
+    def publish(
+        self,
+        body: bytes,
+        channel: str | None,
+        id: str | None,
+        retain: str | None = None,
+    ) -> str:
         """Append to the log and ring the bell; never waits for a client."""
         key = None if id is None else self.key_of(id)
-        return self._publish(lambda log: log.append(body, channel, id, key))
+        return self._publish(lambda log: log.append(body, channel, id, key, retain))
 
     def publish_gap(self, body: bytes) -> str:
         """The same for the event that says that the publisher has missed something."""
@@ -1458,36 +1570,37 @@ class _Broadcaster:
     # The sweep: one batch to all who are live in this moment.
 
     def _sweep(self) -> Iterator[None]:
+        position = self.log.sent
         with self.lock:
-            position = self.log.sent
             batch, end = self.log.read(position, self.log.newest)
-            # Taken out before the log moves on, which forgets their bytes.
-            frames: dict[str | None, list[tuple[int, bytes]]] = {}
-            for number, entry in enumerate(batch):
-                frames.setdefault(entry.channel, []).append((number, entry.frame))
-            losers = self._losers(position)
-            gap = self._gap("history") if losers else b""
-        self._pending.update(dict.fromkeys(losers))
-        for channel in frames:
+        for channel in {entry.channel for entry in batch}:
             if channel == EVERYBODY:
                 self._pending.update(dict.fromkeys(self._audiences.values()))
             self._pending.update(self._by_channel.get(channel, {}))
             if self._turn_is_over():
                 yield
         with self.lock:
-            self.log.advance(end)
+            # Read again: the log may have forgotten some of it meanwhile.
+            batch, _ = self.log.read(position, end)
+            # Taken out before the log moves on, which forgets their bytes.
+            frames: dict[str | None, list[tuple[int, bytes]]] = {}
+            for number, entry in enumerate(batch):
+                frames.setdefault(entry.channel, []).append((number, entry.frame))
+            losers = self._losers(position)
+            self.log.advance(max(end, self.log.base))
+        self._pending.update(dict.fromkeys(losers))
         self.registry.departed.clear()
         for audience in list(self._pending):
+            if audience in losers:
+                yield from self._leave_behind(audience, position)
             del self._pending[audience]
             wanted = _wanted(frames, audience.channels)
-            gaps = [gap] if audience in losers else []
-            if audience.live and (gaps or wanted):
-                self.gaps += len(gaps) * len(audience.live)
-                payload = audience.frame(b"".join(gaps + wanted))
+            if audience.live and wanted:
+                payload = audience.frame(b"".join(wanted))
                 yield from self._write(audience, payload, len(wanted))
             if self._turn_is_over():
                 yield
-        self._swept = end
+        self._swept = self.log.sent
         self._end_being_ahead()
 
     def _losers(self, position: int) -> set[_Audience]:
@@ -1496,6 +1609,15 @@ class _Broadcaster:
             return set()
         audiences = self._audiences.values()
         return {a for a in audiences if self.log.missed(position, a.channels)}
+
+    def _leave_behind(self, audience: _Audience, position: int) -> Iterator[None]:
+        """Let those who lost something go on alone, and be told of the gap."""
+        for subscriber in list(audience.live.values()):
+            if subscriber.state == _LIVE:
+                subscriber.position = position
+                self.registry.enter(subscriber, _READY)
+            if self._turn_is_over():
+                yield
 
     def _write(
         self, audience: _Audience, payload: bytes, events: int
@@ -1560,10 +1682,6 @@ class _Broadcaster:
             if self._turn_is_over():
                 yield
 
-    def _gap(self, reason: str) -> bytes:
-        """The event that says that events were missed, up to the oldest one held."""
-        return format_event({"reason": reason}, event="gap", id=self.log.base_id)
-
     # Subscribers come, fall behind, catch up and leave.
 
     def add(
@@ -1572,26 +1690,59 @@ class _Broadcaster:
         channels: Channels,
         chunked: bool,
         last_event_id: str | None,
+        replay: float = 0,
     ) -> None:
-        """Take in somebody who is `answering`, and whose stream's head is written."""
+        """Take in somebody who is `answering`, and whose stream's head is written.
+
+        Who has no last event's id is given the newest `replay` events first.
+        """
         direct = subscriber.descriptor is not None
         audience = self._audiences.get((channels, chunked, direct))
         if audience is None:
             audience = self._add_audience(channels, chunked, direct)
         audience.members += 1
         subscriber.audience = audience
-        subscriber.gap = None
+        subscriber.gap = subscriber.snapshot = None
         subscriber.position = self.log.sent
-        ahead = bool(last_event_id) and not self._resume(
-            subscriber, last_event_id or ""
-        )
-        if ahead:
+        if not last_event_id:
+            self._begin_anew(subscriber, channels, replay)
+        if last_event_id and not self._resume(subscriber, last_event_id):
             self.registry.enter(subscriber, _AHEAD)
         elif self._is_in_step(subscriber) and not _unsent(subscriber.transport):
             self.registry.enter(subscriber, _LIVE)
         else:
             self._fall_behind(subscriber)
         logger.info("%s joined; %d connected", subscriber.peer, self.connected)
+        self._call(self._on_open, subscriber)
+
+    def _begin_anew(
+        self, subscriber: _Subscriber, channels: Channels, replay: float
+    ) -> None:
+        """Have a new client begin with what is retained, and with the newest events."""
+        with self.lock:
+            position = self.log.sent
+            if replay:
+                newest = int(min(replay, MAX_REPLAY_SCAN))
+                position = min(position, self.log.before_newest(newest, channels))
+            # What was forgotten before it came is no loss of its own.
+            position = subscriber.position = max(position, self.log.base)
+            if self.log.snapshot(0, position, channels)[0]:
+                subscriber.snapshot = 0, self.log.id_at(position)
+
+    def _call(
+        self, hook: Callable[[Request], object] | None, subscriber: _Subscriber
+    ) -> None:
+        """Call the program soon, when everything here is in order."""
+        if hook and self._loop:
+            self._loop.call_soon(self._call_hook, hook, subscriber)
+
+    def _call_hook(
+        self, hook: Callable[[Request], object], subscriber: _Subscriber
+    ) -> None:
+        try:
+            hook(subscriber.request())
+        except Exception:
+            logger.exception("%s: a hook failed", subscriber.peer)
 
     @property
     def connected(self) -> int:
@@ -1644,6 +1795,7 @@ class _Broadcaster:
         return (
             subscriber.position == self.log.sent
             and subscriber.gap is None
+            and subscriber.snapshot is None
             and subscriber.audience not in self._pending
         )
 
@@ -1688,7 +1840,11 @@ class _Broadcaster:
         ready = self.registry.members[_READY]
         for subscriber in list(itertools.islice(ready, CATCH_UPS_PER_TURN)):
             self.registry.enter(subscriber, _READY)  # to the end of the turn
-            if subscriber.position < self.log.sent or subscriber.gap:
+            if (
+                subscriber.position < self.log.sent
+                or subscriber.gap
+                or subscriber.snapshot
+            ):
                 self._write_next(subscriber)
             if subscriber.state == _READY and self._is_in_step(subscriber):
                 self._not_waited_for.discard(subscriber)
@@ -1698,13 +1854,15 @@ class _Broadcaster:
         audience = subscriber.audience
         assert audience
         with self.lock:
+            log = self.log
             # After an outage many come back to one position: they share the bytes too.
-            sent, base = self.log.sent, self.log.base
-            key = audience, subscriber.position, subscriber.gap, sent, base
+            owed = subscriber.position, subscriber.gap, subscriber.snapshot
+            key = audience, owed, log.sent, log.base, log.retained_changes
             if self._next_batch_key != key:
                 self._next_batch = self._encode_next(audience, subscriber)
                 self._next_batch_key = key
-        payload, events, gaps, subscriber.position = self._next_batch
+        batch = self._next_batch
+        payload, events, gaps, subscriber.position, subscriber.snapshot = batch
         subscriber.gap = None
         self.events_written += events
         self.bytes_written += len(payload)
@@ -1714,18 +1872,43 @@ class _Broadcaster:
 
     def _encode_next(
         self, audience: _Audience, subscriber: _Subscriber
-    ) -> tuple[bytes, int, int, int]:
-        """The bytes after a subscriber's position; its events, gaps, last number."""
-        batch, end = self.log.read(subscriber.position, self.log.sent)
-        channels = audience.channels | {EVERYBODY}
-        frames = [entry.frame for entry in batch if entry.channel in channels]
+    ) -> tuple[bytes, int, int, int, tuple[int, str] | None]:
+        """The bytes that it is owed next; its events, gaps, position and snapshot."""
+        log, channels = self.log, audience.channels
+        position, snapshot = subscriber.position, subscriber.snapshot
+        gaps: list[bytes] = []
         reason = subscriber.gap
-        if not reason and self.log.missed(subscriber.position, audience.channels):
+        if not reason and log.missed(position, channels):
             reason = "history"
-        gaps = [self._gap(reason)] if reason else []
+        if reason:
+            position = max(position, log.base)
+            snapshot = 0, log.id_at(position)
+        frames: list[bytes] = []
+        if snapshot:
+            frames, upto = log.snapshot(snapshot[0], position, channels)
+            id = snapshot[1]
+            # Who breaks off before it has all must not resume behind it: so the last
+            # one has the id, and before it there is none.
+            if upto >= position:
+                if frames:
+                    frames[-1] = b"id: %b\n%b" % (_encode(id), frames[-1])
+                snapshot = None
+            else:
+                snapshot = upto, id
+            if reason:
+                alone = snapshot is None and not frames
+                gaps = [
+                    format_event(
+                        {"reason": reason}, event="gap", id=id if alone else None
+                    )
+                ]
+        else:
+            batch, position = log.read(position, log.sent)
+            wanted = channels | {EVERYBODY}
+            frames = [entry.frame for entry in batch if entry.channel in wanted]
         payload = b"".join(gaps + frames)
         framed = audience.frame(payload) if payload else b""
-        return framed, len(frames), len(gaps), end
+        return framed, len(frames), len(gaps), position, snapshot
 
     def _end_all(self) -> Iterator[None]:
         """End the streams of those who were given everything."""
@@ -1773,6 +1956,7 @@ class _Broadcaster:
                 if not self._by_channel[channel]:
                     del self._by_channel[channel]
         logger.info("%s left, %s; %d remain", subscriber.peer, why, self.connected)
+        self._call(self._on_close, subscriber)
         self._bell.set()  # somebody may wait for this
 
     # Waiting for it.
@@ -2077,22 +2261,28 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._answer(request, body)
 
     async def _ask(self, request: Request, body: bytes) -> None:
-        """Ask the program whether the request is allowed."""
-        refusal: HTTPError | None = None
+        """Ask the program whether the request is allowed, and for which channels."""
+        permission: Channels | HTTPError
         try:
-            await self.server._authorize_request(request)
+            permission = await self.server._authorize_request(request)
         except HTTPError as error:
-            refusal = error
+            permission = error
         self.task = None
         if self.state == _ASKING:
             self.server.registry.enter(self, _ANSWERING)
-            self._answer(request, body, refusal)
+            self._answer(request, body, permission)
 
     def _answer(
-        self, request: Request, body: bytes, refusal: HTTPError | None = None
+        self,
+        request: Request,
+        body: bytes,
+        permission: Channels | HTTPError | None = None,
     ) -> None:
+        refusal = permission if isinstance(permission, HTTPError) else None
         try:
             response = self.server._respond(self, request, body, refusal)
+            if response.body is None and not isinstance(permission, frozenset):
+                permission = request.channels  # HTTPError where they are none
         except HTTPError as error:
             response = _error_response(error)
         except Exception:
@@ -2100,7 +2290,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
             response = _error_response(HTTPError(500))
         response = self.server._add_cors(request, response)
         if response.body is None and request.method == "GET":
-            self._open_stream(request, response)
+            assert isinstance(permission, frozenset)
+            self._open_stream(request, response, permission)
             return
         again = self.server._may_go_on(self, request)
         keep = "keep-alive" if response.body is None else ""
@@ -2126,7 +2317,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
         else:
             self._receive_more()
 
-    def _open_stream(self, request: Request, response: _Response) -> None:
+    def _open_stream(
+        self, request: Request, response: _Response, channels: Channels
+    ) -> None:
         chunked = request.version >= (1, 1)
         # Firefox calls onopen when the first byte of the body comes, and the retry
         # counts without a blank line, which some clients would take for an event.
@@ -2141,7 +2334,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.resume_reading()
         broadcaster = self.server.broadcaster
-        broadcaster.add(self, request.channels, chunked, request.last_event_id)
+        replay = _replay_of(request, self.server._replay)
+        broadcaster.add(self, channels, chunked, request.last_event_id, replay)
         if self.input_ended:
             broadcaster.end(self, "closed by the client")
 
@@ -2257,7 +2451,9 @@ def _peer_name(transport: asyncio.BaseTransport) -> str:
 # 8. The server: what a program calls, what is allowed, the beginning and the end.
 # ------------------------------------------------------------------------------------
 
-Authorize = Callable[[Request], Union[bool, Awaitable[bool]]]
+# True, false, or the channels that the client may hear.
+Permission = Union[bool, Collection[Optional[str]]]
+Authorize = Callable[[Request], Union[Permission, Awaitable[Permission]]]
 
 _NEW, _STARTING, _SERVING = "new", "starting", "serving"
 _FAILED, _CLOSING = "failed", "closing"  # and _CLOSED
@@ -2273,11 +2469,20 @@ class SSEServer:
 
     Access: `authorize(request)` is asked before a request to `path` is served, for
     streams and for publishing (`request.method` tells).  True lets in, false is 403,
-    an HTTPError is what it says, any other exception is logged and is 500.  A
-    coroutine function runs in the event loop; a plain function in a thread, so that it
+    an HTTPError is what it says, any other exception is logged and is 500.  It may
+    also return the names of the channels that the client may use: who asks for another
+    one gets 403, who asks for none gets all of them (None among the names stands for
+    the events without a channel).  A coroutine function runs in the event loop; a plain function in a thread, so that it
     may block.  `publish_token` allows `POST` to publish ("" and None: 405).
     `cors_origins` are the origins whose pages may read the stream, as in
-    "https://example.com"; "*" is all of them, without credentials.
+    "https://example.com"; "*" is all of them, without credentials.  `hosts` are the
+    names that the server answers to on its path, without ports; "*" is any.  While it
+    listens on loopback alone the default is loopback's names, because a page from
+    elsewhere can have its own name point there (DNS rebinding); otherwise any.
+
+    Hooks: `on_open(request)` is called when a stream has opened and `on_close(request)`
+    when it has gone, whatever ended it, once each, in the event loop; they must not
+    block, and what they raise is logged.
 
     Many processes: where all publish the same ids, which ascend when they are sorted
     by `id_order` (such as `int`), a client may resume at any of them.  One that has
@@ -2287,12 +2492,14 @@ class SSEServer:
     def __init__(
         self,
         host: str | None = "localhost",  # None: every address of the machine
-        port: int = 8080,  # 0: one that is free
+        port: int | None = 8080,  # 0: one that is free; None: none, for stream()
         *,
         path: str = "/sse",
         # History, for those who come back
         history: int = 1000,  # events
         history_bytes: int = 16 * MIB,
+        retained: int = 1000,  # events, of those published with retain=True
+        replay: float = 0,  # events for a new client that asks for none; math.inf: all
         # Timing, in seconds
         heartbeat: float | None = 15.0,  # a comment to everybody; None: never
         retry: float = 2.0,  # clients wait this long to reconnect, jittered by half
@@ -2308,14 +2515,23 @@ class SSEServer:
         authorize: Authorize | None = None,
         publish_token: str | None = None,
         cors_origins: Iterable[str] = (),
+        hosts: Iterable[str] | None = None,  # None: loopback's while it listens there
+        # Hooks, called in the event loop, with the request of the stream
+        on_open: Callable[[Request], object] | None = None,
+        on_close: Callable[[Request], object] | None = None,
+        dumps: Callable[[Any], str] | None = None,  # for data that is no text
         # Transport
         ssl: ssl_module.SSLContext | None = None,
         reuse_port: bool = False,
         # Ids that come from elsewhere: what they are sorted by, where they ascend
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
-        _check_integer("port", port, 0, 65535)
+        if port is not None:
+            _check_integer("port", port, 0, 65535)
         _check_integer("history", history, 0)
+        _check_integer("retained", retained, 0)
+        if replay != math.inf:
+            _check_integer("replay", cast(int, replay), 0)
         _check_integer("history_bytes", history_bytes, 0)
         _check_integer("max_event_bytes", max_event_bytes, 1)
         if max_connections is not None:
@@ -2330,9 +2546,13 @@ class SSEServer:
         _check_seconds("shutdown_timeout", shutdown_timeout)
         _check_callable("authorize", authorize)
         _check_callable("id_order", id_order)
+        _check_callable("on_open", on_open)
+        _check_callable("on_close", on_close)
+        _check_callable("dumps", dumps)
         if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
             raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
-        self._host, self._port = host, port
+        self._host, self._port = host, port or 0
+        self._listens = port is not None
         self._path = _check_path(path)
         self._retry = retry
         self._header_timeout = header_timeout
@@ -2344,6 +2564,9 @@ class SSEServer:
         self._authorize = authorize
         self._publish_token = (publish_token or "").encode()
         self._cors_origins = _check_origins(cors_origins)
+        self._hosts = None if hosts is None else _check_hosts(hosts)
+        self._replay = replay
+        self._dumps = dumps
         self._ssl = ssl
         self._reuse_port = reuse_port
         self.registry = _Registry(
@@ -2359,12 +2582,13 @@ class SSEServer:
                 _LEAVING: write_timeout,
             }
         )
-        log = _EventLog(history, history_bytes)
+        log = _EventLog(history, history_bytes, retained)
         self.broadcaster = _Broadcaster(
-            log, self.registry, heartbeat, write_timeout, id_order
+            log, self.registry, heartbeat, write_timeout, id_order, on_open, on_close
         )
         self.turns = _Turns()
         self._state = _NEW
+        self._started = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._listeners: list[asyncio.Server] = []
@@ -2383,8 +2607,13 @@ class SSEServer:
         event: str | None = None,
         id: str | None = None,
         channel: str | None = None,
+        retain: bool = False,
     ) -> str:
         """Send an event to every subscriber of the channel; return the event's id.
+
+        With `retain` those who come later get it as well: a new client first gets the
+        newest retained event of each name of its channels, and so does one that missed
+        something, after its gap.  forget() ends that.
 
         May be called from any thread, from a signal's handler, and before the server is
         started (the event is then there for those who resume), and never waits for a
@@ -2406,6 +2635,10 @@ class SSEServer:
         for what, name in (("event", event), ("id", id), ("channel", channel)):
             if name is not None and not (what == "channel" and name == EVERYBODY):
                 _check_name(what, name)
+        if self._dumps and not isinstance(data, str):
+            data = self._dumps(data)
+            if not isinstance(data, str):
+                raise TypeError(f"dumps gave {data!r}; allowed is a str")
         text = _to_text(data)
         body = format_event(text, event=event)
         # The frame is never shorter than the data, so the data is seldom measured.
@@ -2415,7 +2648,16 @@ class SSEServer:
                 raise ValueError(
                     f"data has {size} bytes; allowed are {self._max_event_bytes}"
                 )
-        return self.broadcaster.publish(body, channel, id)
+        name = (event or "message") if retain else None
+        return self.broadcaster.publish(body, channel, id, name)
+
+    def forget(self, event: str | None = None, channel: str | None = None) -> bool:
+        """Retain the event of this name and channel no longer; whether it was there.
+
+        From any thread.  Nothing is sent.
+        """
+        with self.broadcaster.lock:
+            return self.broadcaster.log.unretain(channel, event or "message")
 
     def publish_gap(self, reason: str = "source") -> str:
         """Tell everybody, of every channel, that events are missing at this point.
@@ -2501,6 +2743,10 @@ class SSEServer:
             with contextlib.suppress(RuntimeError):  # it was closed from within
                 self._loop.call_soon_threadsafe(self._begin_closing)
         self._thread.join()
+
+    def requests(self) -> list[Request]:
+        """The request of each open stream; from any thread."""
+        return [subscriber.request() for subscriber in self.registry.all(*_STREAMING)]
 
     @property
     def port(self) -> int:
@@ -2601,8 +2847,9 @@ class SSEServer:
         try:
             if self._max_connections is None:
                 self._max_connections = _connections_by_descriptors()
-            listeners, port = await self._bind_all()
-            self._listeners = listeners
+            if self._listens:
+                self._listeners, port = await self._bind_all()
+                self._port = port
             self.registry.start(
                 lambda subscriber: cast(_Connection, subscriber).expire()
             )
@@ -2611,7 +2858,8 @@ class SSEServer:
                 for sock in listener.sockets:
                     with sock.dup() as same:
                         same.listen(BACKLOG)  # accepting goes by ACCEPTS_PER_TURN
-            self._port = port
+            if self._hosts is None and self._listens_on_loopback():
+                self._hosts = _LOOPBACK_HOSTS
             if not self._enter(_SERVING, _STARTING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -2622,6 +2870,7 @@ class SSEServer:
             if self._enter(_NEW, _STARTING):
                 self._loop = None
             raise
+        self._started = True
         self._ended = asyncio.Event()
         self._hook_threads = asyncio.Semaphore(AUTHORIZE_THREADS)
         self._hooks_done = 0
@@ -2696,6 +2945,10 @@ class SSEServer:
             raise failure or OSError(f"{self._host} has no address")
         return listeners, port
 
+    def _listens_on_loopback(self) -> bool:
+        addresses = [s.getsockname()[0] for one in self._listeners for s in one.sockets]
+        return all(ipaddress.ip_address(a.split("%")[0]).is_loopback for a in addresses)
+
     def _begin_closing(self) -> asyncio.Task[None]:
         if self._enter(_CLOSING, _STARTING, _SERVING, _FAILED):
             assert self._loop
@@ -2716,7 +2969,7 @@ class SSEServer:
                 connection.lower.abort()
             elif not connection.received:
                 connection._close()
-        if self._listeners:  # else it was closed before it had started
+        if self._started:  # else it was closed before
             await asyncio.wait([self._broadcasting])
             while self.registry:
                 self._ended.clear()
@@ -2799,12 +3052,30 @@ class SSEServer:
             self._refused += 1
             if not self._wants_stream(request):
                 raise self._full_error()
+        self._check_host(request)
         publishes = request.path == self._path and request.method == "POST"
         if publishes and self._publish_token:
             self._check_token(request)
         if not request._chunked and not request._content_length:
             return None
         return _BodyReader(request, self._max_event_bytes, publishes)
+
+    def _check_host(self, request: Request) -> None:
+        """HTTPError 421 on the path for a name that is not this server's."""
+        given = request.header("host")
+        if request.path != self._path or not given or self._hosts is None:
+            return
+        host = given.rpartition(":")[0] if re.search(r":[0-9]*$", given) else given
+        name = host.lower().rstrip(".")
+        # Names below localhost never leave the machine (RFC 6761, 6.3).
+        if name.endswith(".localhost"):
+            name = "localhost"
+        if not self._hosts & {name, "*"}:
+            raise HTTPError(
+                421,
+                f"this server does not answer to {host[:80]!a}; its names are set by "
+                "hosts (--allow-host)",
+            )
 
     def _may_go_on(self, connection: _Connection, request: Request) -> bool:
         """Whether another request may follow on this connection."""
@@ -2847,19 +3118,32 @@ class SSEServer:
             return _Response(204, (("Allow", self._allow),), b"")
         if method not in ("GET", "HEAD"):
             message = f"{method} is not allowed on {self._path}"
+            if method == "POST":
+                message += ": no token is set to publish with (--publish-token)"
             raise HTTPError(405, message, [("Allow", self._allow)])
         if refusal:
             if refusal.status >= 500 and self._wants_stream(request):
                 return self._full_response(request)
             raise refusal
-        if request.accepts("text/html") and not request.accepts("text/event-stream"):
-            return _Response(200, _PAGE_HEADERS, _PAGE)
-        _ = request.channels  # HTTPError where they are none
-        framing = ("Transfer-Encoding", "chunked")
+        return self._represent(request)
+
+    def _represent(self, request: Request) -> _Response:
+        """What a GET of the path gets: the counts, the page, or the stream to come.
+
+        Each says what the newest id is: another process can render it into a page.
+        """
+        newest_id = self.last_event_id
+        if not request.accepts("text/event-stream"):
+            if request.accepts("application/json") and self._asks_stats(request):
+                stats = _JSON.encode(dataclasses.asdict(self.stats)).encode()
+                return _Response(200, _STATS_HEADERS, stats, newest_id)
+            if request.accepts("text/html"):
+                return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
+        _ = _replay_of(request, self._replay)  # HTTPError where it is none
         headers: Headers = _STREAM_HEADERS
         if request.version >= (1, 1):
-            headers = (*headers, framing)
-        return _Response(200, headers, None)
+            headers = (*headers, ("Transfer-Encoding", "chunked"))
+        return _Response(200, headers, None, newest_id)
 
     @property
     def _allow(self) -> str:
@@ -2885,6 +3169,13 @@ class SSEServer:
         """The first bytes of a stream."""
         return b": open\nretry: %d\n" % _jittered_ms(self._retry)
 
+    def _asks_stats(self, request: Request) -> bool:
+        """Whether it comes with the token; HTTPError for a wrong one."""
+        if not self._publish_token or request.header("authorization") is None:
+            return False
+        self._check_token(request)
+        return True
+
     def _check_token(self, request: Request) -> None:
         given = (request.header("authorization") or "").encode(
             "utf-8", "surrogateescape"
@@ -2900,10 +3191,10 @@ class SSEServer:
                 [("WWW-Authenticate", 'Bearer realm="publish"')],
             )
 
-    async def _authorize_request(self, request: Request) -> None:
-        """Ask the program; HTTPError where it does not allow the request."""
+    async def _authorize_request(self, request: Request) -> Channels:
+        """Ask the program which channels a request may have; HTTPError for none."""
         try:
-            allowed = await self._ask_hook(request)
+            return _permitted(request, await self._ask_hook(request))
         except HTTPError:
             raise
         except asyncio.TimeoutError:
@@ -2912,15 +3203,13 @@ class SSEServer:
         except Exception:
             logger.exception("authorize() failed for %s", request.path)
             raise HTTPError(500) from None
-        if not allowed:
-            raise HTTPError(403)
 
-    async def _ask_hook(self, request: Request) -> bool:
+    async def _ask_hook(self, request: Request) -> Permission:
         """Call `authorize`: a plain function in a thread, because it may block."""
         assert self._authorize
         if inspect.iscoroutinefunction(self._authorize):
             waiting = self._authorize(request)
-            return bool(await asyncio.wait_for(waiting, AUTHORIZE_SECONDS))
+            return await asyncio.wait_for(waiting, AUTHORIZE_SECONDS)
         # Others wait before it: that is no fault of this call while they get on.
         while True:
             done = self._hooks_done
@@ -2934,7 +3223,7 @@ class SSEServer:
         allowed = await asyncio.wait_for(self._run_hook(request), AUTHORIZE_SECONDS)
         if inspect.isawaitable(allowed):
             allowed = await asyncio.wait_for(allowed, AUTHORIZE_SECONDS)
-        return bool(allowed)
+        return cast(Permission, allowed)
 
     def _run_hook(self, request: Request) -> asyncio.Future[Any]:
         """Run `authorize` in a thread, which the end of the program does not wait for
@@ -2968,21 +3257,26 @@ class SSEServer:
         return answer
 
     def _publish_body(self, request: Request, body: bytes) -> _Response:
-        """POST: the body is the data; event, channel and id stand in the query."""
+        """POST: the body is the data; event, channel, id, retain stand in the query."""
         fields = {}
+        retain = False
         for name, values in request.parameters.items():
+            if name == "retain" and values == ["1"]:
+                retain = True
+                continue
             if name not in ("event", "channel", "id") or len(values) > 1:
                 raise HTTPError(
                     400,
                     f"parameter {name[:80]!a}, {len(values)} times; allowed are "
-                    "event, channel and id, each once",
+                    "event, channel, id and retain=1, each once",
                 )
             try:
                 fields[name] = _check_name(name, values[0])  # so not EVERYBODY
             except ValueError as error:
                 raise HTTPError(400, str(error)) from None
         try:
-            return _text_response(200, self.publish(body.decode(), **fields))
+            id = self.publish(body.decode(), **fields, retain=retain)
+            return dataclasses.replace(_text_response(200, id), newest_id=id)
         except UnicodeDecodeError as error:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
         except ValueError as error:
@@ -3001,7 +3295,10 @@ class SSEServer:
             headers.append(("Access-Control-Allow-Credentials", "true"))
         elif "*" in self._cors_origins:
             headers.append(("Access-Control-Allow-Origin", "*"))
-        if request.method == "OPTIONS" and len(headers) > len(response.headers) + 1:
+        allowed_origin = len(headers) > len(response.headers) + 1
+        if allowed_origin and response.newest_id:
+            headers.append(("Access-Control-Expose-Headers", "Last-Event-ID"))
+        if request.method == "OPTIONS" and allowed_origin:
             allowed = "Authorization, Content-Type, Last-Event-ID"
             headers.append(("Access-Control-Allow-Methods", self._allow))
             headers.append(("Access-Control-Allow-Headers", allowed))
@@ -3010,6 +3307,46 @@ class SSEServer:
 
 
 _OK = _text_response(200, "ok")
+_STATS_HEADERS: Headers = (
+    ("Content-Type", "application/json"),
+    ("Cache-Control", "no-store"),
+    ("Vary", "Accept"),
+    _NOSNIFF,
+)
+
+
+def _replay_of(request: Request, default: float) -> float:
+    """How many events a new client asks for; HTTPError 400 for what is no number."""
+    values = _parse_query(request.query).get("replay")
+    if values is None:
+        return default
+    if values[-1] == "all":
+        return math.inf
+    if not re.fullmatch("[0-9]{1,9}", values[-1], re.ASCII):
+        raise HTTPError(400, f"replay is {values[-1][:80]!a}; allowed: a number, all")
+    return int(values[-1])
+
+
+def _permitted(request: Request, permission: Permission) -> Channels:
+    """The channels that a request is served, by what `authorize` returned.
+
+    HTTPError 403 for one that is not allowed; TypeError for an answer that is none.
+    """
+    if isinstance(permission, (str, bytes)):
+        raise TypeError(f"authorize() gave {permission!r}; allowed are bool, channels")
+    if not isinstance(permission, Collection):
+        if not permission:
+            raise HTTPError(403)
+        return request.channels
+    allowed = frozenset(permission)
+    for channel in allowed - {None}:
+        _check_name("channel", cast(str, channel))
+    asked = request.channels
+    if "channel" not in request.parameters and request.method != "POST":
+        asked = allowed
+    if not asked or not asked <= allowed:
+        raise HTTPError(403)
+    return asked
 
 
 def _check_path(path: str) -> str:
@@ -3029,6 +3366,22 @@ def _check_origins(origins: Iterable[str]) -> frozenset[str]:
                 "like, without a path, and *"
             )
     return checked
+
+
+def _check_hosts(hosts: Iterable[str]) -> frozenset[str]:
+    if isinstance(hosts, str):
+        raise ValueError("hosts is a str; allowed is a sequence of them")
+    checked = frozenset(host.lower() for host in hosts)
+    for host in checked:
+        if host != "*" and not re.fullmatch(r"\[[0-9a-f:.]+\]|[a-z0-9_.-]+", host):
+            raise ValueError(
+                f"host is {host!r}; allowed are names and addresses without a port, "
+                "IPv6 in brackets, and *"
+            )
+    return checked
+
+
+_LOOPBACK_HOSTS = frozenset(["localhost", "127.0.0.1", "[::1]"])
 
 
 def _check_callable(name: str, value: object) -> None:
@@ -3545,7 +3898,10 @@ async def _publish_clock(server: SSEServer, options: argparse.Namespace) -> None
         now = datetime.datetime.now(datetime.timezone.utc)
         timestamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         server.publish(
-            {"timestamp": timestamp}, event=options.event, channel=options.channel
+            {"timestamp": timestamp},
+            event=options.event,
+            channel=options.channel,
+            retain=options.retain,
         )
         await asyncio.sleep(1)
 
@@ -3629,7 +3985,9 @@ def _publish_line(server: SSEServer, line: bytes, options: argparse.Namespace) -
     """Publish one line; what is not UTF-8 becomes U+FFFD."""
     text = line.decode("utf-8", "replace")
     try:
-        server.publish(text, event=options.event, channel=options.channel)
+        server.publish(
+            text, event=options.event, channel=options.channel, retain=options.retain
+        )
     except ValueError as error:  # U+FFFD takes more bytes than what it replaces
         logger.error("skipped a line: %s", error)
 
@@ -3639,6 +3997,11 @@ class _ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"sse_server: {message}; --help shows all options\n")
+
+
+def _replay(text: str) -> float:
+    """The value of --replay."""
+    return math.inf if text == "all" else int(text)
 
 
 def _default(parameter: str) -> Any:
@@ -3677,6 +4040,11 @@ def _argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what it publishes").add_argument
     add("--event", metavar="NAME", help="the name of the events")
     add("--channel", metavar="NAME", help="the channel they go to")
+    add(
+        "--retain",
+        action="store_true",
+        help="who comes later gets the newest one at once",
+    )
     add("--publish-token", metavar="TOKEN", help="let POST publish with this token")
     add(
         "--lossless",
@@ -3691,6 +4059,13 @@ def _argument_parser() -> argparse.ArgumentParser:
         help="pages of this origin (https://example.com), or of all (*), may read the "
         "stream; may be repeated",
     )
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        help="a name that the server answers to, such as example.com, or all (*); "
+        "default: localhost while it listens there; may be repeated",
+    )
     add = parser.add_argument_group("limits").add_argument
     add(
         "--history",
@@ -3698,6 +4073,13 @@ def _argument_parser() -> argparse.ArgumentParser:
         default=_default("history"),
         metavar="EVENTS",
         help="kept for those who come back (%(default)s)",
+    )
+    add(
+        "--replay",
+        type=_replay,
+        default=_default("replay"),
+        metavar="EVENTS",
+        help="a new client gets so many first, or all (%(default)s)",
     )
     add(
         "--heartbeat",
@@ -3740,6 +4122,8 @@ def _make_server(options: argparse.Namespace) -> SSEServer:
         max_event_bytes=options.max_event_bytes,
         publish_token=options.publish_token or os.environ.get("SSE_PUBLISH_TOKEN"),
         cors_origins=options.cors_origin or (),
+        hosts=options.allow_host,
+        replay=options.replay,
         ssl=_tls_context(options.certfile, options.keyfile),
     )
 
@@ -3769,9 +4153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(_run(server, options))
     except OSError as error:
+        hint = ""
+        if error.errno == errno.EADDRINUSE:
+            hint = "; --port chooses another one, 0 one that is free"
         print(
             f"sse_server: cannot listen on {options.host}:{options.port}: "
-            f"{error.strerror or error}",
+            f"{error.strerror or error}{hint}",
             file=sys.stderr,
         )
         return 1
@@ -3798,19 +4185,35 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
         if not options.quiet:
             with contextlib.suppress(BrokenPipeError):  # nobody reads it
                 print(f"Listening on {server.url}", flush=True)
+                for address in _addresses_from_elsewhere(options.host):
+                    url = server.url.replace(options.host, address, 1)
+                    print(f"From other machines: {url}", flush=True)
                 print(
                     f"Watch it: curl -N {server.url}, or open it in a browser",
                     flush=True,
                 )
+        feed: asyncio.Task[None] | None = None
         if options.input:
             threading.Thread(
                 target=_publish_lines, args=(server, loop, options), daemon=True
             ).start()
-            await server.serve_forever()
-        else:
+        elif not server._publish_token:  # else nothing comes in between
             feed = loop.create_task(_publish_clock(server, options))
-            await server.serve_forever()
+        await server.serve_forever()
+        if feed:
             feed.cancel()
+
+
+def _addresses_from_elsewhere(host: str) -> list[str]:
+    """The machine's own address, where it listens on all of them."""
+    if host != "0.0.0.0":
+        return []
+    probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with contextlib.suppress(OSError), probe:
+        # Nothing is sent: this asks for the address that would be the sender's.
+        probe.connect(("192.0.2.1", 9))
+        return [probe.getsockname()[0]]
+    return []
 
 
 def _raise_descriptor_limit() -> None:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import codecs
+import collections
 import contextlib
+import dataclasses
 import datetime
 import email.utils
 import enum
@@ -24,6 +26,7 @@ import http
 import io
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -38,6 +41,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.parse
 import warnings
 from typing import NamedTuple
 from unittest import mock
@@ -925,7 +929,7 @@ class EventLogTest(unittest.TestCase):
         log.append(b"data: a\n\n", None, "9", 9)
         append_many(log, 1)
         log.advance(5)
-        self.assertEqual((log.base, log.base_id, log.find("7")), (3, "7", 3))
+        self.assertEqual((log.base, log.id_at(log.base), log.find("7")), (3, "7", 3))
 
     def test_without_an_order_no_id_is_ahead(self):
         log = new_log()
@@ -935,13 +939,17 @@ class EventLogTest(unittest.TestCase):
 
     def test_the_id_of_the_base_is_the_publishers_or_the_logs_own(self):
         log = new_log(max_events=0)
-        self.assertEqual(log.base_id, id_at(log, 0))
+        self.assertEqual(log.id_at(log.base), id_at(log, 0))
         log.append(b"data: a\n\n", None, "mine")
         log.advance(1)
-        self.assertEqual((log.base_id, log.find(log.base_id)), ("mine", 1))
+        self.assertEqual(
+            (log.id_at(log.base), log.find(log.id_at(log.base))), ("mine", 1)
+        )
         log.append(b"data: a\n\n", None, None)
         log.advance(2)
-        self.assertEqual((log.base_id, log.find(log.base_id)), (id_at(log, 2), 2))
+        self.assertEqual(
+            (log.id_at(log.base), log.find(log.id_at(log.base))), (id_at(log, 2), 2)
+        )
 
     def test_a_forgotten_id_is_found_while_nothing_after_it_is_forgotten(self):
         log = new_log(max_events=1)
@@ -2840,6 +2848,8 @@ class ModelClient:
         self.channels = channels
         self.position = position  # it knows everything up to here, or was told a gap
         self.owed_from = owed_from  # of a new client: what it is owed follows this
+        self.last_id = ""  # of the last event that came
+        self.table = {}  # the newest data of each retained event it was given
         self.read = 0
         self.chunks = ChunkDecoder()
         self.decoder = Decoder()
@@ -2847,7 +2857,8 @@ class ModelClient:
 
 class SubscriberModelTest(unittest.TestCase):
     """Random lives of subscribers, against the promise: each event once, in order, or
-    a gap in its place that says so."""
+    a gap in its place that says so; and in the end everybody knows all that is
+    retained; each opening and closing is told once."""
 
     SCHEDULES = 1000
     CHANNELS = ("a", "b", None)
@@ -2895,8 +2906,13 @@ class SubscriberModelTest(unittest.TestCase):
             history_bytes=random_.choice((1000, 3000, 2**20)),
             heartbeat=None,
             write_timeout=1000,
+            on_open=lambda request: self.told.append((request.query, 1)),
+            on_close=lambda request: self.told.append((request.query, -1)),
         )
         server = self.server
+        self.told, self.opened = [], 0
+        self.tables = [{}]  # what is retained after each event
+        self.evicted = False
         server._loop = asyncio.get_running_loop()
         server._state = "serving"
         server._max_connections = 1000
@@ -2910,23 +2926,44 @@ class SubscriberModelTest(unittest.TestCase):
         self.work = iter(())
         acts = [self.publish] * 4 + [self.step] * 8 + [self.give_room] * 4 + [
             self.arrive, self.arrive, self.leave, self.disconnect, self.look, self.say_gap,
-            self.pause, self.pause,
+            self.pause, self.pause, self.rarely_forget,
         ]  # fmt: skip
         for _ in range(60):
             random_.choice(acts)()
             self.check()
-        self.finish()
+        await self.finish()
 
     def publish(self):
         channel = self.random.choice((*self.CHANNELS, EVERYBODY))
         number = len(self.published) + 1
         data = f"{number} ".ljust(self.random.choice((1, 1, 300)), "x")
-        self.server.publish(data, channel=channel)
+        name = self.random.choice((None, None, "one", "two"))
+        self.server.publish(data, channel=channel, event=name, retain=bool(name))
+        self.note(channel, (channel, name), number)
+
+    def note(self, channel, key, number):
         self.published.append(channel)
+        self.tables.append(dict(self.tables[-1]))
+        if key[1]:
+            self.tables[-1][key] = number
+        retained = self.server.broadcaster.log._retained
+        self.evicted = self.evicted or set(retained) != set(self.tables[-1])
+
+    def rarely_forget(self):
+        if self.random.random() < 0.05:
+            self.forget()
+
+    def forget(self):
+        """What was retained is forgotten; who knows it need not be told."""
+        key = self.random.choice((*self.CHANNELS, EVERYBODY)), "one"
+        known = key in self.server.broadcaster.log._retained
+        found = self.server.forget(event="one", channel=key[0])
+        self.assertEqual(found, known)
+        self.evicted = self.evicted or found
 
     def say_gap(self):
         self.server.publish_gap("lost")
-        self.published.append(EVERYBODY)
+        self.note(EVERYBODY, (None, None), None)
 
     def step(self):
         if next(self.work, self) is self:
@@ -2949,13 +2986,19 @@ class SubscriberModelTest(unittest.TestCase):
             fields = [f"Last-Event-ID: {epoch}-{position}"]
         elif kind < 0.5:
             position, fields = 0, ["Last-Event-ID: nobody knows"]
+        elif kind < 0.7:
+            owed_from, replay = self.replayed(set(channels) or {None})
+            query += f"&replay={replay}"
         transport = ModelTransport(self.kernel)
         transport.room = self.random.choice((0, 50, 10_000))
         writer = mock.Mock(transport=transport)
         connection = sse_server._Connection(self.server, writer, "head")
         transport.set_protocol(connection)
         client = ModelClient(transport, set(channels) or {None}, position, owed_from)
+        if position:
+            client.table = self.table(client, position)
         self.clients.append(client)
+        self.opened += 1
         connection.data_received(ask(f"/sse?{query}", *fields))
 
     def pause(self):
@@ -2965,6 +3008,25 @@ class SubscriberModelTest(unittest.TestCase):
             if not transport.paused and not transport.closing:
                 transport.paused = True
                 transport.protocol.pause_writing()
+
+    def replayed(self, channels):
+        """So many events are asked for: the position before them, and how many."""
+        log = self.server.broadcaster.log
+        replay = self.random.choice((1, 2, "all"))
+        held = [
+            number
+            for number in range(log.base + 1, log.newest + 1)
+            if self.published[number - 1] in channels | {EVERYBODY}
+        ]
+        wanted = held if replay == "all" else held[-replay:]
+        before = min([log.sent, *(number - 1 for number in wanted)])
+        return max(before, log.base), replay
+
+    def table(self, client, position):
+        """The retained events of its channels at this position."""
+        channels = client.channels | {EVERYBODY}
+        found = self.tables[position].items()
+        return {key: number for key, number in found if key[0] in channels}
 
     def leave(self):
         if self.clients:
@@ -3008,24 +3070,42 @@ class SubscriberModelTest(unittest.TestCase):
             return
         piece, client.read = content[client.read :], len(content)
         for event in client.decoder.feed(client.chunks.feed(piece)):
-            number = int(event.last_event_id.rpartition("-")[2])
-            is_gap = event.type == "gap" and "lost" not in event.data
-            self.take(client, number, is_gap, event)
+            told = event.last_event_id != client.last_id
+            client.last_id = event.last_event_id
+            position = int(client.last_id.rpartition("-")[2] or 0) if told else None
+            if event.type == "gap" and "lost" not in event.data:
+                self.take_gap(client, position, event)
+            elif event.type == "gap":
+                self.take(client, position, position)
+            else:
+                number = int(event.data.split()[0])
+                channel = self.published[number - 1]
+                if event.type != "message":
+                    client.table[channel, event.type] = number
+                self.assertIn(channel, client.channels | {EVERYBODY})
+                self.take(client, number, position)
 
-    def take(self, client, number, is_gap, event):
+    def take_gap(self, client, position, event):
+        if position is None:  # what is retained follows; the last of it says the place
+            client.position, client.owed_from = None, math.inf
+            return
+        if "history" in event.data and client.position is not None:
+            self.assertTrue(self.owed(client, client.position, position), "needless")
+        client.position = position
+
+    def take(self, client, number, position):
+        if position != number:  # retained
+            self.assertIsNone(client.position, "retained, and neither new nor a gap")
+            if position is not None:
+                self.assertLess(number, position)
+                self.assertLessEqual(position, client.owed_from)
+                client.position = position
+            return
         start = client.position
         if start is None:  # a new client may be given what was not swept when it came
-            start = min(number - 1, client.owed_from) if not is_gap else 0
-        if is_gap:
-            self.assertGreaterEqual(number, start)
-            if "history" in event.data and client.position is not None:
-                self.assertTrue(self.owed(client, start, number), "a needless gap")
-        else:
-            self.assertGreater(number, start, "twice, or out of order")
-            self.assertEqual(
-                self.owed(client, start, number - 1), [], "lost in silence"
-            )
-            self.assertIn(self.published[number - 1], client.channels | {EVERYBODY})
+            start = min(number - 1, client.owed_from)
+        self.assertGreater(number, start, "twice, or out of order")
+        self.assertEqual(self.owed(client, start, number - 1), [], "lost in silence")
         client.position = number
 
     def owed(self, client, start, end):
@@ -3035,7 +3115,7 @@ class SubscriberModelTest(unittest.TestCase):
             if channel in client.channels or channel == EVERYBODY
         ]
 
-    def finish(self):
+    async def finish(self):
         """With room for everything, everybody has everything in the end."""
         for _ in range(1000):
             for client in self.clients:
@@ -3051,13 +3131,23 @@ class SubscriberModelTest(unittest.TestCase):
             connection = client.transport.protocol
             self.assertEqual(connection.state, "live")
             start = client.owed_from if client.position is None else client.position
-            self.assertEqual(self.owed(client, start, newest), [], "never delivered")
+            if start < math.inf:
+                self.assertEqual(self.owed(client, start, newest), [], "undelivered")
+            if not self.evicted:
+                self.assertEqual(client.table, self.table(client, newest))
         self.server.broadcaster.stop("the server is closed")
         for _ in range(20):
             self.step()
         self.check()
         self.assertEqual(len(self.server.registry), 0)
         self.assertEqual(self.kernel.table, {})
+        await asyncio.sleep(0)
+        sums = collections.Counter()
+        for query, change in self.told:
+            sums[query] += change
+            self.assertGreaterEqual(sums[query], 0, "closed before it was opened")
+        self.assertEqual(sum(change == 1 for _, change in self.told), self.opened)
+        self.assertEqual(set(sums.values()) - {0}, set(), "opened and not closed")
 
 
 def numbers(ids):
@@ -3831,8 +3921,8 @@ def refused(status, text, *fields):
     return status, [PLAIN, NOSNIFF, *fields, length, CLOSE], body
 
 
-def not_allowed(method):
-    body = f"{method} is not allowed on /sse\n".encode()
+def not_allowed(method, why=""):
+    body = f"{method} is not allowed on /sse{why}\n".encode()
     length = ("content-length", str(len(body)))
     return 405, [PLAIN, NOSNIFF, ALLOW, length], body
 
@@ -3884,7 +3974,10 @@ ANSWERS = {
         (200, [*STREAM_FIELDS, ("transfer-encoding", "chunked"), CLOSE], b""),
     ),
     "OPTIONS": (ask(method="OPTIONS"), (204, [ALLOW], b"")),
-    "POST without a token to publish": (post("/sse", b"a"), not_allowed("POST")),
+    "POST without a token to publish": (
+        post("/sse", b"a"),
+        not_allowed("POST", ": no token is set to publish with (--publish-token)"),
+    ),
     "PUT": (ask(method="PUT"), not_allowed("PUT")),
     "DELETE of an encoded path": (
         ask("/%73s%65?a", method="DELETE"),
@@ -3960,7 +4053,10 @@ class AnswerTest(ServerTestCase):
         (date,) = (value for name, value in answer.fields if name == "date")
         age = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
         self.assertTrue(-1 <= age < DEADLINE, date)
-        rest = sorted(field for field in answer.fields if field[0] != "date")
+        newest = ("last-event-id", server.last_event_id)
+        rest = {field for field in answer.fields if field[0] != "date"} - {newest}
+        rest = sorted(rest)
+        self.assertEqual(newest in answer.fields, ("vary", "Accept") in fields)
         self.assertEqual(
             (answer.status, rest, answer.body), (status, sorted(fields), body)
         )
@@ -4181,6 +4277,7 @@ class StreamTest(ServerTestCase):
         expected = [
             *STREAM_FIELDS,
             ("connection", "keep-alive"),
+            ("last-event-id", server.last_event_id),
             ("transfer-encoding", "chunked"),
         ]
         self.assertEqual(sorted(fields), sorted(expected))
@@ -4189,7 +4286,8 @@ class StreamTest(ServerTestCase):
         server = await self.start()
         client = await self.stream(server, version="1.0")
         fields = [field for field in client.answer.fields if field[0] != "date"]
-        self.assertEqual(fields, [*STREAM_FIELDS, CLOSE])
+        newest = ("last-event-id", server.last_event_id)
+        self.assertEqual(fields, [*STREAM_FIELDS, CLOSE, newest])
         server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
         await server.close()
@@ -4675,7 +4773,7 @@ class PostTest(ServerTestCase):
                 head = "\r\n".join(
                     [
                         "POST /sse HTTP/1.1",
-                        "Host: a",
+                        "Host: localhost",
                         *fields,
                         "Content-Length: 1\r\n\r\n",
                     ]
@@ -4751,6 +4849,7 @@ class PostTest(ServerTestCase):
 class CorsTest(ServerTestCase):
     ORIGIN = "https://example.com"
     ALLOWED = "access-control-allow-"
+    EXPOSED = {"access-control-expose-headers": "Last-Event-ID"}  # noqa: RUF012
 
     async def fields_of(self, server, *fields, method="HEAD", target="/sse"):
         answer = await self.ask(
@@ -4776,7 +4875,8 @@ class CorsTest(ServerTestCase):
         }
         field = f"Origin: {self.ORIGIN}"
         self.assertEqual(
-            await self.fields_of(server, field), (expected, "Accept, Origin")
+            await self.fields_of(server, field),
+            (expected | self.EXPOSED, "Accept, Origin"),
         )
         client = await self.stream(server, "/sse", field)
         self.assertEqual(client.answer.field(f"{self.ALLOWED}origin"), self.ORIGIN)
@@ -4809,7 +4909,7 @@ class CorsTest(ServerTestCase):
         server = await self.start(cors_origins=["*"])
         for fields in ([], ["Origin: https://evil.example"]):
             found, vary = await self.fields_of(server, *fields)
-            self.assertEqual(found, {f"{self.ALLOWED}origin": "*"})
+            self.assertEqual(found, {f"{self.ALLOWED}origin": "*"} | self.EXPOSED)
             self.assertIn("Origin", vary)
 
     async def test_the_preflight(self):
@@ -5893,8 +5993,9 @@ class CommandLineTest(CommandLineTestCase):
             "--publish-token=secret",
             "--max-event-bytes=40",
             "--history=1",
-            "--channel=clock",
-            "--event=tick",
+            "--replay=all",
+            "--allow-host=a.example",
+            "--allow-host=localhost",
             "--verbose",
         )
         silent = await self.watch(port)
@@ -5912,12 +6013,29 @@ class CommandLineTest(CommandLineTestCase):
         answer = await client.request(post("/sse", b"x" * 41))
         self.assertEqual(answer.status, 413)
         client.close()
-        ticking = await self.admitted(port, "/sse?channel=clock")
-        (event,) = await ticking.events(1)
-        self.assertEqual(event.type, "tick")
+        late = await self.admitted(port, "/sse")
+        self.assertEqual(await late.data(1), ["x" * 40])
         full = await Client.connect(port)
         self.clients.append(full)
         self.assertEqual((await full.request(ask("/"))).status, 503)
+
+    async def test_the_clock(self):
+        _, port = await self.serve("--channel=clock", "--event=tick", "--retain")
+        first = await self.watch(port, "/sse?channel=clock")
+        (event,) = await first.events(1)
+        self.assertEqual(event.type, "tick")
+        late = await self.watch(port, "/sse?channel=clock")
+        (retained,) = await late.events(1)
+        self.assertEqual(retained.type, "tick")
+
+    async def test_another_host_is_told_what_to_set(self):
+        _, port = await self.serve("--allow-host=a.example")
+        for host, status in (("a.example", 200), ("localhost", 421)):
+            client = await Client.connect(port)
+            self.clients.append(client)
+            data = f"HEAD /sse HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+            answer = await client.request(data, head_only=True)
+            self.assertEqual(answer.status, status)
 
     async def admitted(self, port, target):
         """A stream, as soon as there is room for it."""
@@ -6246,8 +6364,9 @@ class FailureTest(ServerTestCase):
         server.publish("a")
         server.broadcaster.registry.departed.clear()
         work = server.broadcaster.work()
-        next(work)  # `first` was written to, `leaver` not yet
-        self.assertEqual(len(swapped), 1)
+        while not swapped:
+            next(work)
+        self.assertEqual(len(swapped), 1)  # `first` was written to, `leaver` not yet
         leaver.close()
         await self.until_stats(server, live=1)
         newcomer = await self.stream(server)
@@ -6578,6 +6697,310 @@ class SeamTest(ServerTestCase):
             self.assertEqual(size, 128 * KIB)
 
 
+class RetainedTest(ServerTestCase):
+    """What a new client is given at once, and who missed something."""
+
+    async def seen(self, server, count, target="/sse", *fields):
+        client = await self.stream(server, target, *fields)
+        events = await client.events(count)
+        client.close()
+        return [(event.type, event.data, event.last_event_id) for event in events]
+
+    async def test_a_new_client_is_given_the_newest_of_each_name_and_channel(self):
+        server = await self.start()
+        for number in range(3):
+            server.publish(f"a{number}", event="a", retain=True)
+            server.publish(f"b{number}", event="b", channel="b", retain=True)
+            server.publish(f"plain{number}", retain=True)
+        server.publish("everybody", channel=EVERYBODY, event="c", retain=True)
+        server.publish("not retained")
+        end = server.last_event_id
+        self.assertEqual(
+            await self.seen(server, 3),
+            [("a", "a2", ""), ("message", "plain2", ""), ("c", "everybody", end)],
+        )
+        self.assertEqual(
+            await self.seen(server, 2, "/sse?channel=b"),
+            [("b", "b2", ""), ("c", "everybody", end)],
+        )
+
+    async def test_then_it_goes_on_live_and_resumes_by_the_last_ones_id(self):
+        server = await self.start()
+        server.publish("state", event="s", retain=True)
+        client = await self.stream(server)
+        (state,) = await client.events(1)
+        server.publish("new")
+        self.assertEqual(await client.data(1), ["new"])
+        field = f"Last-Event-ID: {state.last_event_id}"
+        again = await self.stream(server, "/sse", field)
+        self.assertEqual(await again.data(1), ["new"])
+
+    async def test_one_that_resumes_gets_what_it_missed_and_no_more(self):
+        server = await self.start()
+        first = server.publish("1", event="s", retain=True)
+        server.publish("2", event="t", retain=True)
+        seen = await self.seen(server, 1, "/sse", f"Last-Event-ID: {first}")
+        self.assertEqual(seen[0][:2], ("t", "2"))
+
+    async def test_after_a_gap_the_state_that_is_no_longer_held(self):
+        server = await self.start(history=2)
+        old = server.publish("old", event="s", retain=True)
+        base = [server.publish(str(number)) for number in range(4)][1]
+        for field, reason in (
+            (f"Last-Event-ID: {old[:-1]}0", "history"),
+            ("Last-Event-ID: nobody knows", "unknown id"),
+        ):
+            await server.drain()
+            gap = json.dumps({"reason": reason}, separators=(",", ":"))
+            seen = await self.seen(server, 4, "/sse", field)
+            self.assertEqual(seen[:2], [("gap", gap, ""), ("s", "old", base)])
+            self.assertEqual([data for _, data, _ in seen[2:]], ["2", "3"])
+
+    async def test_forget(self):
+        server = await self.start()
+        server.publish("1", event="s", retain=True)
+        server.publish("2", channel="c", retain=True)
+        self.assertFalse(server.forget())
+        self.assertTrue(server.forget("s"))
+        self.assertFalse(server.forget("s"))
+        self.assertTrue(server.forget(event="message", channel="c"))
+        client = await self.stream(server, "/sse")
+        server.publish("new")
+        self.assertEqual(await client.data(1), ["new"])
+
+    async def test_the_bound_on_their_number(self):
+        for bound in (0, 1, 2, 3):
+            server = await self.start(retained=bound)
+            for number in range(bound + 1):
+                server.publish(str(number), event=f"n{number}", retain=True)
+            server.publish("again", event="n1", retain=True)
+            server.publish("last")
+            retained = server.broadcaster.log._retained
+            expected = [f"n{number}" for number in range(1, bound + 1)]
+            self.assertEqual(sorted(name for _, name in retained), expected)
+
+    async def test_the_bound_on_their_bytes_is_that_of_the_history(self):
+        overhead = sse_server.EVENT_OVERHEAD_BYTES
+        size = len(b"event: s\ndata: \n\n") + 100 + overhead
+        for bound, kept in ((2 * size - 1, 1), (2 * size, 2), (2 * size + 1, 2)):
+            server = await self.start(history_bytes=bound)
+            for name in "abc":
+                server.publish("x" * 100, event=name, retain=True)
+            self.assertEqual(len(server.broadcaster.log._retained), kept)
+            self.assertEqual(len(server.broadcaster.log), 1)  # never less than one
+
+    async def test_a_large_snapshot_goes_out_in_batches(self):
+        server = await self.start()
+        texts = [f"{number} " + "x" * 20_000 for number in range(20)]
+        for number, text in enumerate(texts):
+            server.publish(text, event=f"n{number}", retain=True)
+        await server.drain()
+        client = await self.stream(server)
+        events = await client.events(20)
+        self.assertEqual([event.data for event in events], texts)
+        ids = [event.last_event_id for event in events]
+        self.assertEqual(ids, [""] * 19 + [server.last_event_id])
+
+    async def test_by_post(self):
+        server = await self.start(publish_token="secret")
+        answer = await self.ask(server, post("/sse?event=s&retain=1", b"state"))
+        self.assertEqual(answer.status, 200)
+        id = answer.body.decode()
+        self.assertEqual(await self.seen(server, 1), [("s", "state", id)])
+        for query in ("retain=0", "retain=", "retain=1&retain=1"):
+            answer = await self.ask(server, post(f"/sse?{query}", b"state"))
+            self.assertEqual(answer.status, 400, query)
+
+
+class ReplayTest(ServerTestCase):
+    async def test_a_new_client_asks_for_the_newest(self):
+        server = await self.start(history=5)
+        for number in range(8):
+            server.publish(str(number), channel="ab"[number % 2])
+        for query, expected in (
+            ("channel=b&replay=1", ["7"]),
+            ("channel=b&replay=2", ["5", "7"]),
+            ("channel=b&replay=9", ["3", "5", "7"]),
+            ("channel=a&channel=b&replay=all", ["3", "4", "5", "6", "7"]),
+            ("channel=b&replay=0", []),
+            ("channel=b", []),
+        ):
+            with self.subTest(query):
+                client = await self.stream(server, f"/sse?{query}")
+                server.publish("end", channel=EVERYBODY)
+                data = await client.data(len(expected) + 1)
+                self.assertEqual(data, [*expected, "end"])
+                server = await self.start(history=5)
+                for number in range(8):
+                    server.publish(str(number), channel="ab"[number % 2])
+
+    async def test_a_last_event_id_wins(self):
+        server = await self.start()
+        ids = [server.publish(str(number)) for number in range(4)]
+        field = f"Last-Event-ID: {ids[2]}"
+        client = await self.stream(server, "/sse?replay=all", field)
+        self.assertEqual(await client.data(1), ["3"])
+
+    async def test_what_a_client_gets_that_asks_for_nothing(self):
+        server = await self.start(replay=2)
+        for number in range(4):
+            server.publish(str(number))
+        client = await self.stream(server)
+        self.assertEqual(await client.data(2), ["2", "3"])
+
+    async def test_what_is_no_number_is_refused(self):
+        server = await self.start()
+        for value in ("", "-1", "1.5", "ALL", "\u0663", "1" * 10):
+            target = "/sse?replay=" + urllib.parse.quote(value)
+            answer = await self.ask(server, ask(target))
+            self.assertEqual(answer.status, 400, value)
+
+
+class PermissionTest(ServerTestCase):
+    """`authorize` may return the channels that a client may use."""
+
+    async def test_the_channels_that_may_be_heard(self):
+        for allowed, query, status in (
+            (["mine"], "?channel=mine", 200),
+            (("mine",), "?channel=mine&channel=mine", 200),
+            ({"mine"}, "?channel=mine&channel=other", 403),
+            ({"mine"}, "?channel=other", 403),
+            (frozenset(["mine", None]), "", 200),
+            (["mine", "yours"], "", 200),
+            ([], "", 403),
+            ([], "?channel=mine", 403),
+            ("mine", "?channel=m", 500),
+            (["a\nb"], "", 500),
+            ([1], "", 500),
+            (True, "?channel=other", 200),
+            (None, "?channel=other", 403),
+        ):
+            with self.subTest(allowed=allowed, query=query):
+                server = await self.start(authorize=lambda request, a=allowed: a)
+                data = ask(f"/sse{query}", method="HEAD")
+                logs = self.assertLogs("sse_server") if status == 500 else None
+                with logs or contextlib.nullcontext():
+                    answer = await self.ask(server, data, head_only=True)
+                self.assertEqual(answer.status, status)
+
+    async def test_who_asks_for_none_hears_all_that_it_may(self):
+        async def authorize(request):
+            return ["a", "b"]
+
+        server = await self.start(authorize=authorize)
+        client = await self.stream(server)
+        for channel in ("a", None, "c", "b"):
+            server.publish(channel or "none", channel=channel)
+        self.assertEqual(await client.data(2), ["a", "b"])
+
+    async def test_they_hold_for_publishing_as_well(self):
+        server = await self.start(
+            authorize=lambda request: ["a"], publish_token="secret"
+        )
+        for query, status in (("channel=a", 200), ("channel=b", 403), ("", 403)):
+            answer = await self.ask(server, post(f"/sse?{query}", b"x"))
+            self.assertEqual(answer.status, status, query)
+
+
+class PresenceTest(ServerTestCase):
+    async def test_each_stream_is_told_once_whatever_ends_it(self):
+        told = []
+        server = await self.start(
+            on_open=lambda request: told.append(("open", request.query)),
+            on_close=lambda request: told.append(("close", request.query)),
+        )
+        ends = (
+            lambda client: client.close(),
+            lambda client: client.reset(),
+            lambda client: server.disconnect(lambda request: request.query == "2"),
+        )
+        for number, end in enumerate(ends):
+            client = await self.stream(server, f"/sse?{number}")
+            self.assertEqual([r.query for r in server.requests()], [str(number)])
+            end(client)
+            expected = [("open", str(number)), ("close", str(number))]
+            await self.until(lambda e=expected: told[-2:] == e, str(number))
+        await self.stream(server, "/sse?last")
+        await server.close()
+        self.assertEqual(told[6:], [("open", "last"), ("close", "last")])
+        self.assertEqual(server.requests(), [])
+
+    async def test_what_a_hook_raises_is_logged(self):
+        server = await self.start(on_open=lambda request: 1 / 0)
+        with self.assertLogs("sse_server", "ERROR") as caught:
+            client = await self.stream(server)
+            server.publish("a")
+            self.assertEqual(await client.data(1), ["a"])
+        self.assertIn("a hook failed", caught.output[0])
+
+
+class HostTest(ServerTestCase):
+    """A page of another site may have its own name point at this machine."""
+
+    async def status(self, server, host, target="/sse"):
+        data = f"HEAD {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        return (await self.ask(server, data, head_only=True)).status
+
+    async def test_on_loopback_its_names_alone(self):
+        server = await self.start()
+        for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:9", "[::1]",
+                     "a.localhost", "localhost."):  # fmt: skip
+            self.assertEqual(await self.status(server, host), 200, host)
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example",
+                     "localhost.evil.example", "evillocalhost", "10.0.0.1"):  # fmt: skip
+            self.assertEqual(await self.status(server, host), 421, host)
+            self.assertEqual(await self.status(server, host, "/"), 200, host)
+
+    async def test_the_refusal_says_what_to_set(self):
+        server = await self.start()
+        answer = await self.ask(server, b"GET /sse HTTP/1.1\r\nHost: a.b\r\n\r\n")
+        self.assertIn("--allow-host", answer.body.decode())
+        self.assertEqual(answer.body.count(b"\n"), 1)
+
+    async def test_the_names_that_are_given(self):
+        server = await self.start(hosts=["Example.com"])
+        self.assertEqual(await self.status(server, "example.com:443"), 200)
+        self.assertEqual(await self.status(server, "localhost"), 421)
+        everything = await self.start(hosts=["*"])
+        self.assertEqual(await self.status(everything, "evil.example"), 200)
+
+    async def test_where_others_can_connect_any_name_will_do(self):
+        server = await self.start("0.0.0.0")
+        self.assertEqual(await self.status(server, "evil.example"), 200)
+
+    async def test_what_is_no_name_is_refused(self):
+        for hosts in ("example.com", ["example.com:80"], ["http://a"], ["::1"], [""]):
+            with self.assertRaises(ValueError):
+                SSEServer(hosts=hosts)
+
+
+class MonitorTest(ServerTestCase):
+    async def test_the_counts_as_json_with_the_token(self):
+        server = await self.start(publish_token="secret")
+        server.publish("a")
+        accept = "Accept: application/json"
+        answer = await self.ask(
+            server, ask("/sse", accept, "Authorization: Bearer secret")
+        )
+        self.assertEqual(answer.field("content-type"), "application/json")
+        self.assertEqual(json.loads(answer.body), dataclasses.asdict(server.stats))
+        answer = await self.ask(server, ask("/sse", accept, "Authorization: Bearer x"))
+        self.assertEqual(answer.status, 401)
+        client = await self.stream(server, "/sse", accept)
+        server.publish("b")
+        self.assertEqual(await client.data(1), ["b"])
+
+    async def test_data_becomes_text_by_the_programs_function(self):
+        server = await self.start(dumps=lambda data: f"<{data!r}>")
+        client = await self.stream(server)
+        for data in ({1}, "text", None):
+            server.publish(data)
+        self.assertEqual(await client.data(3), ["<{1}>", "text", "<None>"])
+        wrong = await self.start(dumps=lambda data: b"bytes")
+        with self.assertRaisesRegex(TypeError, "allowed is a str"):
+            wrong.publish(1)
+
+
 class UnderLoadTest(ServerTestCase):
     """What must happen however much is published."""
 
@@ -6653,7 +7076,7 @@ class UnderLoadTest(ServerTestCase):
         ):
             client = await self.connect(server)
             answer = await client.request(post(f"/sse?{query}", b"x"))
-            allowed = "; allowed are event, channel and id, each once\n"
+            allowed = "; allowed are event, channel, id and retain=1, each once\n"
             self.assertEqual(answer.status, 400)
             self.assertEqual(answer.body.decode(), what + allowed)
         self.assertEqual(server.stats.published, 0)
@@ -6794,7 +7217,10 @@ class ReadmeTest(ServerTestCase):
         self.assertEqual(sse_server.RESERVED_DESCRIPTORS, 64)
         self.assertIn(f"{sse_server.MAX_NAME_BYTES} bytes", self.text)
         self.assertIn(f"| {sse_server.MAX_CHANNELS} |", self.text)
-        self.assertIn(f"{sse_server.MAX_HEAD_BYTES // KIB} KiB | 431", self.text)
+        self.assertIn(
+            f"{sse_server.MAX_HEAD_BYTES // KIB} KiB, {sse_server.MAX_FIELDS} fields | 431",
+            self.text,
+        )
 
 
 if __name__ == "__main__":
