@@ -91,6 +91,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import (
+    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
@@ -1225,11 +1226,12 @@ _TRANSITIONS = {
 class _Subscriber:
     """What the broadcaster knows of a stream: a position, and where to write."""
 
-    __slots__ = ("audience", "awaited", "descriptor", "gap", "looks", "peer",
+    __slots__ = ("audience", "awaited", "descriptor", "gap", "looks", "lower", "peer",
                  "position", "snapshot", "state", "transport", "unsent")  # fmt: skip
 
     state: str
     transport: asyncio.Transport
+    lower: asyncio.Transport  # what TLS writes to; without TLS the same
     peer: str  # its address and port
     descriptor: int | None  # to be written to directly; None: through the transport
     audience: _Audience | None  # None before the stream opens and once it has ended
@@ -1248,6 +1250,10 @@ class _Subscriber:
 
     def request(self) -> Request:
         """The request that opened the stream."""
+        raise NotImplementedError
+
+    def expire(self) -> None:
+        """The time for the present state is over."""
         raise NotImplementedError
 
 
@@ -1295,10 +1301,9 @@ class _Registry:
         self._seconds = seconds
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, expire: Callable[[_Subscriber], None]) -> None:
-        """Begin, in the running event loop; `expire` is called with who is due."""
+    def start(self) -> None:
+        """Begin, in the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._expire = expire
 
     def stop(self) -> None:
         """Look at no deadline any more."""
@@ -1370,7 +1375,7 @@ class _Registry:
                 if subscriber.state != state:
                     continue
                 try:
-                    self._expire(subscriber)
+                    subscriber.expire()
                 except Exception:
                     logger.exception("%s: ending it failed", subscriber.peer)
                     subscriber.transport.abort()
@@ -2072,15 +2077,15 @@ class _Turns:
 class _Connection(_Subscriber, asyncio.Protocol):
     """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
 
-    __slots__ = ("body", "head", "input_ended", "lower", "received", "searched",
-                 "server", "task", "writer")  # fmt: skip
+    __slots__ = ("body", "head", "input_ended", "received", "searched", "server",
+                 "task", "writer")  # fmt: skip
 
     def __init__(
         self, server: SSEServer, writer: asyncio.StreamWriter, state: str
     ) -> None:
         self.server = server
         self.transport = cast(asyncio.Transport, writer.transport)
-        self.lower = self.transport  # what TLS writes to; without TLS the same
+        self.lower = self.transport
         self.descriptor = None
         self.audience = None
         self.writer = _disarm(writer)
@@ -2401,6 +2406,92 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.transport.close()
 
 
+class _Reader(_Subscriber):
+    """A stream that is read in this process, by an iterator: see SSEServer.stream."""
+
+    __slots__ = ("asked", "pipe", "server")
+
+    def __init__(self, server: SSEServer, request: Request) -> None:
+        self.server = server
+        self.asked = request
+        self.pipe = self.transport = self.lower = _Pipe(self)
+        self.descriptor = None
+        self.audience = None
+        self.peer = request.peer
+        server.registry.add(self, _ANSWERING)
+
+    def request(self) -> Request:
+        """What stream() was called with, as a request."""
+        return self.asked
+
+    def expire(self) -> None:
+        """It took nothing for too long, or waits for an event that does not come."""
+        if self.state == _FULL:
+            self.server.broadcaster.look(self)
+        elif self.state == _AHEAD:
+            self.server.broadcaster.wait_no_longer(self)
+        else:
+            self.transport.abort()
+
+    def leave(self) -> None:
+        """Nobody reads any more."""
+        if self.state in _STREAMING:
+            self.server.broadcaster.forget(self, "closed")
+        elif self.state != _CLOSED:
+            self.server.registry.enter(self, _CLOSED)
+        self.server._connection_closed(self)
+
+
+class _Pipe(asyncio.Transport):
+    """Holds what its reader has yet to take: one batch, as a full socket would."""
+
+    def __init__(self, reader: _Reader) -> None:
+        super().__init__({"socket": self})
+        self._reader = reader
+        self._held = bytearray()
+        self._closing = False
+        self._bell = asyncio.Event()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Hold it, and let nothing more come until it is taken."""
+        if self._closing:
+            return
+        self._held += data
+        self._bell.set()
+        if self._reader.state in (_LIVE, _READY):
+            self._reader.server.broadcaster.pause(self._reader)
+
+    async def take(self) -> bytes:
+        """What has come, as soon as there is something; b"" at the end."""
+        while not self._held and not self._closing:
+            self._bell.clear()
+            await self._bell.wait()
+        taken = bytes(self._held)
+        self._held.clear()
+        if self._reader.state == _FULL:
+            self._reader.server.broadcaster.resume(self._reader)
+        return taken
+
+    def get_write_buffer_size(self) -> int:
+        """The bytes that are not taken yet."""
+        return len(self._held)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more comes."""
+        return self._closing
+
+    def close(self) -> None:
+        """What is held may still be taken."""
+        self._closing = True
+        self._bell.set()
+
+    def abort(self) -> None:
+        """Nothing may be taken any more."""
+        self._held.clear()
+        self.close()
+        asyncio.get_running_loop().call_soon(self._reader.leave)
+
+
 def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
     """Part a writer from its transport; what is returned has to be kept.
 
@@ -2593,8 +2684,8 @@ class SSEServer:
         self._thread: threading.Thread | None = None
         self._listeners: list[asyncio.Server] = []
         self._closing: asyncio.Task[None] | None = None
-        self._refusing: set[_Connection] = set()  # above the limit, only told so
-        self._disconnected: set[_Connection] = set()  # while they were asked for
+        self._refusing: set[_Subscriber] = set()  # above the limit, only told so
+        self._disconnected: set[_Subscriber] = set()  # while they were asked for
         self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
         self._refused = 0
 
@@ -2669,6 +2760,53 @@ class SSEServer:
         return self.broadcaster.publish_gap(
             format_event({"reason": reason}, event="gap")
         )
+
+    async def stream(
+        self,
+        last_event_id: str | None = None,
+        channels: Iterable[str] = (),
+        replay: float | None = None,
+    ) -> AsyncIterator[bytes]:
+        """A stream for another framework's response: its body, in whole events.
+
+        To be served as `text/event-stream`, from the server's own event loop, by a
+        framework that has checked who asks.  The parameters are what a request brings:
+        its Last-Event-ID, its channels (none: the events without a channel), its
+        replay.  It gets all that a connection gets, retained events, gaps and
+        heartbeats as well, and is cut when nothing is taken for `write_timeout`.  It
+        ends with close() and disconnect(), or when the iterator is closed, as
+        frameworks do when a client has gone.
+
+        Raises ValueError for channels that are none, RuntimeError in another event loop.
+        """
+        names = frozenset(_check_name("channel", name) for name in channels)
+        if len(names) > MAX_CHANNELS:
+            raise ValueError(f"{len(names)} channels; allowed are {MAX_CHANNELS}")
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("stream() belongs into the event loop of the server")
+        if not self._is_serving or self._is_full:
+            self._refused += 1
+            yield self._come_back()
+            return
+        query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
+        id = (
+            ()
+            if last_event_id is None
+            else ((b"last-event-id", last_event_id.encode()),)
+        )
+        target = self._path + ("?" + query if query else "")
+        request = Request("GET", target, self._path, query, (1, 1), id, "")
+        reader = _Reader(self, request)
+        try:
+            replay = self._replay if replay is None else replay
+            self.broadcaster.add(
+                reader, names or _NO_CHANNEL, False, last_event_id, replay
+            )
+            yield self._prelude()
+            while taken := await reader.pipe.take():
+                yield taken
+        finally:
+            reader.pipe.abort()
 
     async def drain(self, behind: bool = False) -> None:
         """Return once all that was published is written to every live subscriber.
@@ -2850,9 +2988,7 @@ class SSEServer:
             if self._listens:
                 self._listeners, port = await self._bind_all()
                 self._port = port
-            self.registry.start(
-                lambda subscriber: cast(_Connection, subscriber).expire()
-            )
+            self.registry.start()
             for listener in self._listeners:
                 await listener.start_serving()
                 for sock in listener.sockets:
@@ -2983,7 +3119,7 @@ class SSEServer:
     def _abort(self) -> None:
         """The time to be polite is over."""
         for subscriber in self.registry.all(*_TRANSITIONS):
-            cast(_Connection, subscriber).lower.abort()
+            subscriber.lower.abort()
 
     def _begin_disconnecting(self, predicate: Callable[[Request], bool]) -> None:
         task = asyncio.get_running_loop().create_task(self._disconnect(predicate))
@@ -2995,7 +3131,7 @@ class SSEServer:
         found = self.registry.all(*_STREAMING, _ASKING)
         await self.broadcaster.drain(behind=False)  # they get what was published before
         ends = time.monotonic() + TURN_SECONDS
-        for connection in cast("list[_Connection]", found):
+        for connection in found:
             if time.monotonic() >= ends:
                 await asyncio.sleep(0)
                 ends = time.monotonic() + TURN_SECONDS
@@ -3016,8 +3152,8 @@ class SSEServer:
     def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        assert self._max_connections and self._loop
-        full = len(self.registry) - len(self._refusing) >= self._max_connections
+        assert self._loop
+        full = self._is_full
         if self._state not in (_SERVING, _FAILED) or (
             full and len(self._refusing) == MAX_REFUSALS_AT_ONCE
         ):
@@ -3033,7 +3169,12 @@ class SSEServer:
             handshake = connection.shake_hands(self._ssl, self._header_timeout)
             connection.task = self._loop.create_task(handshake)
 
-    def _connection_closed(self, connection: _Connection) -> None:
+    @property
+    def _is_full(self) -> bool:
+        assert self._max_connections
+        return len(self.registry) - len(self._refusing) >= self._max_connections
+
+    def _connection_closed(self, connection: _Subscriber) -> None:
         self._refusing.discard(connection)
         self._disconnected.discard(connection)
         if self._state == _CLOSING:
@@ -3153,10 +3294,12 @@ class SSEServer:
         """An error status would end a browser's EventSource for good."""
         if not self._wants_stream(request):
             raise self._full_error()
+        return _Response(200, _STREAM_HEADERS, self._come_back())
+
+    def _come_back(self) -> bytes:
+        """All of a stream that cannot be served now."""
         seconds = FULL_RETRY_SECONDS if self._is_serving else RESTART_RETRY_SECONDS
-        return _Response(
-            200, _STREAM_HEADERS, format_event(retry=_jittered_ms(seconds))
-        )
+        return format_event(retry=_jittered_ms(seconds))
 
     def _full_error(self) -> HTTPError:
         seconds, why = RESTART_RETRY_SECONDS, self.broadcaster.closed_because

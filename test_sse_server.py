@@ -2329,6 +2329,11 @@ class Answer(NamedTuple):
         return ", ".join(values) if values else None
 
 
+def anext_of(iterator):
+    """anext(), which Python 3.9 does not have."""
+    return iterator.__anext__()
+
+
 def ask(target="/sse", *fields, method="GET", version="1.1", body=b""):
     """The bytes of a request."""
     lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields, "", ""]
@@ -2916,7 +2921,7 @@ class SubscriberModelTest(unittest.TestCase):
         server._loop = asyncio.get_running_loop()
         server._state = "serving"
         server._max_connections = 1000
-        server.registry.start(lambda connection: connection.expire())
+        server.registry.start()
         server.broadcaster._loop = server._loop
         server.broadcaster._bell = asyncio.Event()
         server.broadcaster._process = os.getpid()
@@ -6972,6 +6977,108 @@ class HostTest(ServerTestCase):
         for hosts in ("example.com", ["example.com:80"], ["http://a"], ["::1"], [""]):
             with self.assertRaises(ValueError):
                 SSEServer(hosts=hosts)
+
+
+class IteratorTest(ServerTestCase):
+    """stream(): what another framework sends as its own response."""
+
+    def reading(self, server, **parameters):
+        iterator = server.stream(**parameters)
+        self.addAsyncCleanup(iterator.aclose)
+        return iterator
+
+    async def read(self, iterator, count):
+        """So many events, in the order in which they come."""
+        decoder, events = Decoder(), []
+        while len(events) < count:
+            events += decoder.feed(await asyncio.wait_for(anext_of(iterator), DEADLINE))
+        return [event.data for event in events]
+
+    async def test_it_gets_what_a_connection_gets(self):
+        server = await self.start(port=None, heartbeat=0.05, history=3)
+        server.publish("state", event="s", retain=True)
+        first = server.publish("0")
+        await server.drain()
+        iterator = self.reading(server)
+        self.assertTrue((await anext_of(iterator)).startswith(b": open\nretry: "))
+        self.assertEqual(await self.read(iterator, 1), ["state"])
+        server.publish("1")
+        server.publish("a", channel="a")
+        self.assertEqual(await self.read(iterator, 1), ["1"])
+        self.assertEqual(await anext_of(iterator), b":\n")
+        resuming = self.reading(server, last_event_id=first)
+        self.assertEqual(await self.read(resuming, 1), ["1"])
+        other = self.reading(server, channels=["a"], replay=1)
+        self.assertEqual(await self.read(other, 1), ["a"])
+        for number in range(5):
+            server.publish(str(number))
+        await server.drain()
+        late = self.reading(server, last_event_id=first)
+        gap = '{"reason":"history"}'
+        self.assertEqual(await self.read(late, 5), [gap, "state", "2", "3", "4"])
+
+    async def test_one_that_is_slow_is_behind_and_then_dropped(self):
+        server = await self.start(port=None, write_timeout=0.1)
+        iterator = self.reading(server)
+        await anext_of(iterator)
+        for _ in range(3):
+            server.publish("x" * 100_000)
+        await self.until_stats(server, dropped=1, live=0, behind=0)
+        rest = [data async for data in iterator]
+        self.assertEqual(rest, [])
+
+    async def test_it_ends_with_the_server_and_with_disconnect(self):
+        server = await self.start(port=None)
+        for end in (
+            lambda: server.disconnect(lambda request: True),
+            lambda: asyncio.ensure_future(server.close()),
+        ):
+            iterator = self.reading(server, channels=["a", "b"])
+            await anext_of(iterator)
+            self.assertEqual(server.requests()[0].channels, {"a", "b"})
+            server.publish("last", channel="a")
+            ending = end()
+            rest = b"".join([data async for data in iterator])
+            self.assertIn(b"data: last\n\nretry: ", rest)
+            if ending:
+                await ending
+        after = [data async for data in server.stream()]
+        self.assertEqual(len(after), 1)
+        self.assertTrue(after[0].startswith(b"retry: "))
+
+    async def test_one_that_is_cancelled_or_closed_is_gone(self):
+        told = []
+        server = await self.start(port=None, on_close=told.append)
+        waiting = asyncio.ensure_future(self.read(self.reading(server), 1))
+        await self.until_stats(server, live=1)
+        waiting.cancel()
+        closed = self.reading(server)
+        await anext_of(closed)
+        await closed.aclose()
+        await self.until_stats(server, live=0, behind=0)
+        await self.until(lambda: len(told) == 2, "on_close")
+
+    async def test_closing_does_not_wait_for_one_that_nobody_reads(self):
+        server = await self.start(port=None, shutdown_timeout=0.1)
+        iterator = self.reading(server)
+        await anext_of(iterator)
+        server.publish("never read")
+        await server.close()
+        self.assertEqual(len(server.registry), 0)
+
+    async def test_one_above_the_limit_is_told_to_come_back(self):
+        server = await self.start(port=None, max_connections=1)
+        await anext_of(self.reading(server))
+        self.assertEqual(len([data async for data in server.stream()]), 1)
+        self.assertEqual(server.stats.refused, 1)
+
+    async def test_bad_channels_and_another_loop_are_refused(self):
+        server = await self.start(port=None)
+        for channels in (["a\nb"], [""], [str(number) for number in range(101)]):
+            with self.assertRaises(ValueError):
+                await anext_of(server.stream(channels=channels))
+        with self.assertRaises(RuntimeError):
+            await anext_of(SSEServer().stream())
 
 
 class MonitorTest(ServerTestCase):

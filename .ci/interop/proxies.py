@@ -329,6 +329,7 @@ async def fronted(start, *block, **options):
 
 async def all_checks(report, name, checks, start, block):
     options = {"heartbeat": HEARTBEAT, "retry": 0.3, "publish_token": smuggling.TOKEN}
+    options["hosts"] = ["*"]  # the attacks name others
     async with fronted(start, block, **options) as (proxy, server):
         for check in checks:
             with report.case(f"{name} {check.__name__.replace('_', ' ')}") as notes:

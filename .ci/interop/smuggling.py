@@ -192,7 +192,7 @@ async def published(server):
 
 async def hidden_request_publishes(report):
     """What the attacks hide does its harm where it is not hidden."""
-    async with Server.running(publish_token=TOKEN) as server:
+    async with Server.running(publish_token=TOKEN, hosts=["*"]) as server:
         with report.case("control: the hidden request publishes when sent openly"):
             before = await published(server)
             await answers(server.port, HIDDEN, silent=PATIENCE)
@@ -201,7 +201,7 @@ async def hidden_request_publishes(report):
 
 async def withstands(report, name, fronted):
     """All attacks on one front, each followed by another client's innocent request."""
-    async with Server.running(publish_token=TOKEN) as server:
+    async with Server.running(publish_token=TOKEN, hosts=["*"]) as server:
         tap = Tap(server.port)
         async with tap.listening() as port, fronted(port) as front:
             with report.case(f"{name} smuggles nothing") as notes:
