@@ -7223,7 +7223,8 @@ class ReadmeTest(ServerTestCase):
         return names
 
     def test_every_block_is_run_by_somebody(self):
-        tested = {"asyncio", "thread", "channel", "authorize", "disconnect"}
+        tested = {"asyncio", "thread", "channel", "authorize", "disconnect", "retain",
+                  "presence"}  # fmt: skip
         self.assertEqual((set(self.examples), self.unmarked), (tested, []))
 
     async def test_the_example_in_a_coroutine(self):
@@ -7301,24 +7302,60 @@ class ReadmeTest(ServerTestCase):
         }
         self.run_example("disconnect", **{**names, "server": server})
         self.assertEqual(await clients[42].rest(), [])
-        server.publish("still here")
+        server.publish("still here", channel="jobs-41")
         self.assertEqual(await clients[41].data(1), ["still here"])
+
+    async def test_nobody_hears_the_job_of_another(self):
+        authorize = self.run_example("authorize")["authorize"]
+        server = await self.start(authorize=authorize)
+        mine, other = "channel=jobs-41", "channel=jobs-42"
+        for query, status in (
+            ("", 200),
+            (mine, 200),
+            (f"{mine}&{mine}", 200),
+            (f"{mine}&{other}", 403),
+            (other, 403),
+        ):
+            data = ask(f"/sse?{query}", "Cookie: session=41", method="HEAD")
+            answer = await self.ask(server, data, head_only=True)
+            self.assertEqual(answer.status, status, query)
+
+    async def test_the_example_of_a_state(self):
+        server = await self.start()
+        self.run_example("retain", server=server)
+        await server.drain()
+        client = await self.stream(server)
+        (event,) = await client.events(1)
+        self.assertEqual((event.type, event.data), ("temperature", '{"celsius":21.5}'))
+
+    async def test_the_example_of_presence(self):
+        names = {"session": lambda request: request.header("x"), "SSEServer": SSEServer}
+        server = self.run_example("presence", **names)["server"]
+        await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        first = await self.stream(server, "/sse", "X: ann")
+        self.assertEqual(await first.data(1), ['["ann"]'])
+        second = await self.stream(server, "/sse", "X: bob")
+        self.assertEqual(await first.data(1), ['["ann","bob"]'])
+        second.close()
+        self.assertEqual(await first.data(1), ['["ann"]'])
 
     def test_the_limits_are_those_of_the_module(self):
         defaults = SSEServer.__init__.__kwdefaults__
         rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", self.text, re.MULTILINE)
         limits = {name: text for name, text in rows if name in defaults}
-        self.assertEqual(len(limits), 11)
+        self.assertEqual(len(limits), 12)
         for name, value in {
             "history": "1000 events",
             "history_bytes": "16 MiB",
+            "retained": "1000 events",
             "max_event_bytes": "1 MiB",
             "max_connections": "descriptors less 64",
         }.items():
             self.assertIn(value, limits.pop(name))
         for name, text in limits.items():
             self.assertIn(f"{defaults[name]:g} s", text, name)
-        self.assertEqual(defaults["history"], 1000)
+        self.assertEqual((defaults["history"], defaults["retained"]), (1000, 1000))
         self.assertEqual(defaults["history_bytes"], 16 * 1024 * KIB)
         self.assertEqual(defaults["max_event_bytes"], 1024 * KIB)
         self.assertEqual(sse_server.RESERVED_DESCRIPTORS, 64)
