@@ -310,10 +310,12 @@ class Stream:
     It speaks HTTP/1.0, to which the stream is sent without chunks around it.
     """
 
-    def __init__(self, port, last_event_id=None, query="", host="127.0.0.1"):
+    def __init__(
+        self, port, last_event_id=None, query="", host="127.0.0.1", path="/sse"
+    ):
         self._socket = socket.create_connection((host, port), timeout=PATIENCE)
         resume = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
-        self._socket.sendall(f"GET /sse{query} HTTP/1.0\r\n{resume}\r\n".encode())
+        self._socket.sendall(f"GET {path}{query} HTTP/1.0\r\n{resume}\r\n".encode())
         self._received = b""
         head, _, self._received = self._until(b"\r\n\r\n")
         expect(b" 200 " in head.split(b"\r\n")[0], f"the stream's head is {head!r}")

@@ -383,6 +383,26 @@ def thread_checks(report, workshop):
         ended_by_ctrl_c(app)
 
 
+def asgi_checks(report, workshop):
+    workshop.recipe("fastapi_app.py")
+    uvicorn = [sys.executable, "-m", "uvicorn", "--port", "8000", "fastapi_app:app"]
+    uvicorn += ["--timeout-graceful-shutdown", "3"]
+    with (
+        report.case("fastapi: the stream is its own response, resumes, and ends"),
+        Program(uvicorn, workshop.folder, port=8000) as app,
+        Stream(8000, path="/events") as stream,
+    ):
+        json = ["-H", "Content-Type: application/json", "--data-binary", '{"n": 1}']
+        curl("http://localhost:8000/orders", *json)
+        first = stream.next()
+        expect(first["event"] == "order", f"not an order: {first}")
+        curl("http://localhost:8000/orders", *json)
+        second = stream.next()
+        with Stream(8000, first["id"], path="/events") as late:
+            expect(late.next() == second, "not what it missed")
+        ended_by_ctrl_c(app)
+
+
 def ended_by_ctrl_c(app):
     """While a stream is open."""
     app.signal(signal.SIGINT)
@@ -539,6 +559,7 @@ def main():
         redis_checks(report, workshop)
         postgres_checks(report, workshop)
         thread_checks(report, workshop)
+        asgi_checks(report, workshop)
         unit_checks(report, workshop)
         http2_checks(report, workshop)
     return report.close()
