@@ -29,7 +29,9 @@ The rules that the rest follows from:
    position of its own, is given the next batch whenever its socket has room, and joins
    the live when its position equals `sent`.
 3. Losing is allowed, losing silently is not: a position that the log no longer holds,
-   or an id that it does not know, gets one event named `gap`, then what is held.
+   or an id that it does not know, gets one event named `gap`, then what is held.  The
+   newest retained event of each name stays, whatever the log forgets: a new client is
+   given them first, and so is, after its gap, one that missed something.
 4. Every buffer has a bound and every wait has a deadline.
 5. One coroutine, the broadcaster's, writes all events, and it waits for no client.  An
    event is always written whole.

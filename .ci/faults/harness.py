@@ -7,7 +7,6 @@ The decoder is written from the HTML standard (9.2.5, 9.2.6), the chunks from RF
 import argparse
 import contextlib
 import json
-import os
 import pathlib
 import random
 import select
@@ -19,7 +18,9 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-MODULE = HERE.parents[1] / "sse_server.py"
+sys.path.insert(0, str(HERE.parent))
+
+
 KIB, MIB = 1024, 1024 * 1024
 
 
@@ -75,31 +76,6 @@ def wait_until(condition, seconds, period=0.02):
             return False
         time.sleep(period)
     return True
-
-
-def free_port():
-    """A port below the range that outgoing connections take theirs from: a server that
-    is stopped finds it free when it starts again."""
-    while True:
-        port = random.randrange(15000, 32000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-
-
-def process_cpu(pid):
-    """The seconds that a process has computed."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def process_rss(pid):
-    """The bytes of memory that a process has resident."""
-    pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE")
 
 
 def python_name(python):

@@ -29,13 +29,12 @@ import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 
 import storm
+from common import command_lines, obey
 
 import sse_server
-
-LINE_LIMIT = 32 * 1024 * 1024  # bytes of one command
 
 
 class Commands:
@@ -139,23 +138,6 @@ class Commands:
 def count_transports():
     transport = asyncio.selector_events._SelectorTransport
     return sum(isinstance(thing, transport) for thing in gc.get_objects())
-
-
-async def command_lines():
-    reader = asyncio.StreamReader(limit=LINE_LIMIT)
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    return reader
-
-
-async def obey(commands, lines):
-    async for line in lines:
-        command = json.loads(line)
-        answer = getattr(commands, command.pop("do"))(**command)
-        if asyncio.iscoroutine(answer):
-            answer = await answer
-        print(json.dumps(answer), flush=True)
 
 
 def shrink_send_buffers(server, size):

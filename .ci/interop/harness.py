@@ -7,18 +7,15 @@ import pathlib
 import signal
 import sys
 import time
-import traceback
 from dataclasses import dataclass
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from common import Failure, expect
+
 ANSWER_LIMIT = 16 * 1024 * 1024  # bytes in one line of any program read from here
 PATIENCE = 15.0  # seconds that anything awaited may take on a busy machine
-
-
-def expect(condition, problem):
-    """A check's assertion; not `assert`, so that -O cannot switch it off."""
-    if not condition:
-        raise AssertionError(problem)
 
 
 async def until(condition, what, within=PATIENCE):
@@ -35,43 +32,8 @@ async def until(condition, what, within=PATIENCE):
             return holds
         if time.monotonic() > deadline:
             what = what() if callable(what) else what
-            raise AssertionError(f"not within {within:g} s: {what}")
+            raise Failure(f"not within {within:g} s: {what}")
         await asyncio.sleep(0.01)
-
-
-class Report:
-    """Prints PASS or FAIL for each case, and the closing line."""
-
-    def __init__(self, part):
-        self.part = part
-        self.passed = self.failed = 0
-
-    @contextlib.contextmanager
-    def case(self, name):
-        """A case passes when its block ends, and fails with what the block raised.
-
-        The block gets a list; what it appends is printed behind the name.
-        """
-        notes = []
-        try:
-            yield notes
-        except Exception as problem:
-            self.failed += 1
-            self._line("FAIL", name, [f"{type(problem).__name__}: {problem}"])
-            if not isinstance(problem, AssertionError):
-                traceback.print_exc()
-        else:
-            self.passed += 1
-            self._line("PASS", name, notes)
-
-    def _line(self, verdict, name, notes):
-        suffix = f" ({'; '.join(notes)})" if notes else ""
-        print(f"{verdict} {self.part}: {name}{suffix}", flush=True)
-
-    def close(self):
-        """The closing line, and the exit status."""
-        print(f"{self.part}: {self.passed} passed, {self.failed} failed", flush=True)
-        return 0 if self.passed and not self.failed else 1
 
 
 class Server:

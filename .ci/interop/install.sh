@@ -15,35 +15,11 @@ programs=(
     curl:curl node:nodejs npm:npm
 )
 
-install_programs() {
-    local missing=() entry
-    for entry in "${programs[@]}"; do
-        command -v "${entry%%:*}" >/dev/null || missing+=("${entry#*:}")
-    done
-    if ((${#missing[@]})); then
-        local sudo=()
-        [[ $(id -u) == 0 ]] || sudo=(sudo)
-        "${sudo[@]}" apt-get update -q >&2
-        DEBIAN_FRONTEND=noninteractive "${sudo[@]}" \
-            apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
-    fi
-}
-
-# unchanged LIST FOLDER: whether FOLDER was filled from exactly this LIST.
-unchanged() { cmp -s "$1" "$2/installed-from"; }
-
-install_python_clients() {
-    local list=$here/requirements.txt venv=$cache/venv
-    unchanged "$list" "$venv" && return
-    rm -rf "$venv"
-    python3 -m venv "$venv" >&2
-    "$venv/bin/pip" install -qq --disable-pip-version-check -r "$list" >&2
-    cp "$list" "$venv/installed-from"
-}
+source "$here/../common.sh"
 
 install_node_packages() {
     local list=$here/package.json folder=$cache/node
-    unchanged "$list" "$folder" && return
+    cmp -s "$list" "$folder/installed-from" && return
     rm -rf "$folder"
     mkdir -p "$folder"
     cp "$list" "$folder/package.json"
@@ -51,8 +27,8 @@ install_node_packages() {
     cp "$list" "$folder/installed-from"
 }
 
-install_programs
-install_python_clients
+install_programs "${programs[@]}"
+install_packages "$here/requirements.txt" "$cache/venv"
 install_node_packages
 printf 'export INTEROP_PYTHON=%q NODE_PATH=%q PATH=%q\n' \
     "$cache/venv/bin/python" "$cache/node/node_modules" "$PATH"

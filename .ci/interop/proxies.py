@@ -17,8 +17,8 @@ import time
 
 import smuggling
 from clients import Client
-from harness import HERE, PATIENCE, Curl, Event, Report, Server, expect, until
-from server import free_port
+from common import free_port
+from harness import HERE, PATIENCE, Curl, Event, Failure, Report, Server, expect, until
 
 README = HERE.parents[1] / "README.md"
 EVENTS = 20  # of which each must be seen before the next is published
@@ -118,7 +118,7 @@ class Proxy:
     async def _listens(self):
         if self._process.returncode is not None:
             output = self._log.read_text("utf-8", "replace")
-            raise AssertionError(f"{self._command[0]} ended: {output[-1000:]}")
+            raise Failure(f"{self._command[0]} ended: {output[-1000:]}")
         with contextlib.suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
             writer.close()
@@ -351,10 +351,10 @@ async def buffering_is_seen(report):
         async with fronted(buffering_nginx, heartbeat=HEARTBEAT) as (proxy, server):
             try:
                 await passes_on_at_once(proxy, server, [])
-            except AssertionError as caught:
+            except Failure as caught:
                 notes.append(str(caught))
                 return
-        raise AssertionError("events came at once in spite of the buffering")
+        raise Failure("events came at once in spite of the buffering")
 
 
 async def seconds_until_cut(proxy):

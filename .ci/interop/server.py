@@ -19,30 +19,17 @@ import dataclasses
 import json
 import math
 import pathlib
-import random
 import signal
-import socket
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+
+from common import command_lines, free_port, obey
 
 import sse_server
 
-LINE_LIMIT = 32 * 1024 * 1024  # bytes: a command may carry several 1 MB events
 TICK = 0.01  # seconds between the bursts of a pump
-
-
-def free_port():
-    """A port below the range that outgoing connections take theirs from: a server that
-    is stopped finds it free when it starts again."""
-    while True:
-        port = random.randrange(15000, 32000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
 
 
 class Commands:
@@ -87,21 +74,6 @@ class Commands:
     def turn_away(self, status):
         self._turned_away = status
         return {}
-
-
-async def command_lines():
-    reader = asyncio.StreamReader(limit=LINE_LIMIT)
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    return reader
-
-
-async def obey(commands, lines):
-    async for line in lines:
-        command = json.loads(line)
-        answer = getattr(commands, command.pop("do"))(**command)
-        print(json.dumps(answer), flush=True)
 
 
 async def main(options):

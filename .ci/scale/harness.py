@@ -6,7 +6,6 @@ import contextlib
 import os
 import pathlib
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -14,9 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from common import Failure, expect
+
 ROOT = HERE.parents[1]
 PATIENCE = 30.0  # seconds that anything awaited may take on a busy machine
 README = ROOT / "README.md"
@@ -25,15 +27,6 @@ RECIPE = re.compile(
 )
 NGINX_BLOCK = re.compile(r"^```nginx\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IN_PRIVATE_NETWORK = "SSE_SCALE_IN_PRIVATE_NETWORK"
-
-
-class Failure(Exception):
-    """A check's finding, in words."""
-
-
-def expect(condition, problem):
-    if not condition:
-        raise Failure(problem)
 
 
 def until(condition, what, within=PATIENCE):
@@ -83,48 +76,6 @@ def arguments(parser=None):
     options = parser.parse_args()
     options.readme, options.module = options.readme.resolve(), options.module.resolve()
     return options
-
-
-def raise_descriptor_limit():
-    """As LimitNOFILE= does for a service; programs started from here inherit it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
-class Report:
-    """Prints PASS or FAIL for each case, and the closing line."""
-
-    def __init__(self, part):
-        self.part = part
-        self.passed = self.failed = 0
-
-    @contextlib.contextmanager
-    def case(self, name):
-        """Passes when its block ends, fails with what the block raised.
-
-        What the block appends to the list that it gets is printed behind the name.
-        """
-        notes = []
-        try:
-            yield notes
-        except Exception as problem:
-            self.failed += 1
-            self._line("FAIL", name, [f"{type(problem).__name__}: {problem}"])
-            if not isinstance(problem, Failure):
-                traceback.print_exc()
-        else:
-            self.passed += 1
-            self._line("PASS", name, notes)
-
-    def _line(self, verdict, name, notes):
-        suffix = f" ({'; '.join(notes)})" if notes else ""
-        print(f"{verdict} {self.part}: {name}{suffix}", flush=True)
-
-    def close(self):
-        """The closing line, and the exit status."""
-        print(f"{self.part}: {self.passed} passed, {self.failed} failed", flush=True)
-        return 0 if self.passed and not self.failed else 1
 
 
 def recipes(readme):

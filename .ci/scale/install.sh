@@ -14,25 +14,8 @@ programs=(
     unshare:util-linux openssl:openssl systemd-analyze:systemd pg_lsclusters:postgresql
 )
 
-missing=()
-for entry in "${programs[@]}"; do
-    command -v "${entry%%:*}" >/dev/null || missing+=("${entry#*:}")
-done
-if ((${#missing[@]})); then
-    sudo=()
-    [[ $(id -u) == 0 ]] || sudo=(sudo)
-    "${sudo[@]}" apt-get update -q >&2
-    DEBIAN_FRONTEND=noninteractive "${sudo[@]}" \
-        apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
-fi
+source "$here/../common.sh"
+install_programs "${programs[@]}"
+install_packages "$here/requirements.txt" "$cache/venv"
 
-list=$here/requirements.txt venv=$cache/venv
-if ! cmp -s "$list" "$venv/installed-from"; then
-    rm -rf "$venv"
-    mkdir -p "$cache"
-    python3 -m venv "$venv" >&2
-    "$venv/bin/pip" install -qq --disable-pip-version-check -r "$list" >&2
-    cp "$list" "$venv/installed-from"
-fi
-
-printf 'export SCALE_PYTHON=%q PATH=%q\n' "$venv/bin/python" "$PATH"
+printf 'export SCALE_PYTHON=%q PATH=%q\n' "$cache/venv/bin/python" "$PATH"
