@@ -537,7 +537,7 @@ class _EventLog:
         """
         found = sorted(
             (retained.number, retained.body)
-            for retained in self._retained.values()
+            for retained in list(self._retained.values())
             if after < retained.number <= upto
             and (retained.channel in channels or retained.channel == EVERYBODY)
         )

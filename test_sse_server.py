@@ -722,8 +722,8 @@ class FramingTest(unittest.TestCase):
 NO_CHANNEL = frozenset([None])
 
 
-def new_log(max_events=1000, max_bytes=16 * 2**20):
-    return sse_server._EventLog(max_events, max_bytes)
+def new_log(max_events=1000, max_bytes=16 * 2**20, max_retained=0):
+    return sse_server._EventLog(max_events, max_bytes, max_retained)
 
 
 def id_at(log, number):
@@ -1294,6 +1294,7 @@ class InterruptedLogTest(unittest.TestCase):
     """Ctrl-C, or a call from within, between any two instructions of append()."""
 
     BODY = b"data: a\n\n"
+    NEW = (BODY, "a", "new", None, "name")  # retained
 
     def interrupted(self, log, at, interrupt, *arguments):
         """Append, and call `interrupt` at the instruction of this number, if there is
@@ -1339,10 +1340,12 @@ class InterruptedLogTest(unittest.TestCase):
             position = end
         self.assertLessEqual(len(log), 2)
         self.assertEqual(len(set(ids)), len(ids))
+        retained, _ = log.snapshot(0, log.newest, frozenset(["a", "b"]))
+        self.assertLessEqual(len(retained), 2)
         return ids
 
     def log(self):
-        log = new_log(max_events=2, max_bytes=3 * 420)
+        log = new_log(max_events=2, max_bytes=5 * 420, max_retained=2)
         for number in range(4):
             log.append(self.BODY, "a", f"old {number}")
         log.sent = log.newest
@@ -1355,7 +1358,7 @@ class InterruptedLogTest(unittest.TestCase):
         for at in range(1, 10_000):
             log = self.log()
             try:
-                if not self.interrupted(log, at, ctrl_c, self.BODY, "a", "new"):
+                if not self.interrupted(log, at, ctrl_c, *self.NEW):
                     break
             except KeyboardInterrupt:
                 pass
@@ -1373,9 +1376,9 @@ class InterruptedLogTest(unittest.TestCase):
             log = self.log()
 
             def within(log=log):
-                log.append(self.BODY, "b", "within")
+                log.append(self.BODY, "b", "within", None, "name")
 
-            if not self.interrupted(log, at, within, self.BODY, "a", "new"):
+            if not self.interrupted(log, at, within, *self.NEW):
                 break
             with self.subTest(at):
                 self.assertEqual(sorted(self.assertWhole(log)), ["new", "within"])
