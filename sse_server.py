@@ -1803,7 +1803,10 @@ class _Broadcaster:
             subscriber.position == self.log.sent
             and subscriber.gap is None
             and subscriber.snapshot is None
-            and subscriber.audience not in self._pending
+            # While a sweep writes, `sent` is where an audience is once it is written.
+            and (
+                self._swept == self.log.sent or subscriber.audience not in self._pending
+            )
         )
 
     def _fall_behind(self, subscriber: _Subscriber) -> None:

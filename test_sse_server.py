@@ -6987,8 +6987,11 @@ class IteratorTest(ServerTestCase):
 
     def reading(self, server, **parameters):
         iterator = server.stream(**parameters)
-        self.addAsyncCleanup(iterator.aclose)
+        self.addAsyncCleanup(self.end, iterator)
         return iterator
+
+    async def end(self, iterator):
+        await iterator.aclose()
 
     async def read(self, iterator, count):
         """So many events, in the order in which they come."""

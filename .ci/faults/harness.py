@@ -20,6 +20,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from common import MODULE, free_port, process_cpu, process_rss  # noqa: F401
 
 KIB, MIB = 1024, 1024 * 1024
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import Failure, expect
+from common import Failure, Report, expect  # noqa: F401
 
 ANSWER_LIMIT = 16 * 1024 * 1024  # bytes in one line of any program read from here
 PATIENCE = 15.0  # seconds that anything awaited may take on a busy machine

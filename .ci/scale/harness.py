@@ -17,7 +17,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import Failure, expect
+from common import Failure, Report, expect, raise_descriptor_limit  # noqa: F401
 
 ROOT = HERE.parents[1]
 PATIENCE = 30.0  # seconds that anything awaited may take on a busy machine
