@@ -1899,23 +1899,19 @@ class _Broadcaster:
             id = snapshot[1]
             # Who breaks off before it has all must not resume behind it: so the last
             # one has the id, and before it there is none.
-            if upto >= position:
+            if upto < position:
+                snapshot = upto, id
+            else:
+                snapshot = None
                 if frames:
                     frames[-1] = b"id: %b\n%b" % (_encode(id), frames[-1])
-                snapshot = None
-            else:
-                snapshot = upto, id
             if reason:
-                alone = snapshot is None and not frames
-                gaps = [
-                    format_event(
-                        {"reason": reason}, event="gap", id=id if alone else None
-                    )
-                ]
-        else:
+                told = None if snapshot or frames else id
+                gaps = [format_event({"reason": reason}, event="gap", id=told)]
+        if snapshot is None:
             batch, position = log.read(position, log.sent)
             wanted = channels | {EVERYBODY}
-            frames = [entry.frame for entry in batch if entry.channel in wanted]
+            frames += [entry.frame for entry in batch if entry.channel in wanted]
         payload = b"".join(gaps + frames)
         framed = audience.frame(payload) if payload else b""
         return framed, len(frames), len(gaps), position, snapshot
