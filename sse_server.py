@@ -101,7 +101,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from typing import Any, NoReturn, Optional, Union, cast
+from typing import Any, NamedTuple, NoReturn, Optional, Union, cast
 
 __version__ = "2.0.0"
 __all__ = ["EVERYBODY", "HTTPError", "Request", "SSEServer", "Stats", "format_event"]
@@ -430,14 +430,15 @@ class _EventLog:
     bookkeeping, but for a single event that is larger.  Not thread-safe: the server
     calls it under its lock.
 
-    Beside them up to `max_retained` retained events stay, whatever is forgotten; beyond,
-    and beyond `max_bytes`, the one that is unchanged for the longest time goes.
+    Beside them up to `max_retained` retained events stay, whatever is forgotten;
+    beyond that, and beyond `max_bytes`, the one that is unchanged for the longest time
+    goes.
 
     The publisher's ids may have an order.  Then each comes with its key, keys ascend,
     and an id that is not held has a place between those that are.
     """
 
-    def __init__(self, max_events: int, max_bytes: int, max_retained: int = 0) -> None:
+    def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._max_retained = max_retained
@@ -492,8 +493,9 @@ class _EventLog:
     ) -> str:
         """Add an event (without an id field) and return the id it now has.
 
-        `retain` is the name under which it is retained.  ValueError for an id that an event has that is held, or whose key does not
-        follow the newest one's.
+        `retain` is the name under which it is retained; None: it is not.  ValueError
+        for an id that an event has that is held, or whose key does not follow the
+        newest one's.
         """
         if id is not None:
             newest = self._entries[self.newest]
@@ -527,19 +529,27 @@ class _EventLog:
             self._retained.popitem(last=False)
         self.retained_changes += 1
 
+    def retains(self, channels: Channels) -> bool:
+        """Whether an event of these channels is retained."""
+        return any(self._retained_of(channels))
+
+    def _retained_of(self, channels: Channels) -> Iterator[_Retained]:
+        for retained in list(self._retained.values()):
+            if retained.channel in channels or retained.channel == EVERYBODY:
+                yield retained
+
     def snapshot(
         self, after: int, upto: int, channels: Channels
     ) -> tuple[list[bytes], int]:
         """The next batch of the retained events of these channels, in their order.
 
-        Of those that were published after the one and up to the other position.
-        Returns their bytes, without ids, and the position up to which that is all.
+        They were published after the position `after` and up to `upto`.  Returns their
+        bytes, without ids, and the position up to which no more of them are missing.
         """
         found = sorted(
             (retained.number, retained.body)
-            for retained in list(self._retained.values())
+            for retained in self._retained_of(channels)
             if after < retained.number <= upto
-            and (retained.channel in channels or retained.channel == EVERYBODY)
         )
         bodies: list[bytes] = []
         size = 0
@@ -743,11 +753,13 @@ _FIELD_LINES = re.compile(rb"(?:%b:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*" % _TOKEN.pa
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(:[0-9]*)?")
 _SCHEME = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\n\r?\n")
-_CHUNK_SIZE = re.compile(
-    rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[ \t]*TOKEN(?:[ \t]*=[ \t]*(?:TOKEN|QUOTED))?)*".replace(
-        b"TOKEN", _TOKEN.pattern
-    ).replace(b"QUOTED", rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"')
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_CHUNK_EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (
+    _TOKEN.pattern,
+    _TOKEN.pattern,
+    _QUOTED,
 )
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:%b)*" % _CHUNK_EXTENSION)
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
@@ -821,6 +833,23 @@ class Request:
             if name in parameters:
                 return parameters[name][0]
         return None
+
+    @property
+    def replay(self) -> float | None:
+        """How many events it asks for that were published before it came.
+
+        None where it says nothing, math.inf for all.  HTTPError 400 for what is no
+        number of at most nine digits.
+        """
+        values = _parse_query(self.query).get("replay")
+        if values is None:
+            return None
+        if values[-1] == "all":
+            return math.inf
+        if not re.fullmatch("[0-9]{1,9}", values[-1]):
+            message = f"replay is {values[-1][:80]!a}; allowed: a number, all"
+            raise HTTPError(400, message)
+        return int(values[-1])
 
     def accepts(self, media_type: str) -> bool:
         """Whether the Accept field names this media type itself."""
@@ -1239,8 +1268,8 @@ class _Subscriber:
     audience: _Audience | None  # None before the stream opens and once it has ended
     position: int  # of its own, while it is behind
     gap: str | None  # the reason of a gap to announce
-    # What retained events it has been given, up to this position; and the id of its
-    # own position, up to which it gets them.  None: it gets none (any more).
+    # While it is given what is retained: up to which position it has that, and the id
+    # of its own position, with which it has it all.
     snapshot: tuple[int, str] | None
     awaited: tuple[str, Any]  # while it is ahead: the id it has seen, and its key
     unsent: int  # while its socket is full: what the transport held at the last look
@@ -1284,6 +1313,16 @@ def _write_through(subscriber: _Subscriber, payload: bytes) -> int:
     """Write by the transport, which calls pause_writing if not all was taken."""
     subscriber.transport.write(payload)
     return len(payload)
+
+
+class _Batch(NamedTuple):
+    """What one who is behind is given next, and where it is then."""
+
+    payload: bytes
+    events: int
+    gaps: int
+    position: int
+    snapshot: tuple[int, str] | None  # as in _Subscriber
 
 
 class _Registry:
@@ -1420,8 +1459,8 @@ class _Broadcaster:
         heartbeat: float | None,
         write_timeout: float,
         id_order: Callable[[str], Any] | None,
-        on_open: Callable[[Request], object] | None = None,
-        on_close: Callable[[Request], object] | None = None,
+        on_open: Callable[[Request], object] | None,
+        on_close: Callable[[Request], object] | None,
     ) -> None:
         self.log = log
         self.registry = registry
@@ -1441,9 +1480,7 @@ class _Broadcaster:
         self._swept = 0  # the position up to which sweeps are complete
         self._turn_ends = 0.0
         self._next_batch_key: tuple[object, ...] = ()  # what _next_batch belongs to
-        self._next_batch: tuple[bytes, int, int, int, tuple[int, str] | None] = (
-            b"", 0, 0, 0, None,
-        )  # fmt: skip
+        self._next_batch = _Batch(b"", 0, 0, 0, None)
         self._loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
         self._process = 0  # that in which it began
         self._rung = False  # from another thread
@@ -1477,7 +1514,7 @@ class _Broadcaster:
         body: bytes,
         channel: str | None,
         id: str | None,
-        retain: str | None = None,
+        retain: str | None,
     ) -> str:
         """Append to the log and ring the bell; never waits for a client."""
         key = None if id is None else self.key_of(id)
@@ -1666,7 +1703,7 @@ class _Broadcaster:
             self._drop(subscriber, "an error")
 
     def _write_rest(self, subscriber: _Subscriber, rest: bytes) -> None:
-        """Leave to the transport what the socket did not take; it calls pause_writing."""
+        """Leave the rest to the transport, which calls pause_writing if it holds it."""
         try:
             subscriber.transport.write(rest)
         except Exception as error:
@@ -1697,7 +1734,7 @@ class _Broadcaster:
         channels: Channels,
         chunked: bool,
         last_event_id: str | None,
-        replay: float = 0,
+        replay: float,
     ) -> None:
         """Take in somebody who is `answering`, and whose stream's head is written.
 
@@ -1733,7 +1770,7 @@ class _Broadcaster:
                 position = min(position, self.log.before_newest(newest, channels))
             # What was forgotten before it came is no loss of its own.
             position = subscriber.position = max(position, self.log.base)
-            if self.log.snapshot(0, position, channels)[0]:
+            if self.log.retains(channels):
                 subscriber.snapshot = 0, self.log.id_at(position)
 
     def _call(
@@ -1872,18 +1909,15 @@ class _Broadcaster:
                 self._next_batch = self._encode_next(audience, subscriber)
                 self._next_batch_key = key
         batch = self._next_batch
-        payload, events, gaps, subscriber.position, subscriber.snapshot = batch
+        subscriber.position, subscriber.snapshot = batch.position, batch.snapshot
         subscriber.gap = None
-        self.events_written += events
-        self.bytes_written += len(payload)
-        self.gaps += gaps
-        if payload:
-            self._write_rest(subscriber, payload)
+        self.events_written += batch.events
+        self.bytes_written += len(batch.payload)
+        self.gaps += batch.gaps
+        if batch.payload:
+            self._write_rest(subscriber, batch.payload)
 
-    def _encode_next(
-        self, audience: _Audience, subscriber: _Subscriber
-    ) -> tuple[bytes, int, int, int, tuple[int, str] | None]:
-        """The bytes that it is owed next; its events, gaps, position and snapshot."""
+    def _encode_next(self, audience: _Audience, subscriber: _Subscriber) -> _Batch:
         log, channels = self.log, audience.channels
         position, snapshot = subscriber.position, subscriber.snapshot
         gaps: list[bytes] = []
@@ -1914,7 +1948,7 @@ class _Broadcaster:
             frames += [entry.frame for entry in batch if entry.channel in wanted]
         payload = b"".join(gaps + frames)
         framed = audience.frame(payload) if payload else b""
-        return framed, len(frames), len(gaps), position, snapshot
+        return _Batch(framed, len(frames), len(gaps), position, snapshot)
 
     def _end_all(self) -> Iterator[None]:
         """End the streams of those who were given everything."""
@@ -2340,7 +2374,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.resume_reading()
         broadcaster = self.server.broadcaster
-        replay = _replay_of(request, self.server._replay)
+        replay = self.server._replay if request.replay is None else request.replay
         broadcaster.add(self, channels, chunked, request.last_event_id, replay)
         if self.input_ended:
             broadcaster.end(self, "closed by the client")
@@ -2496,8 +2530,8 @@ class _Pipe(asyncio.Transport):
 def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
     """Part a writer from its transport; what is returned has to be kept.
 
-    asyncio.start_server made a protocol, a reader and a writer for the connection.  They
-    are not needed, and they refer to each other, so that each visit would leave a cycle
+    asyncio.start_server made a protocol, a reader and a writer for the connection.
+    They are not needed, and they refer to each other, so that each visit would leave a cycle
     for the garbage collector.  A writer that is collected closes its transport (Python
     3.11 and later), so it is kept if it cannot be parted.
     """
@@ -2564,8 +2598,9 @@ class SSEServer:
     an HTTPError is what it says, any other exception is logged and is 500.  It may
     also return the names of the channels that the client may use: who asks for another
     one gets 403, who asks for none gets all of them (None among the names stands for
-    the events without a channel).  A coroutine function runs in the event loop; a plain function in a thread, so that it
-    may block.  `publish_token` allows `POST` to publish ("" and None: 405).
+    the events without a channel).  A coroutine function runs in the event loop; a plain
+    function in a thread, so that it may block.  `publish_token` allows `POST` to
+    publish ("" and None: 405).
     `cors_origins` are the origins whose pages may read the stream, as in
     "https://example.com"; "*" is all of them, without credentials.  `hosts` are the
     names that the server answers to on its path, without ports; "*" is any.  While it
@@ -2622,8 +2657,7 @@ class SSEServer:
             _check_integer("port", port, 0, 65535)
         _check_integer("history", history, 0)
         _check_integer("retained", retained, 0)
-        if replay != math.inf:
-            _check_integer("replay", cast(int, replay), 0)
+        _check_replay(replay)
         _check_integer("history_bytes", history_bytes, 0)
         _check_integer("max_event_bytes", max_event_bytes, 1)
         if max_connections is not None:
@@ -2638,9 +2672,14 @@ class SSEServer:
         _check_seconds("shutdown_timeout", shutdown_timeout)
         _check_callable("authorize", authorize)
         _check_callable("id_order", id_order)
-        _check_callable("on_open", on_open)
-        _check_callable("on_close", on_close)
-        _check_callable("dumps", dumps)
+        for name, hook in (
+            ("on_open", on_open), ("on_close", on_close), ("dumps", dumps),
+        ):  # fmt: skip
+            _check_callable(name, hook)
+            if inspect.iscoroutinefunction(hook):
+                raise TypeError(
+                    f"{name} is a coroutine function; allowed is a plain one"
+                )
         if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
             raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
         self._host, self._port = host, port or 0
@@ -2680,7 +2719,6 @@ class SSEServer:
         )
         self.turns = _Turns()
         self._state = _NEW
-        self._started = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._listeners: list[asyncio.Server] = []
@@ -2778,8 +2816,11 @@ class SSEServer:
         ends with close() and disconnect(), or when the iterator is closed, as
         frameworks do when a client has gone.
 
-        Raises ValueError for channels that are none, RuntimeError in another event loop.
+        Raises ValueError for bad channels and a bad replay, RuntimeError in another
+        event loop.
         """
+        replay = self._replay if replay is None else replay
+        _check_replay(replay)
         names = frozenset(_check_name("channel", name) for name in channels)
         if len(names) > MAX_CHANNELS:
             raise ValueError(f"{len(names)} channels; allowed are {MAX_CHANNELS}")
@@ -2790,16 +2831,13 @@ class SSEServer:
             yield self._come_back()
             return
         query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
-        id = (
-            ()
-            if last_event_id is None
-            else ((b"last-event-id", last_event_id.encode()),)
-        )
+        fields: Fields = ()
+        if last_event_id is not None:
+            fields = ((b"last-event-id", last_event_id.encode()),)
         target = self._path + ("?" + query if query else "")
-        request = Request("GET", target, self._path, query, (1, 1), id, "")
+        request = Request("GET", target, self._path, query, (1, 1), fields, "")
         reader = _Reader(self, request)
         try:
-            replay = self._replay if replay is None else replay
             self.broadcaster.add(
                 reader, names or _NO_CHANNEL, False, last_event_id, replay
             )
@@ -2884,12 +2922,18 @@ class SSEServer:
         self._thread.join()
 
     def requests(self) -> list[Request]:
-        """The request of each open stream; from any thread."""
+        """The request of each open stream; from any thread.
+
+        Its `channels` are those that were asked for.
+        """
         return [subscriber.request() for subscriber in self.registry.all(*_STREAMING)]
 
     @property
     def port(self) -> int:
-        """The port it listens on (or will; 0 becomes the real one at the start)."""
+        """The port it listens on (or will; 0 becomes the real one at the start).
+
+        Without a port of its own it is 0.
+        """
         return self._port
 
     @property
@@ -2986,15 +3030,16 @@ class SSEServer:
         try:
             if self._max_connections is None:
                 self._max_connections = _connections_by_descriptors()
+            port = self._port
             if self._listens:
                 self._listeners, port = await self._bind_all()
-                self._port = port
             self.registry.start()
             for listener in self._listeners:
                 await listener.start_serving()
                 for sock in listener.sockets:
                     with sock.dup() as same:
                         same.listen(BACKLOG)  # accepting goes by ACCEPTS_PER_TURN
+            self._port = port
             if self._hosts is None and self._listens_on_loopback():
                 self._hosts = _LOOPBACK_HOSTS
             if not self._enter(_SERVING, _STARTING):
@@ -3007,7 +3052,6 @@ class SSEServer:
             if self._enter(_NEW, _STARTING):
                 self._loop = None
             raise
-        self._started = True
         self._ended = asyncio.Event()
         self._hook_threads = asyncio.Semaphore(AUTHORIZE_THREADS)
         self._hooks_done = 0
@@ -3106,7 +3150,8 @@ class SSEServer:
                 connection.lower.abort()
             elif not connection.received:
                 connection._close()
-        if self._started:  # else it was closed before
+        # Else it was closed before.
+        if not self._starting.cancelled() and self._starting.exception() is None:
             await asyncio.wait([self._broadcasting])
             while self.registry:
                 self._ended.clear()
@@ -3194,7 +3239,7 @@ class SSEServer:
             self._refused += 1
             if not self._wants_stream(request):
                 raise self._full_error()
-        self._check_host(request)
+        self._require_own_name(request)
         publishes = request.path == self._path and request.method == "POST"
         if publishes and self._publish_token:
             self._check_token(request)
@@ -3202,7 +3247,7 @@ class SSEServer:
             return None
         return _BodyReader(request, self._max_event_bytes, publishes)
 
-    def _check_host(self, request: Request) -> None:
+    def _require_own_name(self, request: Request) -> None:
         """HTTPError 421 on the path for a name that is not this server's."""
         given = request.header("host")
         if request.path != self._path or not given or self._hosts is None:
@@ -3281,7 +3326,7 @@ class SSEServer:
                 return _Response(200, _STATS_HEADERS, stats, newest_id)
             if request.accepts("text/html"):
                 return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
-        _ = _replay_of(request, self._replay)  # HTTPError where it is none
+        _ = request.replay  # HTTPError where it is none
         headers: Headers = _STREAM_HEADERS
         if request.version >= (1, 1):
             headers = (*headers, ("Transfer-Encoding", "chunked"))
@@ -3459,18 +3504,6 @@ _STATS_HEADERS: Headers = (
 )
 
 
-def _replay_of(request: Request, default: float) -> float:
-    """How many events a new client asks for; HTTPError 400 for what is no number."""
-    values = _parse_query(request.query).get("replay")
-    if values is None:
-        return default
-    if values[-1] == "all":
-        return math.inf
-    if not re.fullmatch("[0-9]{1,9}", values[-1], re.ASCII):
-        raise HTTPError(400, f"replay is {values[-1][:80]!a}; allowed: a number, all")
-    return int(values[-1])
-
-
 def _permitted(request: Request, permission: Permission) -> Channels:
     """The channels that a request is served, by what `authorize` returned.
 
@@ -3538,6 +3571,11 @@ def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> N
     if not number or not low <= value <= high:
         allowed = f"integers from {low}" + (f" to {high}" if high < math.inf else "")
         raise ValueError(f"{name} is {value!r}; allowed are {allowed}")
+
+
+def _check_replay(replay: float) -> None:
+    if replay != math.inf:
+        _check_integer("replay", cast(int, replay), 0)
 
 
 def _check_seconds(name: str, value: float) -> None:
@@ -4145,7 +4183,11 @@ class _ArgumentParser(argparse.ArgumentParser):
 
 def _replay(text: str) -> float:
     """The value of --replay."""
-    return math.inf if text == "all" else int(text)
+    if text == "all":
+        return math.inf
+    if not re.fullmatch("[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
+    return int(text)
 
 
 def _default(parameter: str) -> Any:

@@ -6353,6 +6353,61 @@ class FailureTest(ServerTestCase):
         server.publish("b")
         self.assertEqual(await other.data(2), ["a", "b"])
 
+    async def half_a_head(self, server):
+        """A client that has sent a part of its request; the server's side of it."""
+        client = await self.connect(server)
+        await client.send(b"GET / HTTP/1.1\r\n")
+        heads = server.registry.members["head"]
+        await self.until(lambda: any(c.received for c in heads), "the line")
+        (connection,) = (c for c in heads if c.received)
+        return client, connection
+
+    def due(self, server, *connections):
+        """Their time is over."""
+        for connection in connections:
+            server.registry.members["head"][connection] = 0
+        server.registry._end_waiting()
+
+    async def test_after_an_answer_that_could_not_be_written_there_is_none(self):
+        server = await self.start()
+        client, connection = await self.half_a_head(server)
+        transport = connection.transport
+
+        def fail(data):
+            transport.abort()
+
+        connection.transport = mock.Mock(wraps=transport)
+        connection.transport.write.side_effect = fail
+        await client.send(b"Host: localhost\r\n\r\n" + ask("/") * 20)
+        await self.until(lambda: not server.registry, "the departure")
+        self.assertEqual(connection.transport.write.call_count, 1)
+
+    async def test_a_client_that_has_gone_when_its_time_is_over(self):
+        server = await self.start()
+        client, connection = await self.half_a_head(server)
+        connection.transport = mock.Mock(wraps=connection.transport)
+        connection.transport.write_eof.side_effect = OSError
+        self.due(server, connection)
+        self.assertEqual(connection.state, "lingering")
+        client.close()
+        await self.until(lambda: not server.registry, "the departure")
+
+    async def test_one_that_cannot_be_ended_does_not_keep_the_others(self):
+        server = await self.start()
+        _, first = await self.half_a_head(server)
+        heads = server.registry.members["head"]
+        client = await self.connect(server)
+        await self.until(lambda: len(heads) == 2, "the second")
+        second = list(heads)[1]
+        first.transport = mock.Mock(wraps=first.transport)
+        first.transport.write.side_effect = ZeroDivisionError
+        with self.assertLogs("sse_server", "ERROR") as caught:
+            self.due(server, first, second)
+        self.assertIn("ending it failed", caught.output[0])
+        self.assertEqual((await client.read_answer()).status, 408)
+        client.close()
+        await self.until(lambda: not server.registry, "the departures")
+
     async def test_no_delivery_goes_to_a_descriptor_that_was_reused(self):
         """Rule 5; the kernel gives a new connection the lowest descriptor."""
         self.give_way_after(1)
@@ -6487,6 +6542,24 @@ class LifeTest(ServerTestCase):
         await asyncio.get_running_loop().run_in_executor(None, close)
         self.assertEqual(await client.rest(), [])
 
+    async def test_the_port_is_not_known_before_it_listens(self):
+        """Who waits for it in another thread connects at once."""
+        start_serving = asyncio.base_events.Server.start_serving
+        ports = []
+
+        async def start_and_note(listener):
+            ports.append(server.port)
+            await start_serving(listener)
+
+        server = SSEServer("localhost", 0)
+        with mock.patch.object(
+            asyncio.base_events.Server, "start_serving", start_and_note
+        ):
+            await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        self.assertEqual(set(ports), {0})
+        self.assertGreater(server.port, 0)
+
     async def test_the_port_is_known_when_it_listens(self):
         server = SSEServer("127.0.0.1", 0)
         loop = asyncio.get_running_loop()
@@ -6555,18 +6628,23 @@ class SeamTest(ServerTestCase):
         self.assertIn(b"this port does not speak TLS", answer.body)
         self.assertTrue(await client.ended())
 
-    async def test_an_end_of_input_behind_a_pipelined_request_is_seen(self):
-        async def authorize(request):
-            await asked.wait()
-            return True
+    async def asked(self, allowed):
+        """A server whose hook answers when told to, and a client."""
+        answer = asyncio.Event()
 
-        asked = asyncio.Event()
+        async def authorize(request):
+            await answer.wait()
+            return allowed
+
         server = await self.start(authorize=authorize)
-        client = await self.connect(server)
+        return server, await self.connect(server), answer
+
+    async def test_an_end_of_input_behind_a_pipelined_request_is_seen(self):
+        server, client, answer = await self.asked(True)
         await client.send(ask("/sse", "Accept: text/html") + ask())
         client.end_of_input()
         await self.until(lambda: server.registry.count("asking"), "the question")
-        asked.set()
+        answer.set()
         await client.read_answer()
         await client.read_head()
         client.chunks = ChunkDecoder()
@@ -6575,22 +6653,16 @@ class SeamTest(ServerTestCase):
         await self.until_stats(server, live=0, behind=0)
 
     async def test_much_that_is_sent_ahead_is_not_held(self):
-        async def authorize(request):
-            await asked.wait()
-            return False
-
-        asked = asyncio.Event()
-        server = await self.start(authorize=authorize)
-        client = await self.connect(server)
+        server, client, answer = await self.asked(False)
         sending = asyncio.ensure_future(client.send(ask() * 200_000))
         await self.until(lambda: server.registry.count("asking"), "the question")
-        await asyncio.sleep(0.05)
         (connection,) = server.registry.all("asking")
+        await self.until(lambda: not connection.transport.is_reading(), "the pause")
         self.assertLess(len(connection.received), 512 * KIB)
         sending.cancel()
         client.reset()
         await asyncio.wait([sending])
-        asked.set()
+        answer.set()
         await self.until(lambda: not server.registry, "its departure")
 
     async def test_a_stream_that_is_asked_for_with_close_says_so(self):
@@ -6842,6 +6914,16 @@ class ReplayTest(ServerTestCase):
                 for number in range(8):
                     server.publish(str(number), channel="ab"[number % 2])
 
+    async def test_the_bound_on_what_is_looked_at(self):
+        server = await self.start()
+        for number in range(5):
+            server.publish(str(number))
+        await server.drain()
+        for bound, expected in ((4, "1"), (5, "0"), (6, "0")):
+            with mock.patch.object(sse_server, "MAX_REPLAY_SCAN", bound):
+                client = await self.stream(server, "/sse?replay=all")
+                self.assertEqual(await client.data(1), [expected])
+
     async def test_a_last_event_id_wins(self):
         server = await self.start()
         ids = [server.publish(str(number)) for number in range(4)]
@@ -7083,8 +7165,23 @@ class IteratorTest(ServerTestCase):
         for channels in (["a\nb"], [""], [str(number) for number in range(101)]):
             with self.assertRaises(ValueError):
                 await anext_of(server.stream(channels=channels))
+        for replay in (-1, 1.5, True):
+            with self.assertRaises(ValueError):
+                await anext_of(server.stream(replay=replay))
+            with self.assertRaises(ValueError):
+                SSEServer(replay=replay)
         with self.assertRaises(RuntimeError):
             await anext_of(SSEServer().stream())
+
+
+class HookTest(unittest.TestCase):
+    def test_a_coroutine_function_would_never_run_and_is_refused(self):
+        async def hook(argument):
+            pass
+
+        for name in ("on_open", "on_close", "dumps"):
+            with self.assertRaisesRegex(TypeError, f"{name} is a coroutine function"):
+                SSEServer(**{name: hook})
 
 
 class MonitorTest(ServerTestCase):
