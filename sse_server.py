@@ -92,11 +92,13 @@ import sys
 import threading
 import time
 import urllib.parse
+import zlib
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
     Collection,
+    Generator,
     Iterable,
     Iterator,
     Sequence,
@@ -148,6 +150,12 @@ TURN_SECONDS = 0.003
 STEPS_PER_LOOK = 64
 # How often, in write_timeout, it is looked whether a slow client has taken something.
 LOOKS = 4
+# Compressors that go on from batch to batch, one for an audience: zlib takes 256 KiB
+# for each, so 16 MiB for all.  Other audiences' start anew with every batch.
+MAX_COMPRESSORS = 64
+# Batches between two restarts of a compressor for those who joined meanwhile: each
+# restart costs the ratio, and each batch until then is compressed once more for them.
+JOIN_BATCHES = 16
 # Batches written in a turn to subscribers who are behind: however many resume at once,
 # the live ones are not kept waiting for them.
 CATCH_UPS_PER_TURN = 8
@@ -858,6 +866,18 @@ class Request:
         )
 
     @property
+    def _accepts_gzip(self) -> bool:
+        """Whether gzip may be sent, and is not wanted less than no coding at all
+        (RFC 9110, 12.5.3)."""
+        wanted: dict[bytes, float] = {}
+        for item in self._tokens("accept-encoding"):
+            coding, _, weight = item.replace(b" ", b"").partition(b";q=")
+            quality = re.fullmatch(rb"[01](\.[0-9]{0,3})?", weight or b"1")
+            wanted[coding] = float(quality[0]) if quality else 0.0
+        gzip = wanted.get(b"gzip", wanted.get(b"x-gzip", wanted.get(b"*", 0.0)))
+        return gzip > 0 and gzip >= wanted.get(b"identity", 0.0)
+
+    @property
     def _chunked(self) -> bool:
         return bool(self._values("transfer-encoding"))
 
@@ -1207,6 +1227,28 @@ _STREAM_HEADERS = (
 )
 
 
+# A stream as `Content-Encoding: gzip` (RFC 1952): this header, then deflate's blocks
+# without an end, because the stream has none; every client takes that.
+_GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+
+
+def _deflate(payload: bytes, compressor: Any = None) -> Iterator[bytes]:
+    """The payload compressed, in pieces that take some milliseconds each; together they
+    can be decoded as soon as they are received (RFC 1951, a sync flush).
+
+    It is right for everybody if the compressor is a new one (None), because that refers
+    to nothing before; else for those who got all that this compressor has made.
+    """
+    compressor = compressor or _new_compressor()
+    for start in range(0, len(payload), BATCH_BYTES):
+        yield compressor.compress(payload[start : start + BATCH_BYTES])
+    yield compressor.flush(zlib.Z_SYNC_FLUSH)
+
+
+def _new_compressor() -> Any:
+    return zlib.compressobj(wbits=-zlib.MAX_WBITS)
+
+
 def _text_response(status: int, text: str) -> _Response:
     return _Response(status, _TEXT_HEADERS, text.encode("utf-8", "replace"))
 
@@ -1288,25 +1330,54 @@ class _Subscriber:
         raise NotImplementedError
 
 
+class _Wish(NamedTuple):
+    """What a subscriber wants to get, and how: with it come the bytes."""
+
+    channels: Channels
+    chunked: bool  # HTTP/1.1; to HTTP/1.0 the stream goes unframed
+    gzip: bool
+
+
 class _Audience:
-    """The subscribers who want identical bytes, and are written to in the same way."""
+    """The subscribers who want identical bytes, and are written to in the same way.
 
-    __slots__ = ("channels", "chunked", "direct", "live", "members", "write")
+    Where they are compressed, one compressor goes on for all who are `live`.  It can
+    do so only for those who got all that it made, so who has joined since it was new is
+    among the `joined`, and those get each batch from a compressor of its own, until
+    this one is new again.
+    """
 
-    def __init__(self, channels: Channels, chunked: bool, direct: bool) -> None:
-        self.channels = channels
-        self.chunked = chunked  # HTTP/1.1; to HTTP/1.0 the stream goes unframed
+    __slots__ = ("batches", "channels", "compressor", "direct", "joined", "live",
+                 "members", "wish", "write")  # fmt: skip
+
+    def __init__(self, wish: _Wish, direct: bool) -> None:
+        self.wish = wish
+        self.channels = wish.channels
         # By descriptor where they are written to directly: a sweep then touches nothing
         # of a subscriber whose socket takes all.  In the order of arrival, which is
         # about that in memory; a set's order costs some 3 % more.
         self.live: dict[Any, _Subscriber] = {}
+        self.joined: dict[Any, _Subscriber] = {} if wish.gzip else self.live
         self.direct = direct  # written to past their transports
         self.write = os.write if direct else _write_through
         self.members = 0  # live and behind
+        self.compressor: Any = None  # None: the next batch begins a new one
+        self.batches = 0  # that it has made
+
+    def find(self, key: Any) -> _Subscriber:
+        """The live subscriber with this key, which may be itself."""
+        found = self.live.get(key) or self.joined.get(key)
+        return found or cast(_Subscriber, key)
 
     def frame(self, payload: bytes) -> bytes:
-        """The payload as it is written to each of them."""
-        return _chunk(payload) if self.chunked else payload
+        """The payload as it is written to each of them; it is compressed already."""
+        return _chunk(payload) if self.wish.chunked else payload
+
+    def encode(self, payload: bytes) -> bytes:
+        """Something short as it is written to any of them, framed and compressed."""
+        if self.wish.gzip:
+            payload = b"".join(_deflate(payload))
+        return self.frame(payload)
 
 
 def _write_through(subscriber: _Subscriber, payload: bytes) -> int:
@@ -1377,7 +1448,7 @@ class _Registry:
         if old == _LIVE:
             assert audience
             key = _key(subscriber)
-            del audience.live[key]
+            del (audience.live if key in audience.live else audience.joined)[key]
             self.departed.add(key)
         subscriber.state = state
         if state == _CLOSED:
@@ -1385,7 +1456,7 @@ class _Registry:
             return
         if state == _LIVE:
             assert audience
-            audience.live[_key(subscriber)] = subscriber
+            audience.joined[_key(subscriber)] = subscriber
         self._set_deadline(subscriber, state)
 
     def _set_deadline(self, subscriber: _Subscriber, state: str) -> None:
@@ -1474,7 +1545,11 @@ class _Broadcaster:
         self._id_order = id_order
         self._on_open = on_open
         self._on_close = on_close
-        self._audiences: dict[tuple[Channels, bool, bool], _Audience] = {}
+        self._audiences: dict[tuple[_Wish, bool], _Audience] = {}
+        # Whose compressors go on; the one that was used last stands last.
+        self._compressing: collections.OrderedDict[_Audience, None] = (
+            collections.OrderedDict()
+        )
         self._by_channel: dict[str | None, dict[_Audience, None]] = {}
         self._pending: dict[_Audience, None] = {}  # yet to be written in this sweep
         self._swept = 0  # the position up to which sweeps are complete
@@ -1596,7 +1671,7 @@ class _Broadcaster:
                 yield from self._send_heartbeat()
             if self.log.sent < self.log.newest:
                 yield from self._sweep()
-            self._serve_ready()
+            yield from self._serve_ready()
             self._notify()
             if self.log.sent == self.log.newest and not self.registry.count(_READY):
                 break
@@ -1639,9 +1714,8 @@ class _Broadcaster:
                 yield from self._leave_behind(audience, position)
             del self._pending[audience]
             wanted = _wanted(frames, audience.channels)
-            if audience.live and wanted:
-                payload = audience.frame(b"".join(wanted))
-                yield from self._write(audience, payload, len(wanted))
+            if wanted:
+                yield from self._write_all(audience, b"".join(wanted), len(wanted))
             if self._turn_is_over():
                 yield
         self._swept = self.log.sent
@@ -1656,18 +1730,59 @@ class _Broadcaster:
 
     def _leave_behind(self, audience: _Audience, position: int) -> Iterator[None]:
         """Let those who lost something go on alone, and be told of the gap."""
-        for subscriber in list(audience.live.values()):
+        for subscriber in [*audience.live.values(), *audience.joined.values()]:
             if subscriber.state == _LIVE:
                 subscriber.position = position
                 self.registry.enter(subscriber, _READY)
             if self._turn_is_over():
                 yield
 
-    def _write(
+    def _write_all(
         self, audience: _Audience, payload: bytes, events: int
     ) -> Iterator[None]:
-        """Write to each who is live now."""
-        keys = list(audience.live)
+        """Write to each who is live now, compressed where they want it."""
+        if not audience.wish.gzip:
+            keys, payload = list(audience.live), audience.frame(payload)
+            yield from self._write(audience, keys, payload, events)
+            return
+        if not (audience.live or audience.joined):
+            return
+        if not audience.live or (audience.joined and audience.batches >= JOIN_BATCHES):
+            audience.compressor = None
+        if audience.compressor is None:
+            audience.live.update(audience.joined)
+            audience.joined.clear()
+            audience.compressor, audience.batches = _new_compressor(), 0
+        # Who joins while this gives way was given the batch already.
+        groups = [(list(audience.live), audience.compressor)]
+        groups += [(list(audience.joined), None)]
+        audience.batches += 1
+        self._keep_compressor(audience)
+        for keys, compressor in groups:
+            if keys:
+                deflated = yield from self._in_turns(_deflate(payload, compressor))
+                yield from self._write(audience, keys, audience.frame(deflated), events)
+
+    def _keep_compressor(self, audience: _Audience) -> None:
+        """Let it go on, and the one that was not used for the longest time end."""
+        self._compressing[audience] = None
+        self._compressing.move_to_end(audience)
+        if len(self._compressing) > MAX_COMPRESSORS:
+            self._compressing.popitem(last=False)[0].compressor = None
+
+    def _in_turns(self, pieces: Iterable[bytes]) -> Generator[None, None, bytes]:
+        """All of these bytes, giving way while they are made."""
+        made = []
+        for piece in pieces:
+            made.append(piece)
+            if self._turn_is_over():
+                yield
+        return b"".join(made)
+
+    def _write(
+        self, audience: _Audience, keys: list[Any], payload: bytes, events: int
+    ) -> Iterator[None]:
+        """Write the same bytes to each of these who is still live."""
         write, size = audience.write, len(payload)
         departed = self.registry.departed
         for start in range(0, len(keys), STEPS_PER_LOOK):
@@ -1685,10 +1800,10 @@ class _Broadcaster:
                 try:
                     taken = write(key, payload)
                 except Exception as error:
-                    self._write_failed(audience.live.get(key, key), payload, error)
+                    self._write_failed(audience.find(key), payload, error)
                 else:
                     if taken != size:
-                        self._write_rest(audience.live[key], payload[taken:])
+                        self._write_rest(audience.find(key), payload[taken:])
             self.events_written += len(part) * events
             self.bytes_written += len(part) * size
 
@@ -1722,7 +1837,7 @@ class _Broadcaster:
     def _send_heartbeat(self) -> Iterator[None]:
         self.registry.departed.clear()
         for audience in list(self._audiences.values()):
-            yield from self._write(audience, audience.frame(HEARTBEAT), 0)
+            yield from self._write_all(audience, HEARTBEAT, 0)
             if self._turn_is_over():
                 yield
 
@@ -1731,8 +1846,7 @@ class _Broadcaster:
     def add(
         self,
         subscriber: _Subscriber,
-        channels: Channels,
-        chunked: bool,
+        wish: _Wish,
         last_event_id: str | None,
         replay: float,
     ) -> None:
@@ -1741,15 +1855,15 @@ class _Broadcaster:
         Who has no last event's id is given the newest `replay` events first.
         """
         direct = subscriber.descriptor is not None
-        audience = self._audiences.get((channels, chunked, direct))
+        audience = self._audiences.get((wish, direct))
         if audience is None:
-            audience = self._add_audience(channels, chunked, direct)
+            audience = self._add_audience(wish, direct)
         audience.members += 1
         subscriber.audience = audience
         subscriber.gap = subscriber.snapshot = None
         subscriber.position = self.log.sent
         if not last_event_id:
-            self._begin_anew(subscriber, channels, replay)
+            self._begin_anew(subscriber, wish.channels, replay)
         if last_event_id and not self._resume(subscriber, last_event_id):
             self.registry.enter(subscriber, _AHEAD)
         elif self._is_in_step(subscriber) and not _unsent(subscriber.transport):
@@ -1793,14 +1907,11 @@ class _Broadcaster:
         """The number of open streams."""
         return self.registry.count(*_STREAMING)
 
-    def _add_audience(
-        self, channels: Channels, chunked: bool, direct: bool
-    ) -> _Audience:
-        audience = _Audience(channels, chunked, direct)
-        self._audiences[channels, chunked, direct] = audience
+    def _add_audience(self, wish: _Wish, direct: bool) -> _Audience:
+        audience = self._audiences[wish, direct] = _Audience(wish, direct)
         if self._swept == self.log.sent < self.log.newest:
             self._pending[audience] = None  # the next batch may be for it as well
-        for channel in channels:
+        for channel in wish.channels:
             self._by_channel.setdefault(channel, {})[audience] = None
         return audience
 
@@ -1882,22 +1993,24 @@ class _Broadcaster:
             self.dropped += 1
             self._drop(subscriber, f"took nothing for {self._write_timeout:g} s")
 
-    def _serve_ready(self) -> None:
+    def _serve_ready(self) -> Iterator[None]:
         """The next batch to some of those behind whose socket has room, in turn."""
         ready = self.registry.members[_READY]
         for subscriber in list(itertools.islice(ready, CATCH_UPS_PER_TURN)):
+            if subscriber.state != _READY:
+                continue  # it has left while this gave way
             self.registry.enter(subscriber, _READY)  # to the end of the turn
             if (
                 subscriber.position < self.log.sent
                 or subscriber.gap
                 or subscriber.snapshot
             ):
-                self._write_next(subscriber)
+                yield from self._write_next(subscriber)
             if subscriber.state == _READY and self._is_in_step(subscriber):
                 self._not_waited_for.discard(subscriber)
                 self.registry.enter(subscriber, _LIVE)
 
-    def _write_next(self, subscriber: _Subscriber) -> None:
+    def _write_next(self, subscriber: _Subscriber) -> Iterator[None]:
         audience = subscriber.audience
         assert audience
         with self.lock:
@@ -1905,10 +2018,18 @@ class _Broadcaster:
             # After an outage many come back to one position: they share the bytes too.
             owed = subscriber.position, subscriber.gap, subscriber.snapshot
             key = audience, owed, log.sent, log.base, log.retained_changes
+            batch = self._next_batch
             if self._next_batch_key != key:
-                self._next_batch = self._encode_next(audience, subscriber)
-                self._next_batch_key = key
-        batch = self._next_batch
+                batch = self._encode_next(audience, subscriber)
+        if self._next_batch_key != key:
+            payload = batch.payload
+            if payload and audience.wish.gzip:
+                payload = yield from self._in_turns(_deflate(payload))
+            if payload:
+                batch = batch._replace(payload=audience.frame(payload))
+            self._next_batch, self._next_batch_key = batch, key
+        if subscriber.state != _READY:
+            return  # it has left while this gave way
         subscriber.position, subscriber.snapshot = batch.position, batch.snapshot
         subscriber.gap = None
         self.events_written += batch.events
@@ -1918,6 +2039,7 @@ class _Broadcaster:
             self._write_rest(subscriber, batch.payload)
 
     def _encode_next(self, audience: _Audience, subscriber: _Subscriber) -> _Batch:
+        """What it is given next, neither compressed nor framed yet."""
         log, channels = self.log, audience.channels
         position, snapshot = subscriber.position, subscriber.snapshot
         gaps: list[bytes] = []
@@ -1947,8 +2069,7 @@ class _Broadcaster:
             wanted = channels | {EVERYBODY}
             frames += [entry.frame for entry in batch if entry.channel in wanted]
         payload = b"".join(gaps + frames)
-        framed = audience.frame(payload) if payload else b""
-        return _Batch(framed, len(frames), len(gaps), position, snapshot)
+        return _Batch(payload, len(frames), len(gaps), position, snapshot)
 
     def _end_all(self) -> Iterator[None]:
         """End the streams of those who were given everything."""
@@ -1963,7 +2084,9 @@ class _Broadcaster:
         audience = subscriber.audience
         assert audience
         farewell = format_event(retry=_jittered_ms(RESTART_RETRY_SECONDS))
-        ending = audience.frame(farewell) + (LAST_CHUNK if audience.chunked else b"")
+        ending = audience.encode(farewell) + (
+            LAST_CHUNK if audience.wish.chunked else b""
+        )
         self._leave(subscriber, _LEAVING, why)
         try:
             subscriber.transport.write(ending)
@@ -1989,8 +2112,8 @@ class _Broadcaster:
         self._not_waited_for.discard(subscriber)
         audience.members -= 1
         if not audience.members:
-            key = audience.channels, audience.chunked, audience.direct
-            del self._audiences[key]
+            del self._audiences[audience.wish, audience.direct]
+            self._compressing.pop(audience, None)
             for channel in audience.channels:
                 del self._by_channel[channel][audience]
                 if not self._by_channel[channel]:
@@ -2328,7 +2451,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         except Exception:
             logger.exception("%s: serving a request failed", self.peer)
             response = _error_response(HTTPError(500))
-        response = self.server._add_cors(request, response)
+        response = self.server._add_fields(request, response)
         if response.body is None and request.method == "GET":
             assert isinstance(permission, frozenset)
             self._open_stream(request, response, permission)
@@ -2360,10 +2483,10 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _open_stream(
         self, request: Request, response: _Response, channels: Channels
     ) -> None:
+        server = self.server
         chunked = request.version >= (1, 1)
-        # Firefox calls onopen when the first byte of the body comes, and the retry
-        # counts without a blank line, which some clients would take for an event.
-        prelude = self.server._prelude()
+        wish = _Wish(channels, chunked, server._compresses(request))
+        prelude = server._prelude(wish.gzip)
         connection = "keep-alive" if request.keep_alive else "close"
         self.received = bytearray()
         self.descriptor = _direct_descriptor(self.transport)
@@ -2373,11 +2496,10 @@ class _Connection(_Subscriber, asyncio.Protocol):
         )
         if not self.transport.is_closing():
             self.transport.resume_reading()
-        broadcaster = self.server.broadcaster
-        replay = self.server._replay if request.replay is None else request.replay
-        broadcaster.add(self, channels, chunked, request.last_event_id, replay)
+        replay = server._replay if request.replay is None else request.replay
+        server.broadcaster.add(self, wish, request.last_event_id, replay)
         if self.input_ended:
-            broadcaster.end(self, "closed by the client")
+            server.broadcaster.end(self, "closed by the client")
 
     def _refuse(self, error: HTTPError) -> None:
         """Answer what is no request, or not one to its end; then close.
@@ -2390,7 +2512,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.head:
             with contextlib.suppress(HTTPError):
                 request = self.request()
-                response = self.server._add_cors(request, response)
+                response = self.server._add_fields(request, response)
                 with_body = request.method != "HEAD"
         self.server.registry.enter(self, _LINGERING)
         self.body = None
@@ -2648,6 +2770,7 @@ class SSEServer:
         on_close: Callable[[Request], object] | None = None,
         dumps: Callable[[Any], str] | None = None,  # for data that is no text
         # Transport
+        compress: bool = False,  # gzip to who accepts it, once for all who get the same
         ssl: ssl_module.SSLContext | None = None,
         reuse_port: bool = False,
         # Ids that come from elsewhere: what they are sorted by, where they ascend
@@ -2698,6 +2821,7 @@ class SSEServer:
         self._hosts = None if hosts is None else _check_hosts(hosts)
         self._replay = replay
         self._dumps = dumps
+        self._compress = compress
         self._ssl = ssl
         self._reuse_port = reuse_port
         self.registry = _Registry(
@@ -2805,15 +2929,16 @@ class SSEServer:
         last_event_id: str | None = None,
         channels: Iterable[str] = (),
         replay: float | None = None,
+        accept_encoding: str | None = None,
     ) -> AsyncIterator[bytes]:
         """A stream for another framework's response: its body, in whole events.
 
-        To be served as `text/event-stream`, from the server's own event loop, by a
+        To be served with stream_headers(), from the server's own event loop, by a
         framework that has checked who asks.  The parameters are what a request brings:
         its Last-Event-ID, its channels (none: the events without a channel), its
-        replay.  It gets all that a connection gets, retained events, gaps and
-        heartbeats as well, and is cut when nothing is taken for `write_timeout`.  It
-        ends with close() and disconnect(), or when the iterator is closed, as
+        replay, its Accept-Encoding, with which it may be compressed.  It gets all that
+        a connection gets, retained events, gaps and heartbeats as well, and is cut when
+        nothing is taken for `write_timeout`.  It ends with close() and disconnect(), or when the iterator is closed, as
         frameworks do when a client has gone.
 
         Raises ValueError for bad channels and a bad replay, RuntimeError in another
@@ -2830,22 +2955,33 @@ class SSEServer:
             self._refused += 1
             yield self._come_back()
             return
-        query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
-        fields: Fields = ()
-        if last_event_id is not None:
-            fields = ((b"last-event-id", last_event_id.encode()),)
-        target = self._path + ("?" + query if query else "")
-        request = Request("GET", target, self._path, query, (1, 1), fields, "")
+        request = self._request_for_stream(last_event_id, names, accept_encoding)
+        wish = _Wish(names or _NO_CHANNEL, False, self._compresses(request))
         reader = _Reader(self, request)
         try:
-            self.broadcaster.add(
-                reader, names or _NO_CHANNEL, False, last_event_id, replay
-            )
-            yield self._prelude()
+            self.broadcaster.add(reader, wish, last_event_id, replay)
+            yield self._prelude(wish.gzip)
             while taken := await reader.pipe.take():
                 yield taken
         finally:
             reader.pipe.abort()
+
+    def stream_headers(self, accept_encoding: str | None = None) -> dict[str, str]:
+        """The fields of the response whose body is stream(): with the same argument."""
+        headers = {**dict(_STREAM_HEADERS), "Vary": "Accept-Encoding"}
+        if self._compresses(self._request_for_stream(None, (), accept_encoding)):
+            headers.update([_GZIP])
+        return headers
+
+    def _request_for_stream(
+        self, last_event_id: str | None, names: Iterable[str], coding: str | None
+    ) -> Request:
+        """What would have asked this server for such a stream."""
+        query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
+        given = (b"last-event-id", last_event_id), (b"accept-encoding", coding)
+        fields = tuple((name, value.encode()) for name, value in given if value)
+        target = self._path + ("?" + query if query else "")
+        return Request("GET", target, self._path, query, (1, 1), fields, "")
 
     async def drain(self, behind: bool = False) -> None:
         """Return once all that was published is written to every live subscriber.
@@ -3328,6 +3464,8 @@ class SSEServer:
                 return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
         _ = request.replay  # HTTPError where it is none
         headers: Headers = _STREAM_HEADERS
+        if self._compresses(request):
+            headers = (*headers, _GZIP)
         if request.version >= (1, 1):
             headers = (*headers, ("Transfer-Encoding", "chunked"))
         return _Response(200, headers, None, newest_id)
@@ -3354,9 +3492,18 @@ class SSEServer:
         after = str(-(-_jittered_ms(seconds) // 1000))
         return HTTPError(503, why, [("Retry-After", after)])
 
-    def _prelude(self) -> bytes:
-        """The first bytes of a stream."""
-        return b": open\nretry: %d\n" % _jittered_ms(self._retry)
+    def _compresses(self, request: Request) -> bool:
+        """Whether it gets its stream compressed."""
+        return self._compress and request.version >= (1, 1) and request._accepts_gzip
+
+    def _prelude(self, gzip: bool) -> bytes:
+        """The first bytes of a stream.
+
+        Firefox calls onopen when the first byte of the body comes, and the retry counts
+        without a blank line, which some clients would take for an event.
+        """
+        prelude = b": open\nretry: %d\n" % _jittered_ms(self._retry)
+        return b"".join([_GZIP_HEADER, *_deflate(prelude)]) if gzip else prelude
 
     def _asks_stats(self, request: Request) -> bool:
         """Whether it comes with the token; HTTPError for a wrong one."""
@@ -3473,18 +3620,23 @@ class SSEServer:
         except RuntimeError as error:  # it was closed meanwhile
             raise HTTPError(503, str(error)) from None
 
-    def _add_cors(self, request: Request, response: _Response) -> _Response:
-        """What lets pages of other origins read the answer (Fetch standard, 3.2)."""
-        if not self._cors_origins or request.path != self._path:
+    def _add_fields(self, request: Request, response: _Response) -> _Response:
+        """What every answer on the path has, and what lets pages of other origins read
+        it (Fetch standard, 3.2)."""
+        if request.path != self._path or not (self._cors_origins or self._compress):
             return response
-        headers = [*response.headers, ("Vary", "Origin")]
+        headers = list(response.headers)
+        if self._compress:
+            headers.append(("Vary", "Accept-Encoding"))
+        if self._cors_origins:
+            headers.append(("Vary", "Origin"))
         origin = request.header("origin")
         if origin in self._cors_origins:
             headers.append(("Access-Control-Allow-Origin", origin or ""))
             headers.append(("Access-Control-Allow-Credentials", "true"))
         elif "*" in self._cors_origins:
             headers.append(("Access-Control-Allow-Origin", "*"))
-        allowed_origin = len(headers) > len(response.headers) + 1
+        allowed_origin = headers[-1][0] != "Vary"
         if allowed_origin and response.newest_id:
             headers.append(("Access-Control-Expose-Headers", "Last-Event-ID"))
         if request.method == "OPTIONS" and allowed_origin:
@@ -3496,6 +3648,7 @@ class SSEServer:
 
 
 _OK = _text_response(200, "ok")
+_GZIP = ("Content-Encoding", "gzip")
 _STATS_HEADERS: Headers = (
     ("Content-Type", "application/json"),
     ("Cache-Control", "no-store"),
@@ -4221,6 +4374,7 @@ def _argument_parser() -> argparse.ArgumentParser:
         default=_default("port"),
         help="TCP (%(default)s); 0 is one that is free",
     )
+    add("--compress", action="store_true", help="gzip to who accepts it")
     add("--certfile", metavar="FILE", help="serve HTTPS, with this certificate")
     add("--keyfile", metavar="FILE", help="its key, if in a file of its own")
     add = parser.add_argument_group("what it publishes").add_argument
@@ -4310,6 +4464,7 @@ def _make_server(options: argparse.Namespace) -> SSEServer:
         cors_origins=options.cors_origin or (),
         hosts=options.allow_host,
         replay=options.replay,
+        compress=options.compress,
         ssl=_tls_context(options.certfile, options.keyfile),
     )
 
