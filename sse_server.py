@@ -768,6 +768,7 @@ _CHUNK_EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (
     _QUOTED,
 )
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:%b)*" % _CHUNK_EXTENSION)
+_CODING = re.compile(rb"([^ \t;]+)(?:[ \t]*;[ \t]*q=([01](?:\.[0-9]{0,3})?))?")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
@@ -871,9 +872,9 @@ class Request:
         (RFC 9110, 12.5.3)."""
         wanted: dict[bytes, float] = {}
         for item in self._tokens("accept-encoding"):
-            coding, _, weight = item.replace(b" ", b"").partition(b";q=")
-            quality = re.fullmatch(rb"[01](\.[0-9]{0,3})?", weight or b"1")
-            wanted[coding] = float(quality[0]) if quality else 0.0
+            found = _CODING.fullmatch(item)
+            if found:
+                wanted[found[1]] = float(found[2] or 1)
         gzip = wanted.get(b"gzip", wanted.get(b"x-gzip", wanted.get(b"*", 0.0)))
         return gzip > 0 and gzip >= wanted.get(b"identity", 0.0)
 

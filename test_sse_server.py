@@ -43,12 +43,14 @@ import time
 import unittest
 import urllib.parse
 import warnings
+import zlib
 from typing import NamedTuple
 from unittest import mock
 
 import sse_server
 from sse_server import EVERYBODY, HTTPError, Request, SSEServer, format_event
 
+GZIP = zlib.MAX_WBITS | 16  # how zlib's functions are told that it is gzip
 SEED = int(os.environ.get("SSE_TEST_SEED") or random.randrange(1_000_000))
 
 
@@ -2357,8 +2359,9 @@ class Client:
         self.sock = sock
         self.received = bytearray()  # and not yet parsed
         self.answer = None  # of the stream
-        self.content = bytearray()  # of the stream, framing taken off
+        self.content = bytearray()  # of the stream, framing taken off; compressed
         self.chunks = None  # its ChunkDecoder; None where it is not framed
+        self.inflater = None  # None where it is not compressed
         self.decoder = Decoder()
         self._events = []
         self._reader = None  # the task that waits for what comes
@@ -2454,12 +2457,16 @@ class Client:
         assert self.answer.status == 200, self.answer
         if self.answer.field("transfer-encoding") == "chunked":
             self.chunks = ChunkDecoder()
+        if self.answer.field("content-encoding") == "gzip":
+            self.inflater = zlib.decompressobj(GZIP)
         self._decode(bytes(self.received))
         return self
 
     def _decode(self, data):
         content = self.chunks.feed(data) if self.chunks else data
         self.content += content
+        if self.inflater:
+            content = self.inflater.decompress(content)
         self._events += self.decoder.feed(content)
 
     async def read_stream(self):
@@ -2771,6 +2778,7 @@ class ModelTransport(asyncio.Transport):
         self.room = 0
         self.protocol = mock.Mock()
         self.closing = self.lost = self.paused = False
+        self.written_late = False  # after its end
         self.kernel = kernel
         self.descriptor = kernel.open(self)
 
@@ -2781,6 +2789,7 @@ class ModelTransport(asyncio.Transport):
         return len(taken)
 
     def write(self, data):
+        self.written_late = self.written_late or self.closing
         if self.closing:
             return
         rest = data if self.held else data[self.take(data) :]
@@ -2851,7 +2860,7 @@ class ModelTransport(asyncio.Transport):
 class ModelClient:
     """What a client was given and what it is owed, by the plain rules."""
 
-    def __init__(self, transport, channels, position, owed_from):
+    def __init__(self, transport, channels, position, owed_from, gzip):
         self.transport = transport
         self.channels = channels
         self.position = position  # it knows everything up to here, or was told a gap
@@ -2860,6 +2869,7 @@ class ModelClient:
         self.table = {}  # the newest data of each retained event it was given
         self.read = 0
         self.chunks = ChunkDecoder()
+        self.inflater = zlib.decompressobj(GZIP) if gzip else None
         self.decoder = Decoder()
 
 
@@ -2888,6 +2898,8 @@ class SubscriberModelTest(unittest.TestCase):
             "STEPS_PER_LOOK": random_.randint(1, 5),
             "CATCH_UPS_PER_TURN": random_.randint(1, 5),
             "MAX_TRACKED_CHANNELS": 100,
+            "MAX_COMPRESSORS": random_.randint(1, 3),
+            "JOIN_BATCHES": random_.randint(1, 5),
             "_direct_descriptor": lambda transport: (
                 transport.descriptor if self.direct else None
             ),
@@ -2914,6 +2926,7 @@ class SubscriberModelTest(unittest.TestCase):
             history_bytes=random_.choice((1000, 3000, 2**20)),
             heartbeat=None,
             write_timeout=1000,
+            compress=True,
             on_open=lambda request: self.told.append((request.query, 1)),
             on_close=lambda request: self.told.append((request.query, -1)),
         )
@@ -2930,11 +2943,11 @@ class SubscriberModelTest(unittest.TestCase):
         server.broadcaster._process = os.getpid()
         stack.callback(server.registry.stop)
         self.published = []  # (number, channel); a gap of the publisher's: EVERYBODY
-        self.clients, self.gone = [], []
+        self.clients, self.gone, self.everybody = [], [], []
         self.work = iter(())
         acts = [self.publish] * 4 + [self.step] * 8 + [self.give_room] * 4 + [
             self.arrive, self.arrive, self.leave, self.disconnect, self.look, self.say_gap,
-            self.pause, self.pause, self.rarely_forget,
+            self.pause, self.pause, self.rarely_forget, self.beat,
         ]  # fmt: skip
         for _ in range(60):
             random_.choice(acts)()
@@ -2973,6 +2986,9 @@ class SubscriberModelTest(unittest.TestCase):
         self.server.publish_gap("lost")
         self.note(EVERYBODY, (None, None), None)
 
+    def beat(self):
+        self.server.broadcaster._heartbeat_due = True
+
     def step(self):
         if next(self.work, self) is self:
             self.work = self.server.broadcaster.work()
@@ -3002,10 +3018,14 @@ class SubscriberModelTest(unittest.TestCase):
         writer = mock.Mock(transport=transport)
         connection = sse_server._Connection(self.server, writer, "head")
         transport.set_protocol(connection)
-        client = ModelClient(transport, set(channels) or {None}, position, owed_from)
+        gzip = self.random.random() < 0.5
+        fields += ["Accept-Encoding: gzip"] * gzip
+        channels = set(channels) or {None}
+        client = ModelClient(transport, channels, position, owed_from, gzip)
         if position:
             client.table = self.table(client, position)
         self.clients.append(client)
+        self.everybody.append(client)
         self.opened += 1
         connection.data_received(ask(f"/sse?{query}", *fields))
 
@@ -3064,8 +3084,11 @@ class SubscriberModelTest(unittest.TestCase):
             if connection.state == "live":
                 self.assertEqual(client.transport.held, b"")
                 key = sse_server._key(connection)
-                self.assertIs(connection.audience.live[key], connection)
-        live = sum(len(a.live) for a in server.broadcaster._audiences.values())
+                self.assertIs(connection.audience.find(key), connection)
+        live = sum(
+            len({**audience.live, **audience.joined})
+            for audience in server.broadcaster._audiences.values()
+        )
         self.assertEqual(live, len(members["live"]))
         self.assertEqual(len(server.registry), len(self.clients))
         for client in [*self.clients, *self.gone]:
@@ -3077,7 +3100,10 @@ class SubscriberModelTest(unittest.TestCase):
         if not end:
             return
         piece, client.read = content[client.read :], len(content)
-        for event in client.decoder.feed(client.chunks.feed(piece)):
+        content = client.chunks.feed(piece)
+        if client.inflater:
+            content = client.inflater.decompress(content)
+        for event in client.decoder.feed(content):
             told = event.last_event_id != client.last_id
             client.last_id = event.last_event_id
             position = int(client.last_id.rpartition("-")[2] or 0) if told else None
@@ -3125,7 +3151,7 @@ class SubscriberModelTest(unittest.TestCase):
 
     async def finish(self):
         """With room for everything, everybody has everything in the end."""
-        for _ in range(1000):
+        for _ in range(100_000):
             for client in self.clients:
                 client.transport.give_room(10_000)
             self.step()
@@ -3147,6 +3173,7 @@ class SubscriberModelTest(unittest.TestCase):
         for _ in range(20):
             self.step()
         self.check()
+        self.assertEqual([c for c in self.everybody if c.transport.written_late], [])
         self.assertEqual(len(self.server.registry), 0)
         self.assertEqual(self.kernel.table, {})
         await asyncio.sleep(0)
@@ -3839,6 +3866,228 @@ class ChannelTest(ServerTestCase):
         server.publish("b", channel="99")
         self.assertEqual(await client.data(1), ["a"])
         self.assertEqual(await hundred.data(1), ["b"])
+
+
+class CompressionTest(ServerTestCase):
+    """One deflate for a whole audience; each client inflates what it got by itself."""
+
+    ACCEPT = "Accept-Encoding: gzip, deflate, br"
+
+    async def zipped(self, server, target="/sse", *fields, **options):
+        client = await self.stream(server, target, self.ACCEPT, *fields, **options)
+        self.assertEqual(client.answer.field("content-encoding"), "gzip")
+        return client
+
+    async def test_who_is_sent_gzip(self):
+        """RFC 9110, 12.5.3."""
+        cases = {
+            None: False,
+            "": False,
+            "gzip": True,
+            "GZip": True,
+            "x-gzip": True,
+            "br, deflate , gzip": True,
+            "*": True,
+            "*;q=0": False,
+            "gzip;q=0": False,
+            "gzip; q=0.000": False,
+            "gzip;q=0.001": True,
+            "gzip;q=1.000, *;q=0": True,
+            "*, gzip;q=0": False,
+            "identity": False,
+            "identity, gzip": True,
+            "identity, gzip;q=0.5": False,
+            "identity;q=0.5, gzip;q=0.5": True,
+            "deflate, br": False,
+            "gzip;q=2": False,
+            "gzip;q=": False,
+            "gzip;q=no": False,
+            "gzipped": False,
+        }
+        server = await self.start(compress=True)
+        for given, expected in cases.items():
+            fields = [] if given is None else [f"Accept-Encoding: {given}"]
+            head = await self.ask(
+                server, ask("/sse", *fields, method="HEAD"), head_only=True
+            )
+            client = await self.stream(server, "/sse", *fields)
+            for answer in (client.answer, head):
+                with self.subTest(given, answer=answer):
+                    coding = answer.field("content-encoding")
+                    self.assertEqual(coding, "gzip" if expected else None)
+                    self.assertEqual(answer.field("vary"), "Accept, Accept-Encoding")
+        server.publish("for all")
+        for client in self.clients:
+            if client.answer:
+                self.assertEqual(await client.data(1), ["for all"])
+
+    async def test_what_is_never_compressed(self):
+        server = await self.start(compress=True)
+        old = await self.stream(server, "/sse", self.ACCEPT, version="1.0")
+        self.assertIsNone(old.answer.field("content-encoding"))
+        server.publish("a")
+        self.assertEqual(await old.data(1), ["a"])
+        off = await self.start()
+        client = await self.stream(off, "/sse", self.ACCEPT)
+        self.assertIsNone(client.answer.field("content-encoding"))
+        self.assertEqual(client.answer.field("vary"), "Accept")
+        ok = await self.ask(server, ask("/", self.ACCEPT))
+        self.assertEqual((ok.body, ok.field("vary")), (b"ok", None))
+
+    async def test_every_answer_of_the_path_varies(self):
+        server = await self.start(compress=True, cors_origins=["*"])
+        for method, status in (("OPTIONS", 204), ("PUT", 405)):
+            answer = await self.ask(server, ask(method=method))
+            self.assertEqual(answer.status, status)
+            self.assertEqual(answer.field("vary"), "Accept-Encoding, Origin")
+
+    async def test_each_event_can_be_read_when_it_is_written(self):
+        server = await self.start(compress=True, heartbeat=0.05)
+        clients = [await self.zipped(server) for _ in range(3)]
+        for client in clients:
+            self.assertIsNotNone(client.decoder.retry)
+        for n in range(100):
+            server.publish({"n": n})
+            for client in clients:
+                self.assertEqual(await client.data(1), [f'{{"n":{n}}}'])
+        while len(clients[0].decoder.comments) < 3:
+            await clients[0].read_stream()
+
+    async def test_what_was_before_is_the_dictionary(self):
+        """They all get the same bytes, and few of them."""
+        server = await self.start(compress=True)
+        clients = [await self.zipped(server) for _ in range(3)]
+        text = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=2000))
+        sizes = []
+        for n in range(5):
+            server.publish(f"{n} {text}")
+            for client in clients:
+                await client.data(1)
+            sizes.append(len(clients[0].chunks.chunks[-1]))
+            self.assertEqual(len({bytes(c.chunks.chunks[-1]) for c in clients}), 1)
+        self.assertGreater(sizes[0], 1000)
+        self.assertLess(max(sizes[1:]), 100)
+
+    async def test_who_joins_is_waited_for_so_many_batches(self):
+        """Until then they get each batch compressed alone."""
+        server = await self.start(compress=True)
+        first = await self.zipped(server)
+        (audience,) = server.broadcaster._audiences.values()
+        server.publish("a")
+        await first.data(1)
+        late = await self.zipped(server)
+        batches = sse_server.JOIN_BATCHES
+        for n in range(1, batches + 1):
+            joined = len(audience.joined)
+            self.assertEqual((audience.batches, joined), (n, 1))
+            server.publish(f"{n} again")
+            for client in (first, late):
+                self.assertEqual(await client.data(1), [f"{n} again"])
+        self.assertEqual((audience.batches, len(audience.joined)), (1, 0))
+        chunks = first.chunks.chunks[-1], late.chunks.chunks[-1]
+        self.assertEqual(chunks[0], chunks[1])
+
+    async def test_so_many_compressors_go_on(self):
+        limit = 5
+        with mock.patch.object(sse_server, "MAX_COMPRESSORS", limit):
+            server = await self.start(compress=True)
+            clients = []
+            for number in range(1, limit + 2):
+                clients.append(await self.zipped(server, f"/sse?channel={number}"))
+                for n in range(3):
+                    server.publish(str(n), channel=EVERYBODY)
+                    for client in clients:
+                        self.assertEqual(await client.data(1), [str(n)])
+                audiences = server.broadcaster._audiences.values()
+                going_on = [a for a in audiences if a.compressor is not None]
+                self.assertEqual(len(going_on), min(number, limit))
+                self.assertEqual(set(going_on), set(server.broadcaster._compressing))
+            for client in clients:
+                client.close()
+            await self.until_stats(server, live=0)
+            self.assertEqual(len(server.broadcaster._compressing), 0)
+
+    async def test_a_large_event_is_compressed_in_turns(self):
+        server = await self.start(compress=True)
+        clients = [await self.zipped(server) for _ in range(2)]
+        (audience,) = server.broadcaster._audiences.values()
+        turns = []
+        broadcaster = sse_server._Broadcaster
+        begin = broadcaster._begin_turn
+        data = os.urandom(512 * KIB).hex()  # a mebibyte
+        with mock.patch.object(broadcaster, "_turn_is_over", lambda self: True):
+            with mock.patch.object(
+                broadcaster, "_begin_turn", lambda self: [turns.append(1), begin(self)]
+            ):
+                server.publish(data)
+                late = await self.zipped(server)  # joins in the midst of it
+                for client in clients:
+                    self.assertEqual(await client.data(1), [data])
+        self.assertGreater(len(turns), len(data) // sse_server.BATCH_BYTES)
+        server.publish("next")
+        for client in (*clients, late):
+            self.assertEqual(await client.until("next"), ["next"])
+        self.assertEqual(audience.members, 3)
+
+    async def test_slow_ones_come_back_and_all_get_their_end(self):
+        """With the system's own buffers."""
+        server = await self.start(compress=True)
+        quick = await self.zipped(server)
+        slow = await self.zipped(server)
+        expected = []
+        while not server.stats.behind:
+            expected.append(os.urandom(32 * KIB).hex())
+            server.publish(expected[-1])
+            self.assertEqual(await quick.data(1), expected[-1:])
+        for n in range(100):
+            expected.append(str(n))
+            server.publish(expected[-1])
+        self.assertEqual(await slow.data(len(expected)), expected)
+        await self.until_stats(server, live=2)
+        server.publish("both")
+        closing = asyncio.ensure_future(server.close())
+        for client in (quick, slow):
+            before = client.decoder.retry
+            events = await client.rest()
+            self.assertEqual(events[-1].data, "both")
+            self.assertNotEqual(client.decoder.retry, before)
+        await closing
+
+    async def test_resuming_gaps_and_what_is_retained(self):
+        server = await self.start(compress=True, history=3)
+        server.publish("on", event="state", retain=True)
+        ids = [server.publish(str(n)) for n in range(6)]
+        new = await self.zipped(server)
+        resumed = await self.zipped(server, f"/sse?last_event_id={ids[3]}")
+        lost = await self.zipped(server, f"/sse?last_event_id={ids[0]}")
+        server.publish("end")
+        self.assertEqual(await new.until("end"), ["on", "end"])
+        self.assertEqual(await resumed.until("end"), ["4", "5", "end"])
+        found = [(e.type, e.data) for e in await lost.events(6)]
+        expected = [("gap", '{"reason":"history"}'), ("state", "on")]
+        expected += [("message", data) for data in ("3", "4", "5", "end")]
+        self.assertEqual(found, expected)
+
+    async def test_an_iterator_compresses_for_who_passes_the_field_on(self):
+        server = await self.start(port=None, compress=True)
+        for given, coding in (("gzip", "gzip"), ("br", None), (None, None)):
+            headers = server.stream_headers(given)
+            self.assertEqual(headers.get("Content-Encoding"), coding)
+            self.assertEqual(headers["Content-Type"], "text/event-stream")
+            self.assertEqual(headers["Vary"], "Accept-Encoding")
+            iterator = server.stream(accept_encoding=given)
+            inflater = zlib.decompressobj(GZIP) if coding else None
+            decoder, events = Decoder(), []
+            server.publish("ahead of it")
+            while len(events) < 2:
+                data = await asyncio.wait_for(anext_of(iterator), DEADLINE)
+                if not decoder.retry:
+                    server.publish("a")
+                    server.publish("b")
+                data = inflater.decompress(data) if inflater else data
+                events += decoder.feed(data)
+            self.assertEqual([event.data for event in events][-2:], ["a", "b"])
+            await iterator.aclose()
 
 
 # ------------------------------------------------------------------------------------
