@@ -4015,14 +4015,14 @@ class CompressionTest(ServerTestCase):
         broadcaster = sse_server._Broadcaster
         begin = broadcaster._begin_turn
         data = os.urandom(512 * KIB).hex()  # a mebibyte
-        with mock.patch.object(broadcaster, "_turn_is_over", lambda self: True):
-            with mock.patch.object(
-                broadcaster, "_begin_turn", lambda self: [turns.append(1), begin(self)]
-            ):
-                server.publish(data)
-                late = await self.zipped(server)  # joins in the midst of it
-                for client in clients:
-                    self.assertEqual(await client.data(1), [data])
+        self.give_way_after(1)
+        with mock.patch.object(
+            broadcaster, "_begin_turn", lambda self: [turns.append(1), begin(self)]
+        ):
+            server.publish(data)
+            late = await self.zipped(server)  # joins in the midst of it
+            for client in clients:
+                self.assertEqual(await client.data(1), [data])
         self.assertGreater(len(turns), len(data) // sse_server.BATCH_BYTES)
         server.publish("next")
         for client in (*clients, late):

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -195,9 +196,10 @@ class Decoder:
 
 
 class Dechunker:
-    """Takes the chunks off; each must hold whole lines."""
+    """Takes the chunks off; each must hold whole lines, or end as its coding does."""
 
     def __init__(self):
+        self.end = b"\n"  # of each
         self.ended = False  # the last chunk has come
         self._rest = bytearray()
 
@@ -215,8 +217,8 @@ class Dechunker:
             contents.append(bytes(self._rest[end + 2 : whole - 2]))
             if self._rest[whole - 2 : whole] != b"\r\n":
                 raise ValueError("a chunk is longer than its size")
-            if size and not contents[-1].endswith(b"\n"):
-                raise ValueError("a chunk ends within a line")
+            if size and not contents[-1].endswith(self.end):
+                raise ValueError("a chunk ends within a line, or cannot be decoded yet")
             del self._rest[:whole]
             self.ended = not size
         return b"".join(contents)
@@ -230,11 +232,16 @@ class Stream:
         self.opened = False  # the head has come
         self._version = version
         self._dechunker = Dechunker() if version == "1.1" else None
+        self._inflater = None
         self._head = b""
 
     @property
     def chunked(self):
         return self._dechunker is not None
+
+    @property
+    def compressed(self):
+        return self._inflater is not None
 
     @property
     def ended(self):
@@ -251,6 +258,8 @@ class Stream:
             self.opened = True
         if self._dechunker:
             received = self._dechunker.feed(received)
+        if self._inflater:
+            received = self._inflater.decompress(received)
         return self.decoder.feed(received)
 
     def _check(self, head):
@@ -260,12 +269,18 @@ class Stream:
         chunked = b"Transfer-Encoding: chunked" in fields
         if chunked != (self._version == "1.1"):
             raise ValueError(f"wrong framing for HTTP/{self._version}: {head!r}")
+        if b"Content-Encoding: gzip" in fields:
+            self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            self._dechunker.end = b"\x00\x00\xff\xff"  # of a sync flush (RFC 1951)
 
 
-def request(version="1.1", channels=(), last_id="", by_query=False, path="/sse"):
+def request(
+    version="1.1", channels=(), last_id="", by_query=False, path="/sse", gzip=False
+):
     """The bytes of a request for a stream."""
     query = [f"channel={channel}" for channel in channels]
     fields = ["Host: localhost", "Accept: text/event-stream"]
+    fields += ["Accept-Encoding: gzip"] * gzip
     if last_id and by_query:
         query.append(f"last_event_id={last_id}")
     elif last_id:

@@ -3,7 +3,9 @@
 
 Three threads publish at random speed into a log that is small enough to overflow.
 Each client checks what it was given against what was published: in order, nothing
-twice, each hole announced by exactly one gap, no gap without a hole.  Afterwards the
+twice, each hole announced by exactly one gap, no gap without a hole; and what it has
+gathered of the retained events, by name, is what the publisher has.  Half of them ask
+for compression.  Afterwards the
 server's memory, tasks and descriptors are what they were.  Then the same while the
 server is stopped and started again, with its own ids and with the caller's.
 
@@ -83,7 +85,7 @@ def check_transcripts(report, name, counts, wrong, published):
     for fault in wrong[:10]:
         report.note(fault)
     report.check(
-        f"{name}: order, holes, gaps",
+        f"{name}: order, holes, gaps, state",
         not wrong,
         f"{len(wrong)} wrong of {counts['event']} deliveries of {published} events, "
         f"{counts['gap']} gaps",
@@ -97,6 +99,7 @@ def soak(report, options, folder):
         options.python,
         write_timeout=WRITE_TIMEOUT,
         heartbeat=1.0,
+        compress=True,
         send_buffer=16 * harness.KIB,
         **SMALL_LOG,
     ) as server:
@@ -149,6 +152,7 @@ def check_variety(report, counts, stats):
         "gaps": counts["gap"],
         "resets": counts["reset"],
         "stalls": counts["stall"],
+        "compressed streams": counts["compressed"],
         "dropped by write_timeout": stats["dropped"],
     }
     report.check("soak: chaos", all(happened.values()), str(happened))
@@ -197,6 +201,7 @@ def soak_restarted(report, options, folder, ids, log):
         port=harness.free_port(),
         write_timeout=WRITE_TIMEOUT,
         send_buffer=16 * harness.KIB,
+        compress=True,
         shutdown_timeout=1.0,
         **log,
     )
@@ -236,8 +241,9 @@ def refill(record, folder):
         events = [json.loads(line) for line in lines]
     events.sort(key=lambda event: swarm.parse_id(event[0]))
     with open(os.path.join(folder, "refill"), "w", encoding="utf-8") as file:
-        for name, channel, _, data in events:
-            event = {"data": data, "channel": channel, "id": name}
+        for id, channel, name, _, data in events:
+            event = {"data": data, "channel": channel, "id": id, "event": name}
+            event["retain"] = name is not None
             file.write(json.dumps(event) + "\n")
     return events
 

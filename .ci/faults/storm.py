@@ -8,6 +8,8 @@ import zlib
 CHANNELS = [None, "a", "b", "c", "d"]
 # Moods of a publisher: events at once, seconds between, how often the mood comes.
 MOODS = [(1, 0.05, 4), (1, 0.01, 4), (5, 0.02, 3), (60, 0.4, 1), (400, 1.0, 1)]
+# Under which name an event goes; those that have one are retained.
+NAMES = [None] * 12 + ["one", "two", "three"]
 SIZES = [20, 60, 300, 1000, 4000, 40_000]  # characters of an event, about
 SIZE_WEIGHTS = [30, 30, 20, 15, 5, 0.2]
 FILLER = "ab cd\nef \u00e9\u2028\U0001f600 gh\n ij"  # what may go wrong on the wire
@@ -16,14 +18,15 @@ FILLER = "ab cd\nef \u00e9\u2028\U0001f600 gh\n ij"  # what may go wrong on the 
 class Storm:
     """Publishes until it is stopped; then the record's file is complete.
 
-    A line of the record is [id, channel, crc of the data].  With `ids`, a prefix, the
-    ids are the caller's own, from `first` + 1, and the line ends with the data.
+    A line of the record is [id, channel, name, crc of the data].  With `ids`, a prefix,
+    the ids are the caller's own, from `first` + 1, and the line ends with the data.
     """
 
     def __init__(self, server, record, seed, ids="", first=0):
         self._server = server
         self._record = open(record, "a", encoding="utf-8")  # noqa: SIM115
         self._lock = threading.Lock()  # guards the record, and the caller's own ids
+        self._seed = seed
         self._ids = ids
         self._next = first
         self._stopping = threading.Event()
@@ -46,7 +49,7 @@ class Storm:
         for thread in self._threads:
             thread.join()
         for data, channel in last:
-            self._publish(data, channel)
+            self._publish(data, channel, None)
         self._record.close()
 
     def _run(self, chance, thread):
@@ -59,26 +62,27 @@ class Storm:
                     size = chance.choices(SIZES, SIZE_WEIGHTS)[0]
                     filler = FILLER * (size // len(FILLER))
                     channel = chance.choice(CHANNELS)
-                    self._publish(f"{thread} {number} {filler}", channel)
+                    data = f"{self._seed} {thread} {number} {filler}"
+                    self._publish(data, channel, chance.choice(NAMES))
                 self._stopping.wait(pause * chance.uniform(0.5, 1.5))
 
-    def _publish(self, data, channel):
+    def _publish(self, data, channel, name):
+        how = {"channel": channel, "event": name, "retain": name is not None}
         try:
             if self._ids:
-                name = self._publish_with_id(data, channel)
+                id = self._publish_with_id(data, how)
             else:
-                name = self._server.publish(data, channel=channel)
+                id = self._server.publish(data, **how)
         except RuntimeError:  # the server ends in the middle of the storm
             self._stopping.set()
             return
-        line = [name, channel, zlib.crc32(data.encode())]
+        line = [id, channel, name, zlib.crc32(data.encode())]
         if self._ids:
             line.append(data)  # to fill the log of the next server with
         with self._lock:
             self._record.write(json.dumps(line) + "\n")
 
-    def _publish_with_id(self, data, channel):
+    def _publish_with_id(self, data, how):
         with self._lock:  # the order of the ids is to be that of the log
             self._next += 1
-            name = f"{self._ids}-{self._next}"
-            return self._server.publish(data, channel=channel, id=name)
+            return self._server.publish(data, id=f"{self._ids}-{self._next}", **how)

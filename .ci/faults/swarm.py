@@ -1,8 +1,9 @@
 """Clients that misbehave, hundreds in one process, and what they have seen.
 
 Each keeps a transcript: ("start",) where it connects without a Last-Event-ID,
-("event", id, crc of the data) and ("gap", id, reason).  `verify` compares it with the
-record of what was published.
+("event", id, crc of the data) and ("gap", id, reason).  The id is that of the client
+then, so that an event without one shows the one before.  `verify` compares the
+transcript with the record of what was published.
 """
 
 import bisect
@@ -94,14 +95,15 @@ class Chaotic:
         self._until = now + self._chance.uniform(0.05, 0.5)
         version = self._chance.choice(["1.1", "1.1", "1.0"])
         by_query = self._chance.random() < 0.3
+        gzip = self._chance.random() < 0.5
         sock = socket.socket()
         if self._small:
             harness.shrink_receive_buffer(sock)
         try:
             sock.settimeout(5)
             sock.connect(self._swarm.address)
-            head = harness.request(version, self.channels, self._last_id, by_query)
-            sock.sendall(head)
+            asked = version, self.channels, self._last_id, by_query
+            sock.sendall(harness.request(*asked, gzip=gzip))
         except OSError:
             self.counts["refused"] += 1
             sock.close()
@@ -134,9 +136,12 @@ class Chaotic:
             self._disconnect()
             return
         if received:
+            opened = self._stream.opened
             for event in self._stream.feed(received):
                 self._take(*event)
             self._last_id = self._stream.decoder.last_id
+            if self._stream.opened and not opened:
+                self.counts["compressed"] += self._stream.compressed
             return
         if self._mood == "half-close" and self._patient:
             ended = self._stream.ended or not self._stream.chunked
@@ -204,13 +209,16 @@ class Record:
 
     def __init__(self, paths):
         self._events = {}  # (epoch, number): (channel, crc)
+        self._retained = {}  # crc: (place, channel, name)
         self._epochs = []  # in the order of the servers
         for path in paths:
             with open(path, encoding="utf-8") as lines:
                 for line in lines:
-                    name, channel, crc = json.loads(line)[:3]
-                    place = parse_id(name)
+                    id, channel, name, crc = json.loads(line)[:4]
+                    place = parse_id(id)
                     self._events[place] = (channel, crc)
+                    if name:
+                        self._retained[crc] = (place, channel, name)
                     if place[0] not in self._epochs:
                         self._epochs.append(place[0])
         self._by_channel = collections.defaultdict(list)
@@ -232,6 +240,20 @@ class Record:
             total += max(0, bisect.bisect_left(numbers, high) - start)
         return total
 
+    def retained(self, crc):
+        """Where, in which channel, under which name this was published."""
+        return self._retained.get(crc)
+
+    def state(self, channels):
+        """What is retained in the end: the crc of the newest by channel and name."""
+        newest = {}
+        for crc, (place, channel, name) in self._retained.items():
+            if channel in channels and place[0] == self._epochs[-1]:
+                newest[channel, name] = max(
+                    newest.get((channel, name), ((),)), (place, crc)
+                )
+        return {key: crc for key, (_, crc) in newest.items()}
+
     def after(self, channels, place):
         """How many events of the channels follow, to the end of the last epoch."""
         if place is None or place[0] != self._epochs[-1]:
@@ -250,25 +272,62 @@ def parse_id(name):
 
 
 def verify(transcript, channels, record):
-    """What is wrong in a transcript: in order, none twice, each hole announced once."""
+    """What is wrong in a transcript: in order, none twice, each hole announced once,
+    and in the end the state is the publisher's."""
     channels = channels or (None,)
     place = None  # of what the client was given last
+    gap = None  # one that has no id: what is retained follows, and says where it ends
+    state = {}
     wrong = []
     for kind, *rest in transcript:
         if kind == "start":
-            place = None
+            place, gap, state = None, None, {}
             continue
-        before, place = place, parse_id(rest[0])
+        before, place = place, parse_id(rest[0]) if rest[0] else None
+        fault = None
         if kind == "gap":
-            fault = _gap_fault(before, place, rest[1], channels, record)
+            state = {}
+            gap = rest[1] if place == before else None
+            if not gap:
+                fault = _gap_fault(before, place, rest[1], channels, record)
         else:
-            fault = _event_fault(before, place, rest[1], channels, record)
+            crc = rest[1]
+            ends = before is None and record.get(place)[1] != crc
+            if place == before or gap or ends:
+                fault = _state_fault(before, place, crc, gap, channels, record)
+                gap = gap if place == before else None
+            else:
+                fault = _event_fault(before, place, crc, channels, record)
+            found = record.retained(crc)
+            if found:
+                state[found[1:]] = crc
         if fault:
             wrong.append(f"{fault}: {kind} {rest} after {before}")
     missing = record.after(channels, place)
     if missing:
         wrong.append(f"{missing} events missing at the end, after {place}")
+    expected = record.state(channels)
+    different = {k for k in {*expected, *state} if expected.get(k) != state.get(k)}
+    if different:
+        wrong.append(f"the state is another one in {different}")
     return wrong
+
+
+def _state_fault(before, place, crc, gap, channels, record):
+    """Of a retained event that was sent ahead of the others, after `gap` if that is set.
+
+    The last one has the id of the client's place from then on.
+    """
+    found = record.retained(crc)
+    if not found:
+        return "not retained, and without an id of its own"
+    if found[1] not in channels:
+        return f"retained in channel {found[1]}, which was not asked for"
+    if place == before:
+        return None if gap or before is None else "a retained event, and no gap before"
+    if found[0] > place:
+        return "newer than the place that it leads to"
+    return _gap_fault(before, place, gap, channels, record) if gap else None
 
 
 def _gap_fault(before, place, reason, channels, record):
