@@ -25,7 +25,7 @@ def sseclient_py(url):
     import sseclient
     import urllib3
 
-    headers = {"Accept": "text/event-stream"}
+    headers = {"Accept": "text/event-stream", "Accept-Encoding": "gzip"}
     pool = urllib3.PoolManager()
     response = pool.request("GET", url, preload_content=False, headers=headers)
     for event in sseclient.SSEClient(response).events():

@@ -168,11 +168,17 @@ async def publish_all(server, curl):
     return [as_seen(event, id_) for event, id_ in zip([*EVENTS, END], ids)]
 
 
-async def same_events(report):
-    """Every client watches the same server at once."""
+async def same_events(report, compress):
+    """Every client watches the same server at once.
+
+    Where it compresses, it does so for each that asks for it, which all of them do.
+    """
+    what = "compressed" if compress else "published"
     async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(Server.running(heartbeat=HEARTBEAT))
-        curl = await stack.enter_async_context(Curl.watching(server.url))
+        running = Server.running(heartbeat=HEARTBEAT, compress=compress)
+        server = await stack.enter_async_context(running)
+        watching = Curl.watching(server.url, compressed=compress)
+        curl = await stack.enter_async_context(watching)
         clients = {
             library: await stack.enter_async_context(
                 Client.watching(library, server.url)
@@ -181,14 +187,18 @@ async def same_events(report):
         }
 
         await server.watched_by(1 + len(clients))
+        with report.case(f"{what}: so is the stream of each client"):
+            number = await server.compressed()
+            expected = 1 + len(clients) if compress else 0
+            expect(number == expected, f"{number} compressed streams, not {expected}")
         wanted = await publish_all(server, curl)
-        with report.case("curl sees what was published, nothing else") as notes:
+        with report.case(f"curl sees what was {what}, nothing else") as notes:
             await curl.received(len(wanted))
             compare("curl", curl.events, wanted)
             notes.append(f"{len(wanted)} events, {curl.decoder.comments} heartbeats")
         for library, client in clients.items():
             known = [d.__name__ for d in DEVIATIONS.get(library, ())]
-            name = f"{library} sees what was published, nothing else"
+            name = f"{library} sees what was {what}, nothing else"
             with report.case(name) as notes:
                 await client.received(len(wanted))
                 compare(library, client.events, wanted, await client.complaint())
@@ -228,7 +238,9 @@ async def resume_over_restart(report):
 async def main():
     report = Report("clients")
     with report.case("all clients watch one server to its last event"):
-        await same_events(report)
+        await same_events(report, compress=False)
+    with report.case("all clients watch one that compresses"):
+        await same_events(report, compress=True)
     with report.case("all that reconnect by themselves find the server that is back"):
         await resume_over_restart(report)
     return report.close()

@@ -309,12 +309,71 @@ async function allSeeTheSameDemo(browsers) {
   }
 }
 
+/** In the page: the milliseconds from publish to onmessage, of events one by one. */
+async function delaysOf(page, server, count) {
+  for (let number = 0; number < count; number += 1) {
+    await server.publish({ data: { number, sent: Date.now(), text: "x".repeat(99) } });
+    await seen(page, number + 1);
+  }
+  return page.evaluate(() =>
+    window.record.filter(([type]) => type === "message").map(([, data], number) => {
+      if (JSON.parse(data).number !== number) throw new Error(`${number}: ${data}`);
+      return window.times[number] - JSON.parse(data).sent;
+    }),
+  );
+}
+
+async function readsWhatIsCompressed({ page, startServer }) {
+  const medians = [];
+  for (const compress of [false, true]) {
+    const server = await startServer({ compress });
+    await page.goto(server.origin);
+    await watch(page, server.url);
+    await page.evaluate(() => {
+      window.times = [];
+      window.source.addEventListener("message", () => window.times.push(Date.now()));
+    });
+    const { streams } = await server.ask("compressed");
+    same(streams, Number(compress), "compressed streams");
+    const delays = (await delaysOf(page, server, 40)).sort((a, b) => a - b);
+    medians.push(delays[20]);
+    if (compress) await joinsLate(page, server);
+    await page.evaluate(() => window.source.close());
+  }
+  expect(medians[1] <= medians[0] + 20, `compressed events take ${medians} ms`);
+  return `half within ${medians[0]} ms plain, ${medians[1]} ms compressed`;
+}
+
+/** A `fetch` that begins when others have read much already. */
+async function joinsLate(page, server) {
+  await page.evaluate(async (address) => {
+    const reader = (await fetch(address)).body.getReader();
+    const decoder = new TextDecoder();
+    window.fetched = "";
+    const pump = async () => {
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        window.fetched += decoder.decode(value, { stream: true });
+      }
+    };
+    pump();
+  }, server.url);
+  await until(async () => (await server.ask("compressed")).streams === 2, "a fetch");
+  for (const word of ["one", "two", "three"]) {
+    await server.publish(`the word ${word}`);
+    const came = () => page.evaluate((text) => window.fetched.includes(text), word);
+    await until(came, `${word} in what was fetched`);
+  }
+}
+
 module.exports = {
   allSeeTheSameDemo,
   checks: [
     waitsForRoom, // first: it takes the longest, and mostly waits
     opensBeforeTheFirstEvent,
     showsDefaultAndNamedEvents,
+    readsWhatIsCompressed,
     resumesOverARestart,
     isToldOfAGapAfterARestart,
     resumesOverACrash,

@@ -87,6 +87,10 @@ class Server:
     async def stats(self):
         return await self.ask("stats")
 
+    async def compressed(self):
+        """How many open streams are compressed."""
+        return (await self.ask("compressed"))["streams"]
+
     async def watched_by(self, count, within=PATIENCE):
         """Wait until this many clients have a stream open."""
 
@@ -171,8 +175,9 @@ class Curl:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def watching(cls, url, *, last_event_id=None):
+    async def watching(cls, url, *, last_event_id=None, compressed=False):
         resume = ["-H", f"Last-Event-ID: {last_event_id}"] if last_event_id else []
+        resume += ["--compressed"] * compressed
         curl = cls(
             await asyncio.create_subprocess_exec(
                 *("curl", "--no-buffer", "--silent", "--fail", *resume, url),

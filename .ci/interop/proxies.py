@@ -209,10 +209,11 @@ def nginx_1_1(upstream, block):
     return nginx(upstream, aimed(block, "kept"), HTTP_1_1)
 
 
-async def passes_on_at_once(proxy, server, notes):
+async def passes_on_at_once(proxy, server, notes, compressed=False):
     times = []
-    async with Curl.watching(proxy.url) as curl:
+    async with Curl.watching(proxy.url, compressed=compressed) as curl:
         await curl.connected(within=5 * AT_ONCE)  # curl has to start, too
+        expect(await server.compressed() == compressed, "not compressed by the server")
         for number in range(EVENTS):
             start = time.monotonic()
             await server.publish(f"number {number}")
@@ -337,6 +338,25 @@ async def all_checks(report, name, checks, start, block):
                 await check(proxy, server, notes)
 
 
+async def passes_on_what_is_compressed(report, for_nginx, for_haproxy):
+    """Unchanged, whether it would compress by itself or not."""
+    gzip = "gzip on; gzip_proxied any; gzip_types text/event-stream;"
+    compression = "compression algo gzip\n    compression type text/event-stream"
+    proxies = {
+        "nginx": lambda upstream: nginx_1_1(upstream, for_nginx),
+        "nginx with gzip on": lambda upstream: nginx_1_1(upstream, gzip + for_nginx),
+        "HAProxy": lambda upstream: haproxy(upstream, for_haproxy),
+        "HAProxy with compression": lambda upstream: haproxy(
+            upstream, for_haproxy, compression
+        ),
+    }
+    for name, start in proxies.items():
+        with report.case(f"{name} passes on what is compressed, at once") as notes:
+            options = {"heartbeat": HEARTBEAT, "hosts": ["*"], "compress": True}
+            async with fronted(start, **options) as (proxy, server):
+                await passes_on_at_once(proxy, server, notes, compressed=True)
+
+
 # The two checks that could pass for no reason are shown to fail where they must.
 
 
@@ -404,6 +424,7 @@ async def main():
         all_checks(report, "nginx (HTTP/1.0)", nginx_checks, nginx_1_0, for_nginx),
         all_checks(report, "nginx (HTTP/1.1)", nginx_checks, nginx_1_1, for_nginx),
         all_checks(report, "HAProxy", haproxy_checks, haproxy, for_haproxy),
+        passes_on_what_is_compressed(report, for_nginx, for_haproxy),
         buffering_is_seen(report),
         a_cut_is_seen(report),
     )

@@ -10,6 +10,7 @@ Prints {"port": ...} once it listens, then answers each command with one line:
   {"do": "pump", "rate": 1000, "seconds": 10}   numbered events, in the background
   {"do": "stats"}
   {"do": "last_event_id"}
+  {"do": "compressed"}                          how many streams are
   {"do": "turn_away", "status": 204}            from now on nobody may subscribe
 SIGTERM closes it in an orderly way, SIGKILL does not; so does the end of its input.
 """
@@ -70,6 +71,10 @@ class Commands:
 
     def last_event_id(self):
         return {"id": self.server.last_event_id}
+
+    def compressed(self):
+        audiences = self.server.broadcaster._audiences.values()
+        return {"streams": sum(a.members for a in audiences if a.wish.gzip)}
 
     def turn_away(self, status):
         self._turned_away = status
