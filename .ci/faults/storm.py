@@ -8,8 +8,10 @@ import zlib
 CHANNELS = [None, "a", "b", "c", "d"]
 # Moods of a publisher: events at once, seconds between, how often the mood comes.
 MOODS = [(1, 0.05, 4), (1, 0.01, 4), (5, 0.02, 3), (60, 0.4, 1), (400, 1.0, 1)]
-# Under which name an event goes; those that have one are retained.
-NAMES = [None] * 12 + ["one", "two", "three"]
+# An event that has a name is retained.  Seldom, so that what is retained is older than
+# the history, and some are published but once.
+NAMES = [None] * 300 + ["one", "two", "three"]
+LASTING = ["lasts", "lasts, too"]
 SIZES = [20, 60, 300, 1000, 4000, 40_000]  # characters of an event, about
 SIZE_WEIGHTS = [30, 30, 20, 15, 5, 0.2]
 FILLER = "ab cd\nef \u00e9\u2028\U0001f600 gh\n ij"  # what may go wrong on the wire
@@ -36,6 +38,9 @@ class Storm:
         ]
 
     def start(self):
+        for number, name in enumerate(LASTING):
+            for channel in CHANNELS:
+                self._publish(f"{self._seed} {channel} {number}", channel, name)
         for thread in self._threads:
             thread.start()
 
