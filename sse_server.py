@@ -2601,7 +2601,7 @@ class _Reader(_Subscriber):
 
 
 class _Pipe(asyncio.Transport):
-    """Holds what its reader has yet to take: one batch, as a full socket would."""
+    """Holds what its reader has yet to take, and has room for a batch, as a socket."""
 
     def __init__(self, reader: _Reader) -> None:
         super().__init__({"socket": self})
@@ -2611,12 +2611,12 @@ class _Pipe(asyncio.Transport):
         self._bell = asyncio.Event()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Hold it, and let nothing more come until it is taken."""
+        """Hold it; if that is more than there is room for, nothing more is to come."""
         if self._closing:
             return
         self._held += data
         self._bell.set()
-        if self._reader.state in (_LIVE, _READY):
+        if self.get_write_buffer_size() and self._reader.state in (_LIVE, _READY):
             self._reader.server.broadcaster.pause(self._reader)
 
     async def take(self) -> bytes:
@@ -2631,8 +2631,8 @@ class _Pipe(asyncio.Transport):
         return taken
 
     def get_write_buffer_size(self) -> int:
-        """The bytes that are not taken yet."""
-        return len(self._held)
+        """The bytes for which there is no room."""
+        return max(0, len(self._held) - BATCH_BYTES)
 
     def is_closing(self) -> bool:
         """Whether nothing more comes."""
