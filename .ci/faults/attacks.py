@@ -28,8 +28,8 @@ PERIOD = 0.05  # seconds between two events
 READ_NOTHING = 100  # connections that send and never read
 READ_NOTHING_BYTES = 100 * harness.KIB  # of the server's memory for each of them
 FLOOD_BYTES = 4 * harness.MIB  # that a flood of refused requests may add
-GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-REFUSED = b"GET /sse HTTP/1.1\r\nHost: a\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+REFUSED = b"GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 # The innocent: they note how long each event took.
@@ -127,9 +127,11 @@ def open_streams(address, number, target="/sse", fields=b"", turns=1):
         kept = []
         for n in range(number):
             sock = connect(address)
-            line = f"GET {target.replace('{}', str(n))} HTTP/1.1\r\nHost: a\r\n"
+            line = f"GET {target.replace('{}', str(n))} HTTP/1.1\r\nHost: localhost\r\n"
             sock.sendall(line.encode() + fields + b"\r\n")
             kept.append(sock)
+        answer = kept[0].recv(12)
+        assert answer == b"HTTP/1.1 200", answer  # else nothing is attacked
         begun()
         if turns == 1:
             throw_away(kept)
@@ -191,7 +193,7 @@ def big_heads(address):
 
 def small_chunks(address):
     """200 bodies in chunks of one byte each."""
-    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     send_again(address, 200, head + b"1\r\na\r\n" * 200_000)
 
 

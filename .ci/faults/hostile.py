@@ -118,9 +118,9 @@ def exchange(address, data, chance):
 
 def worst_heads(size):
     """Heads of about `size` bytes, each the worst for some step of the parser."""
-    start = b"GET /sse HTTP/1.1\r\nHost: a\r\n"
+    start = b"GET /sse HTTP/1.1\r\nHost: localhost\r\n"
     room = size - len(start) - 40
-    query = b"GET /sse?%b HTTP/1.1\r\nHost: a\r\n\r\n"
+    query = b"GET /sse?%b HTTP/1.1\r\nHost: localhost\r\n\r\n"
     return {
         "many fields": start + b"a:\r\n" * (room // 4) + b"\r\n",
         "commas": start + b"Connection: " + b"," * room + b"\r\n\r\n",
@@ -179,9 +179,9 @@ def injections():
     """Requests that try to bring a line of their own into the answer."""
     evil = [f"a{sign}Evil:%20x" for sign in ("%0d%0a", "%0a", "%0d", "%00")]
     evil.append("%E2%80%A8Evil")
-    get = "GET /sse?{}={} HTTP/1.1\r\nHost: a\r\n\r\n"
+    get = "GET /sse?{}={} HTTP/1.1\r\nHost: localhost\r\n\r\n"
     post = (
-        "POST /sse?{}={} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n"
+        "POST /sse?{}={} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
         f"Authorization: Bearer {TOKEN}\r\nOrigin: {ORIGIN}\r\n\r\nx"
     )
     for value in evil:
@@ -191,14 +191,14 @@ def injections():
             yield post.format(name, value)
     for sign in ("\r", "\n", "\0", "\r\n", "\x85", "\u2028"):
         value = f"{ORIGIN}{sign}Evil: x"
-        yield f"GET /sse HTTP/1.1\r\nHost: a\r\nOrigin: {value}\r\n\r\n"
-        yield f"GET /sse HTTP/1.1\r\nHost: a{value}\r\n\r\n"
-        yield f"GET /sse{value} HTTP/1.1\r\nHost: a\r\n\r\n"
-        yield f"GET{value} /sse HTTP/1.1\r\nHost: a\r\n\r\n"
-        yield f"GET /sse HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {value}\r\n\r\n"
-        yield f"GET /sse HTTP/1.1\r\nHost: a\r\nExpect: {value}\r\n\r\n"
-        yield f"GET /sse HTTP/1.1\r\nHost: a\r\nContent-Length: {value}\r\n\r\n"
-        yield f"DELETE{sign}Evil: /sse HTTP/1.1\r\nHost: a\r\n\r\n"
+        yield f"GET /sse HTTP/1.1\r\nHost: localhost\r\nOrigin: {value}\r\n\r\n"
+        yield f"GET /sse HTTP/1.1\r\nHost: localhost{value}\r\n\r\n"
+        yield f"GET /sse{value} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        yield f"GET{value} /sse HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        yield f"GET /sse HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: {value}\r\n\r\n"
+        yield f"GET /sse HTTP/1.1\r\nHost: localhost\r\nExpect: {value}\r\n\r\n"
+        yield f"GET /sse HTTP/1.1\r\nHost: localhost\r\nContent-Length: {value}\r\n\r\n"
+        yield f"DELETE{sign}Evil: /sse HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def check_injection(report, server):

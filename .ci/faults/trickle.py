@@ -102,7 +102,7 @@ def check_stopped(report, options):
             sock.sendall(b"GET / HTTP/1.1\r\n")
             harness.wait_until(lambda: server.ask("usage")["transports"] == 2, 5)
             server.process.send_signal(signal.SIGSTOP)
-            sock.sendall(b"Host: a\r\n\r\n")
+            sock.sendall(b"Host: localhost\r\n\r\n")
             room = behind.socket.recv(harness.MIB)
             time.sleep(5)
             server.process.send_signal(signal.SIGCONT)

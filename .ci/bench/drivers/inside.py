@@ -92,15 +92,21 @@ def read_all(port, number, kind):
     """Open the streams and throw away what comes, until this process is killed."""
     chance = random.Random(1)
     selector = selectors.DefaultSelector()
-    for _ in range(number):
+    for index in range(number):
         target, field = "/sse", ""
+        if kind == "channels":
+            target += f"?channel=c{index}"
+        if kind in ("gzip", "channels"):
+            field = "Accept-Encoding: gzip\r\n"
         if kind == "routing":
             chosen = chance.sample(range(CHANNELS), 100)
             target += "?" + "&".join(f"channel=c{channel}" for channel in chosen)
         if kind == "ahead":
             field = "Last-Event-ID: 1000000\r\n"
         sock = socket.create_connection(("127.0.0.1", port))
-        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: a\r\n{field}\r\n".encode())
+        sock.sendall(
+            f"GET {target} HTTP/1.1\r\nHost: localhost\r\n{field}\r\n".encode()
+        )
         selector.register(sock, selectors.EVENT_READ)
     while True:
         for key, _ in selector.select():
