@@ -153,9 +153,9 @@ LOOKS = 4
 # Compressors that go on from batch to batch, one for an audience: zlib takes 256 KiB
 # for each, so 16 MiB for all.  Other audiences' start anew with every batch.
 MAX_COMPRESSORS = 64
-# Batches between two restarts of a compressor for those who joined meanwhile: each
-# restart costs the ratio, and each batch until then is compressed once more for them.
-JOIN_BATCHES = 16
+# Batches after which a compressor starts anew at the latest for those who have joined
+# since it was new.  Sooner where they are many: see _Audience.
+JOIN_BATCHES = 64
 # Batches written in a turn to subscribers who are behind: however many resume at once,
 # the live ones are not kept waiting for them.
 CATCH_UPS_PER_TURN = 8
@@ -1345,11 +1345,13 @@ class _Audience:
     Where they are compressed, one compressor goes on for all who are `live`.  It can
     do so only for those who got all that it made, so who has joined since it was new is
     among the `joined`, and those get each batch from a compressor of its own, until
-    this one is new again.
+    this one is new again.  A new one makes a batch about as large as if it were alone,
+    for all who are live; waiting does that for the joined.  So it is time when that
+    has been paid as often for the joined as it would be for the live.
     """
 
     __slots__ = ("batches", "channels", "compressor", "direct", "joined", "live",
-                 "members", "wish", "write")  # fmt: skip
+                 "members", "waited", "wish", "write")  # fmt: skip
 
     def __init__(self, wish: _Wish, direct: bool) -> None:
         self.wish = wish
@@ -1364,6 +1366,7 @@ class _Audience:
         self.members = 0  # live and behind
         self.compressor: Any = None  # None: the next batch begins a new one
         self.batches = 0  # that it has made
+        self.waited = 0  # batches that it has not made for the joined, for each of them
 
     def find(self, key: Any) -> _Subscriber:
         """The live subscriber with this key, which may be itself."""
@@ -1748,16 +1751,19 @@ class _Broadcaster:
             return
         if not (audience.live or audience.joined):
             return
-        if not audience.live or (audience.joined and audience.batches >= JOIN_BATCHES):
+        waited_long = audience.batches >= JOIN_BATCHES and audience.joined
+        if waited_long or audience.waited >= len(audience.live):
             audience.compressor = None
         if audience.compressor is None:
             audience.live.update(audience.joined)
             audience.joined.clear()
-            audience.compressor, audience.batches = _new_compressor(), 0
+            audience.compressor = _new_compressor()
+            audience.batches = audience.waited = 0
         # Who joins while this gives way was given the batch already.
         groups = [(list(audience.live), audience.compressor)]
         groups += [(list(audience.joined), None)]
         audience.batches += 1
+        audience.waited += len(audience.joined)
         self._keep_compressor(audience)
         for keys, compressor in groups:
             if keys:

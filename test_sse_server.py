@@ -3968,24 +3968,30 @@ class CompressionTest(ServerTestCase):
         self.assertGreater(sizes[0], 1000)
         self.assertLess(max(sizes[1:]), 100)
 
-    async def test_who_joins_is_waited_for_so_many_batches(self):
+    async def test_how_long_who_has_joined_waits(self):
         """Until then they get each batch compressed alone."""
-        server = await self.start(compress=True)
-        first = await self.zipped(server)
-        (audience,) = server.broadcaster._audiences.values()
-        server.publish("a")
-        await first.data(1)
-        late = await self.zipped(server)
-        batches = sse_server.JOIN_BATCHES
-        for n in range(1, batches + 1):
-            joined = len(audience.joined)
-            self.assertEqual((audience.batches, joined), (n, 1))
-            server.publish(f"{n} again")
-            for client in (first, late):
-                self.assertEqual(await client.data(1), [f"{n} again"])
-        self.assertEqual((audience.batches, len(audience.joined)), (1, 0))
-        chunks = first.chunks.chunks[-1], late.chunks.chunks[-1]
-        self.assertEqual(chunks[0], chunks[1])
+        # So many live clients, and so many who join; batches that these wait for.
+        cases = [(1, 1, 1), (4, 1, 4), (4, 2, 2), (6, 4, 2), (7, 1, 6), (8, 1, 6)]
+        patch = mock.patch.object(sse_server, "JOIN_BATCHES", 7)
+        patch.start()
+        self.addCleanup(patch.stop)
+        for live, joining, expected in cases:
+            with self.subTest(live=live, joining=joining):
+                server = await self.start(compress=True)
+                early = [await self.zipped(server) for _ in range(live)]
+                (audience,) = server.broadcaster._audiences.values()
+                server.publish("first")
+                for client in early:
+                    await client.data(1)
+                late = [await self.zipped(server) for _ in range(joining)]
+                for n in range(expected + 1):
+                    self.assertEqual(len(audience.joined), joining)
+                    server.publish(f"{n} again")
+                    for client in (*early, *late):
+                        self.assertEqual(await client.data(1), [f"{n} again"])
+                self.assertEqual((audience.batches, len(audience.joined)), (1, 0))
+                chunks = {bytes(c.chunks.chunks[-1]) for c in (*early, *late)}
+                self.assertEqual(len(chunks), 1)
 
     async def test_so_many_compressors_go_on(self):
         limit = 5

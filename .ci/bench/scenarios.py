@@ -125,6 +125,32 @@ METRICS = {
         "×",
         (Target(1.2),),
     ),
+    **{
+        f"{metric}_{kind}": Metric(f"{title}, {what}", unit, (Target(bound),), more)
+        for kind, what, smaller, cost in (
+            ("sensor", "JSON of 140 bytes", 3.5, 1.02),
+            ("log", "log lines of 190 bytes", 4.0, 1.02),
+            ("table", "a table of 3.7 KB", 6.0, 1.0),
+        )
+        for metric, title, unit, bound, more in (
+            ("smaller", "Bytes of an event, plain to compressed", "×", smaller, True),
+            ("gzip_cpu", "CPU per delivery, compressed to plain", "×", cost, False),
+        )
+    },
+    "joins": Metric(
+        "Bytes plain to compressed, while at each event one client joins 1,000",
+        "×",
+        (Target(3.0),),
+        more_is_better=True,
+    ),
+    "gzip_memory": Metric(
+        "What compression adds to 10,000 subscribers, each on a channel of its own",
+        "KiB each",
+        (Target(1.7),),  # 64 compressors of 256 KiB
+    ),
+    "gzip_turn": Metric(
+        "Longest turn with a mebibyte that cannot be compressed", "ms", (Target(30.0),)
+    ),
     "resume": Metric(
         "p99 of 1,000 live clients while 1,000 resume by 500 events, to the usual p99",
         "×",
@@ -333,6 +359,27 @@ def inside(run):
                 run.record("ahead", contestant.name, waited["ratio"])
 
 
+def compression(run):
+    """Plain and compressed clients of the same events, in one process."""
+    for _ in range(1 if run.quick else run.rounds):
+        for contestant in run.own():
+            name = contestant.name
+            python, driver = contestant.command[:2]
+            program = [python, driver.with_name("compression.py")]
+            with run.guard("compression", name):
+                for kind in ("sensor", "log", "table"):
+                    found = json.loads(output_of([*program, kind]))
+                    run.record(f"smaller_{kind}", name, found["ratio"])
+                    run.record(f"gzip_cpu_{kind}", name, found["cpu"])
+                for metric, case, key in (
+                    ("joins", "joins", "10"),
+                    ("gzip_memory", "channels", "more"),
+                    ("gzip_turn", "turn", "turn"),
+                ):
+                    found = json.loads(output_of([*program, case]))
+                    run.record(metric, name, found[key])
+
+
 def resume(run):
     for _ in range(run.rounds):
         for contestant in run.own():
@@ -468,6 +515,7 @@ SCENARIOS = {
         arrivals,
         resuming,
         inside,
+        compression,
         resume,
         channels,
         ok,

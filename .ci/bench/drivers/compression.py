@@ -5,7 +5,11 @@ sensor, log, table   1,000 plain and 1,000 compressed clients of two servers in 
 joins                1,000 compressed clients, 10 events a second, and 1, 10 and 100 more
                      who join each second, in as many events as that would take: the
                      ratio of all bytes
-channels             10,000 channels with one compressed client each: KiB for each
+channels             10,000 channels with one client each: KiB for each, and how many
+                     more if they are compressed
+nginx                1,000 clients of a plain server behind an nginx with `gzip on`: bytes
+                     of a sensor's event for each client; CPU per delivery and KiB for
+                     each client, of the server and of nginx
 turn                 a mebibyte that cannot be compressed: the longest turn in ms
 
 Prints one line of JSON.  The clients are another process, which throws away what comes.
@@ -15,14 +19,18 @@ import asyncio
 import contextlib
 import json
 import os
+import pathlib
 import random
+import socket
 import sys
+import tempfile
 import time
 
 from inside import Turns, clients
 
 from sse_server import EVERYBODY, SSEServer
 
+GET_GZIP = b"GET /sse HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n"
 CLIENTS = 1000
 EVENTS = 40  # in a window
 
@@ -115,6 +123,16 @@ async def beside_plain(kind, rounds=9):
     }
 
 
+def median(values):
+    values = sorted(values)
+    return values[len(values) // 2]
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
 async def joins():
     """Sensors' events; the joining stay for some fifty of them."""
     found = {}
@@ -151,9 +169,7 @@ async def joins():
 async def join(server):
     """A client that has its stream, and lets what comes pile up in the kernel."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(
-        b"GET /sse HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n"
-    )
+    writer.write(GET_GZIP)
     await reader.readuntil(b"\r\n\r\n")
     return writer
 
@@ -164,24 +180,129 @@ async def leave(writer):
         await writer.wait_closed()
 
 
-def resident_bytes():
-    with open("/proc/self/statm", encoding="ascii") as statm:
+def resident_bytes(process="self"):
+    with open(f"/proc/{process}/statm", encoding="ascii") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
+def cpu_seconds(process="self"):
+    with open(f"/proc/{process}/stat", encoding="ascii") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+NGINX = """
+daemon off;
+worker_processes 1;
+error_log error.log;
+pid nginx.pid;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    gzip on;
+    gzip_types text/event-stream;
+    gzip_min_length 0;
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location / {{
+            proxy_pass http://127.0.0.1:{upstream};
+            proxy_http_version 1.1;
+            proxy_set_header Host localhost;
+            proxy_set_header Connection "";
+        }}
+    }}
+}}
+"""
+
+
+@contextlib.asynccontextmanager
+async def nginx_before(server):
+    """Its port and its worker's process."""
+    with socket.socket() as sock, tempfile.TemporaryDirectory() as folder:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        sock.close()
+        configuration = pathlib.Path(folder, "nginx.conf")
+        configuration.write_text(NGINX.format(port=port, upstream=server.port))
+        process = await asyncio.create_subprocess_exec(
+            *("nginx", "-p", folder, "-e", "error.log", "-c", str(configuration)),
+            env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"},
+        )
+        children = f"/proc/{process.pid}/task/{process.pid}/children"
+        try:
+            await asyncio.sleep(1)  # until its worker is there
+            yield port, pathlib.Path(children).read_text("ascii").split()[0]
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+class Behind:
+    """A server as its clients see it, who come by way of another port."""
+
+    def __init__(self, server, port):
+        self._server = server
+        self.port = port
+
+    @property
+    def stats(self):
+        return self._server.stats
+
+
+async def nginx():
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        server = await enter(SSEServer("127.0.0.1", 0, heartbeat=None))
+        port, worker = await enter(nginx_before(server))
+        behind = Behind(server, port)
+        received = [0]
+        counting = asyncio.create_task(count_bytes(port, received))
+        stack.callback(counting.cancel)
+        await enter(clients(behind, 10, "gzip"))
+        memory = resident_bytes(worker), resident_bytes()
+        await enter(clients(behind, CLIENTS, "gzip"))
+        data = events_of(sensor)
+        await windows(server, data, 1)
+        await asyncio.sleep(1)  # nginx has passed all on
+        cpu = cpu_seconds(worker), cpu_seconds()
+        size, before = received[0], server.stats.events_written
+        await windows(server, data, 9)
+        await asyncio.sleep(2)  # nginx has passed all on
+        deliveries = server.stats.events_written - before
+        return {
+            "cpu_nginx": (cpu_seconds(worker) - cpu[0]) / deliveries * 1e6,
+            "cpu_server": (cpu_seconds() - cpu[1]) / deliveries * 1e6,
+            "kib_nginx": (resident_bytes(worker) - memory[0]) / CLIENTS / 1024,
+            "kib_server": (resident_bytes() - memory[1]) / CLIENTS / 1024,
+            "compressed": (received[0] - size) / (9 * EVENTS),
+        }
+
+
+async def count_bytes(port, received):
+    """Be a client that counts the bytes that it receives."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(GET_GZIP)
+    while data := await reader.read(1 << 16):
+        received[0] += len(data)
+
+
 async def channels():
-    async with (
-        SSEServer("127.0.0.1", 0, compress=True, heartbeat=None) as server,
-        clients(server, 100, "gzip"),
-    ):
-        server.publish("x" * 1000, channel=EVERYBODY)
-        await server.drain()
-        before = resident_bytes()
-        async with clients(server, 10_000, "channels"):
+    kib = {}
+    for kind in ("channels", "channels, gzip"):
+        async with contextlib.AsyncExitStack() as stack:
+            enter = stack.enter_async_context
+            server = SSEServer("127.0.0.1", 0, compress=True, heartbeat=None)
+            await enter(server)
+            await enter(clients(server, 100, "gzip"))
+            server.publish("x" * 1000, channel=EVERYBODY)
+            await server.drain()
+            before = resident_bytes()
+            await enter(clients(server, 10_000, kind))
             for number in range(3):
                 server.publish({"number": number}, channel=EVERYBODY)
                 await server.drain()
-            return {"kib": (resident_bytes() - before) / 10_000 / 1024}
+            kib[kind] = (resident_bytes() - before) / 10_000 / 1024
+    return {"plain": kib["channels"], "more": kib["channels, gzip"] - kib["channels"]}
 
 
 async def turn():
@@ -203,22 +324,13 @@ async def turn():
         return {"turn": median(longest) * 1e3}
 
 
-def median(values):
-    values = sorted(values)
-    return values[len(values) // 2]
-
-
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
-
-
 MEASURES = {
     "sensor": lambda: beside_plain(sensor),
     "log": lambda: beside_plain(log),
     "table": lambda: beside_plain(table),
     "joins": joins,
     "channels": channels,
+    "nginx": nginx,
     "turn": turn,
 }
 

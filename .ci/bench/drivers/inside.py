@@ -94,9 +94,9 @@ def read_all(port, number, kind):
     selector = selectors.DefaultSelector()
     for index in range(number):
         target, field = "/sse", ""
-        if kind == "channels":
+        if kind.startswith("channels"):
             target += f"?channel=c{index}"
-        if kind in ("gzip", "channels"):
+        if kind.endswith("gzip"):
             field = "Accept-Encoding: gzip\r\n"
         if kind == "routing":
             chosen = chance.sample(range(CHANNELS), 100)
