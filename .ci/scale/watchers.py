@@ -22,7 +22,8 @@ import socket
 import sys
 import time
 
-NUMBERS = re.compile(rb"^data: (\d+)$", re.MULTILINE)
+# What counts in a stream: an event's number, or a gap.
+WHAT_COUNTS = re.compile(rb"^data: (\d+)$|^event: gap$", re.MULTILINE)
 REPORT_SECONDS = 0.5
 CONNECTING = 200  # connections begun and not yet answered
 RECONNECT_SECONDS = (0.2, 0.6)  # sooner than a browser: what is cut comes back at once
@@ -31,14 +32,15 @@ RECONNECT_SECONDS = (0.2, 0.6)  # sooner than a browser: what is cut comes back 
 class Client:
     """One stream, over as many connections as it takes."""
 
-    __slots__ = ("address", "expected", "last_id", "open", "received", "socket")
+    __slots__ = ("expected", "gap", "last_id", "open", "ports", "received", "socket")
 
-    def __init__(self, address):
-        self.address = address
+    def __init__(self, ports):
+        self.ports = ports  # it comes back at any of them
         self.socket = None
         self.open = False  # the head of the stream has come
         self.received = b""
         self.last_id = None
+        self.gap = False  # since the last event
         self.expected = 1
 
     def connect(self, source):
@@ -47,7 +49,7 @@ class Client:
         if source:
             self.socket.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
             self.socket.bind((source, 0))
-        self.socket.connect_ex(self.address)
+        self.socket.connect_ex(("127.0.0.1", random.choice(self.ports)))
 
     def request(self):
         resume = b"Last-Event-ID: %b\r\n" % self.last_id if self.last_id else b""
@@ -64,10 +66,7 @@ class Watchers:
         self._total = total
         self._epoll = select.epoll()
         self._clients = {}  # by descriptor
-        self._due = [
-            (0.0, number, Client(("127.0.0.1", ports[number % len(ports)])))
-            for number in range(clients)
-        ]
+        self._due = [(0.0, number, Client(ports)) for number in range(clients)]
         self._order = clients  # breaks ties in the heap
         self._connecting = 0
         self._counts = collections.Counter() if times else None
@@ -75,6 +74,7 @@ class Watchers:
         self.state = dict.fromkeys(
             ("open", "complete", "repeated", "missing", "gaps", "cut", "refused"), 0
         )
+        self.state["silent"] = 0  # holes that no gap had announced
         self.times = {}  # number: when the last client had it
 
     def run(self):
@@ -140,12 +140,20 @@ class Watchers:
         if end < 2:
             return
         whole, client.received = client.received[:end], client.received[end:]
-        self.state["gaps"] += whole.count(b"event: gap\n")
         start = whole.rfind(b"id: ") + 4
         if start >= 4:
             client.last_id = whole[start : whole.index(b"\n", start)]
-        numbers = list(map(int, NUMBERS.findall(whole)))
-        for number in numbers:
+        numbers = []
+        for found in WHAT_COUNTS.finditer(whole):
+            if not found[1]:
+                self.state["gaps"] += 1
+                client.gap = True
+                continue
+            number = int(found[1])
+            numbers.append(number)
+            if number > client.expected and not client.gap:
+                self.state["silent"] += 1
+            client.gap = False
             if number < client.expected:
                 self.state["repeated"] += 1
                 continue

@@ -1,0 +1,304 @@
+"""README.md's relay recipe, mistreated: an origin and four relays that share a port, with
+clients that come back at any of them; nothing lost without a gap, nothing twice.
+
+Relays are killed, and stopped for longer than a heartbeat; so is the origin; and the
+connections between them are cut in the middle of an event.  Then a relay follows a
+stream of another library, and one ends when its origin answers 204.
+
+usage: relay.py [--full] [--readme FILE] [--module FILE]
+"""
+
+import argparse
+import contextlib
+import signal
+import socket
+import sys
+import threading
+import time
+import urllib.request
+
+from fleet import Fleet
+from harness import (
+    PATIENCE,
+    Program,
+    Report,
+    Stream,
+    Workshop,
+    arguments,
+    enter_private_network,
+    expect,
+    raise_descriptor_limit,
+    until,
+)
+
+CI_SIZE = {"clients": 1000, "rate": 100, "seconds": 24}
+FULL_SIZE = {"clients": 4000, "rate": 200, "seconds": 60}
+ORIGIN, RELAYS, BETWEEN = 8080, 8081, 8090  # ports
+FLEETS = 2  # processes of clients
+HEARTBEAT, SILENCE, STOPPED = 0.5, 1.5, 2.5  # seconds
+CATCH_UP_SECONDS = 120.0
+
+
+class Publisher(threading.Thread):
+    """Posts the numbers from 1 on.  One whose answer is lost may or may not have come: it
+    is not repeated, and the origin's next start is announced by a gap."""
+
+    def __init__(self, total, rate):
+        super().__init__()
+        self._total, self._rate = total, rate
+        self._stopped = threading.Event()
+        self.number = self.errors = 0
+
+    def run(self):
+        start = time.monotonic()
+        while self.number < self._total and not self._stopped.is_set():
+            due = start + self.number / self._rate
+            self._stopped.wait(max(0, due - time.monotonic()))
+            self.post()
+
+    def post(self):
+        last = self.number + 1 == self._total
+        try:
+            post(self.number + 1)
+        except OSError:
+            self.errors += 1
+            self._stopped.wait(0.1)
+            if last:
+                return  # that one is waited for
+        self.number += 1
+
+    def reached(self, share):
+        number = share * self._total
+        within = self._total / self._rate + PATIENCE
+        until(lambda: self.number >= number, f"event {number:g}", within)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stopped.set()
+        self.join()
+
+
+def post(data):
+    url = f"http://localhost:{ORIGIN}/sse"
+    bearer = {"Authorization": "Bearer secret"}
+    request = urllib.request.Request(url, str(data).encode(), bearer)
+    with urllib.request.urlopen(request, timeout=PATIENCE):
+        pass
+
+
+class Between(threading.Thread):
+    """Passes on between the relays and the origin, until it is told to cut."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self._listening = socket.create_server(("127.0.0.1", BETWEEN))
+        self._cutting = set()
+        self._lock = threading.Lock()
+        self._open = set()
+        self.cuts = 0
+
+    def run(self):
+        while True:
+            try:
+                relay, _ = self._listening.accept()
+            except OSError:
+                return
+            try:
+                origin = socket.create_connection(("127.0.0.1", ORIGIN), timeout=2)
+            except OSError:
+                relay.close()
+                continue
+            origin.settimeout(None)
+            for ends in ((relay, origin), (origin, relay)):
+                threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+            with self._lock:
+                self._open.add(origin)
+
+    def _pass_on(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if source in self._cutting and b"data: " in data:
+                    target.sendall(data[: data.index(b"data: ") + 4])
+                    self.cuts += 1
+                    break
+                target.sendall(data)
+        with self._lock:
+            self._open.discard(source)
+            self._cutting.discard(source)
+        for sock in (source, target):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def cut(self):
+        """In the middle of the next event of each connection."""
+        with self._lock:
+            self._cutting |= self._open
+
+    def close(self):
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+
+def origin_of(workshop):
+    program = [sys.executable, "-u", "sse_server.py", "--port", str(ORIGIN)]
+    program += ["--heartbeat", str(HEARTBEAT), "--history", "5000", "--quiet"]
+    token = {"SSE_PUBLISH_TOKEN": "secret"}
+    return Program(program, workshop.folder, port=ORIGIN, env=token)
+
+
+def relay_of(workshop, port=RELAYS, url=f"http://localhost:{BETWEEN}/sse", **env):
+    env = {"SILENCE": str(SILENCE), **env}
+    return workshop.python("relay_feed.py", port, url, port=port, env=env)
+
+
+@contextlib.contextmanager
+def stopped(program):
+    program.signal(signal.SIGSTOP)
+    time.sleep(STOPPED)
+    yield
+    program.signal(signal.SIGCONT)
+
+
+def killed(program):
+    program.kill()
+    time.sleep(1)
+    program.start()
+
+
+def incidents(publisher, origin, relays, between):
+    publisher.reached(0.1)
+    killed(relays[0])
+    publisher.reached(0.3)
+    between.cut()
+    until(lambda: between.cuts >= 3, "the cuts")
+    publisher.reached(0.4)
+    with stopped(relays[1]):
+        killed(relays[2])
+    publisher.reached(0.55)
+    with stopped(origin):
+        pass
+    publisher.reached(0.7)
+    killed(origin)
+    publisher.reached(0.85)
+    between.cut()
+    killed(relays[3])
+
+
+def mistreated(report, workshop, size):
+    total = size["rate"] * size["seconds"]
+    ports = [[RELAYS] * 4 + [ORIGIN]] * FLEETS
+    name = "four relays of one origin: nothing lost in silence, nothing twice"
+    with report.case(name) as notes, contextlib.ExitStack() as stack:
+        origin = stack.enter_context(origin_of(workshop))
+        between = Between()
+        between.start()
+        stack.callback(between.close)
+        post(0)
+        relays = [stack.enter_context(relay_of(workshop)) for _ in range(4)]
+        clients = size["clients"] // FLEETS
+        fleet = stack.enter_context(Fleet(FLEETS, clients, total, ports))
+        fleet.all("open")
+        with Publisher(total, size["rate"]) as publisher:
+            incidents(publisher, origin, relays, between)
+            publisher.reached(1)
+        fleet.all("complete", CATCH_UP_SECONDS)
+        names = ("repeated", "silent", "missing", "gaps", "cut")
+        counts = {name: fleet.count(name) for name in names}
+        notes.append(f"{fleet.clients} clients x {total} events at {size['rate']}/s")
+        notes.append(", ".join(f"{name} {count}" for name, count in counts.items()))
+        notes.append(f"{publisher.errors} failed posts, {between.cuts} events cut")
+        expect(not counts["repeated"] and not counts["silent"], "; ".join(notes))
+        expect(counts["cut"] > fleet.clients / 2, "the clients were not cut")
+
+
+OTHER = """
+import asyncio, fastapi, uvicorn
+from sse_starlette.sse import EventSourceResponse
+
+app = fastapi.FastAPI()
+
+@app.get("/events")
+async def events(request: fastapi.Request):
+    async def numbers(last):
+        for number in range(last + 1, last + 4):
+            yield {"id": str(number), "event": "tick", "data": f"number {number}\\ntwo"}
+    return EventSourceResponse(numbers(int(request.headers.get("last-event-id", 0))))
+
+@app.get("/over")
+async def over():
+    return fastapi.Response(status_code=204)
+
+uvicorn.run(app, port=8000, log_level="error")
+"""
+
+
+def another_library(report, workshop):
+    """It ends its stream after three events, and goes on with the next three."""
+    workshop.write("other.py", OTHER)
+    other = Program([sys.executable, "-u", "other.py"], workshop.folder, port=8000)
+    with other, report.case("a relay of a stream of sse-starlette, resumed each time"):
+        url = "http://localhost:8000/events"
+        with relay_of(workshop, url=url) as relay, Stream(RELAYS, "1") as stream:
+            events = stream.take(6)
+            ids = [event["id"] for event in events]
+            expect(ids == list("234567"), f"not one after the other: {events}")
+            expect(events[0]["data"] == "number 2\ntwo", f"not its data: {events[0]}")
+            expect(events[0]["event"] == "tick", f"not its name: {events[0]}")
+            expect(relay.stop() == 0, "not 0 at SIGTERM")
+    with other, report.case("a relay whose origin answers 204 ends"):
+        other.start()
+        command = [sys.executable, "relay_feed.py", str(RELAYS)]
+        command.append("http://localhost:8000/over")
+        relay = Program(command, workshop.folder)
+        status = relay.process.wait(PATIENCE)
+        expect(status == 0, f"status {status}: {relay.output()[-1000:]}")
+
+
+def keeps_state(report, workshop):
+    with (
+        report.case("a relay retains what it is told, and is told of gaps"),
+        origin_of(workshop) as origin,
+    ):
+        url = f"http://localhost:{ORIGIN}/sse"
+        bearer = {"Authorization": "Bearer secret"}
+
+        def state(text):
+            address = f"{url}?event=state&retain=1"
+            data = text.encode()
+            request = urllib.request.Request(address, data, bearer)
+            urllib.request.urlopen(request, timeout=PATIENCE).close()
+
+        state("one")
+        with relay_of(workshop, url=url, RETAIN="state"):
+            with Stream(RELAYS) as stream:
+                expect(stream.next()["data"] == "one", "not what was retained")
+                killed(origin)
+                state("two")
+                event = stream.next()
+                expect(event.get("event") == "gap", f"no gap: {event}")
+                until(lambda: stream.next()["data"] == "two", "the new state")
+            with Stream(RELAYS) as late:
+                expect(late.next()["data"] == "two", "not the newest state")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "--full", action="store_true", help="4,000 clients, 200 events/s"
+    )
+    options = arguments(parser)
+    enter_private_network()
+    raise_descriptor_limit()
+    report = Report("relay")
+    with Workshop(options.readme, options.module) as workshop:
+        keeps_state(report, workshop)
+        another_library(report, workshop)
+        mistreated(report, workshop, FULL_SIZE if options.full else CI_SIZE)
+    return report.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
