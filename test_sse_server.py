@@ -38,6 +38,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import unittest
@@ -7582,7 +7583,7 @@ class ReadmeTest(ServerTestCase):
 
     def test_every_block_is_run_by_somebody(self):
         tested = {"asyncio", "thread", "channel", "authorize", "disconnect", "retain",
-                  "presence"}  # fmt: skip
+                  "presence", "progress"}  # fmt: skip
         self.assertEqual((set(self.examples), self.unmarked), (tested, []))
 
     async def test_the_example_in_a_coroutine(self):
@@ -7677,6 +7678,63 @@ class ReadmeTest(ServerTestCase):
             data = ask(f"/sse?{query}", "Cookie: session=41", method="HEAD")
             answer = await self.ask(server, data, head_only=True)
             self.assertEqual(answer.status, status, query)
+
+    async def test_ctrl_c_ends_the_first_examples_without_a_traceback(self):
+        for name in ("asyncio", "thread"):
+            program = textwrap.dedent(
+                """
+                import sys, sse_server
+                server = sse_server.SSEServer
+                server.__init__.__defaults__ = ("localhost", 0)
+                publish = server.publish
+                def publish_and_say(*arguments, **options):
+                    publish(*arguments, **options)
+                    print("published", flush=True)
+                server.publish = publish_and_say
+                exec(sys.argv[1])
+                """
+            )
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", program, self.examples[name]),
+                cwd=os.path.dirname(README),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            with self.subTest(name):
+                line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
+                self.assertEqual(line, b"published\n")
+                process.send_signal(signal.SIGINT)
+                _, errors = await asyncio.wait_for(process.communicate(), DEADLINE)
+                self.assertEqual((process.returncode, errors), (0, b""))
+
+    async def test_the_example_of_a_job(self):
+        names = self.run_example("progress")
+        server = names["server"]
+        await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        mine = names["signed"]("7")
+        for cookie, query, status in (
+            (mine, "", 200),
+            (mine, "?channel=job-7", 200),
+            (mine, "?channel=job-8", 403),
+            (mine.replace("7.", "8."), "", 403),
+            ("", "", 403),
+        ):
+            data = ask(f"/sse{query}", f"Cookie: job={cookie}", method="HEAD")
+            answer = await self.ask(server, data, head_only=True)
+            self.assertEqual(answer.status, status, (cookie, query))
+        names["report"]("8", 10)
+        names["report"]("7", 50)
+        client = await self.stream(server, "/sse", f"Cookie: job={mine}")
+        (event,) = await client.events(1)
+        self.assertEqual((event.type, event.data), ("progress", '{"percent":50}'))
+
+    def test_the_options_are_those_of_the_command_line(self):
+        actions = sse_server._argument_parser()._actions
+        options = {option for action in actions for option in action.option_strings}
+        table = self.text.partition("## The command line")[2].partition("##")[0]
+        found = set(re.findall(r"`(--[a-z-]+)", table))
+        self.assertEqual(found, options - {"-h"})
 
     async def test_the_example_of_a_state(self):
         server = await self.start()

@@ -295,6 +295,13 @@ class Stream:
     def take(self, count):
         return [self.next() for _ in range(count)]
 
+    def ended(self):
+        """Wait for the end of the stream."""
+        with contextlib.suppress(ConnectionResetError):
+            while self._socket.recv(65536):
+                pass
+        return True
+
     def data(self, count):
         """The data of the next events, of which none may be a gap."""
         events = self.take(count)

@@ -19,6 +19,7 @@ import time
 
 import psycopg
 import redis
+from fleet import Fleet
 from harness import (
     PATIENCE,
     Failure,
@@ -29,6 +30,7 @@ from harness import (
     arguments,
     enter_private_network,
     expect,
+    listening,
     nginx,
     redis_server,
     until,
@@ -113,9 +115,10 @@ def redis_oddities(report, client, one):
         Stream(8081) as stream,
     ):
         client.xadd("events", {"other": "x"})
+        client.xadd("events", {"data": "known", "producer": "x", "id": "y"})
         client.xadd("events", {"data": b"\xff", "event": "two\nlines"})
         client.xadd("events", {"data": b"\xff"})
-        expect(stream.data(1) == ["\ufffd"], "not the readable one")
+        expect(stream.data(2) == ["known", "\ufffd"], "not the readable ones")
         skipped = one.output().count("skipped")
         expect(skipped == 2, f"{skipped} lines about it, not 2")
 
@@ -363,9 +366,10 @@ def curl(*options):
 
 def thread_checks(report, workshop):
     json = ["-H", "Content-Type: application/json", "--data-binary", '{"n": 1}']
+    flask = [sys.executable, "-m", "flask", "--app", "flask_app", "run"]
     with (
         report.case("flask: a view publishes"),
-        workshop.python("flask", port=5000) as app,
+        Program(flask, workshop.folder, port=5000) as app,
         Stream(8080) as stream,
     ):
         curl("http://localhost:5000/orders", *json)
@@ -373,6 +377,55 @@ def thread_checks(report, workshop):
         expect(event["event"] == "order", f"not an order: {event}")
         expect(event["data"] == '{"n":1}', f"not what was posted: {event}")
         ended_by_ctrl_c(app)
+    with (
+        report.case(
+            "flask: the reloader starts the program again, and with it the server"
+        ),
+        Program([*flask, "--debug"], workshop.folder) as app,
+    ):
+        for _ in range(2):
+            until(lambda: listening(5000) and listening(8080), "both ports")
+            with Stream(8080) as stream:
+                curl("http://localhost:5000/orders", *json)
+                expect(stream.next()["event"] == "order", "not an order")
+                file = workshop.folder / "flask_app.py"
+                file.write_text(file.read_text() + "\n")
+                until(stream.ended, "the end of the stream")
+        ended_by_ctrl_c(app)
+    worker = (
+        "import events\n"
+        "def app(environ, start_response):\n"
+        "    id = events.publish('é', event='order', retain=1)\n"
+        "    start_response('200 OK', [])\n"
+        "    return [id.encode()]\n"
+    )
+    token = {"SSE_PUBLISH_TOKEN": "secret"}
+    gunicorn = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-w",
+        "3",
+        "-b",
+        ":8000",
+        "worker:app",
+    ]
+    workshop.write("worker.py", worker)
+    with (
+        report.case("gunicorn: three workers publish by POST"),
+        Program(
+            [sys.executable, "-u", "sse_server.py"],
+            workshop.folder,
+            port=8080,
+            env=token,
+        ),
+        Program(gunicorn, workshop.folder, port=8000, env=token),
+        Stream(8080) as stream,
+    ):
+        ids = [curl("http://localhost:8000/") for _ in range(9)]
+        events = stream.take(9)
+        expect([event["id"] for event in events] == ids, f"{events}, not {ids}")
+        expect(events[0]["data"] == "é" and events[0]["event"] == "order", f"{events}")
     with (
         report.case("http.server: a handler publishes"),
         workshop.python("http.server", port=8000) as app,
@@ -401,6 +454,123 @@ def asgi_checks(report, workshop):
         with Stream(8000, first["id"], path="/events") as late:
             expect(late.next() == second, "not what it missed")
         ended_by_ctrl_c(app)
+
+
+PUBLISHING = """
+import asyncio
+from sse_server import SSEServer
+
+CLIENTS, TOTAL = 500, 300
+server = SSEServer(port=None)
+publishing = None
+
+async def publish():
+    while server.stats.live + server.stats.behind < CLIENTS:
+        await asyncio.sleep(0.05)
+    for number in range(1, TOTAL + 1):
+        server.publish(str(number))
+        await asyncio.sleep(0.01)
+
+async def started():
+    global publishing
+    if publishing is None:
+        publishing = asyncio.create_task(publish())
+        await server.__aenter__()
+"""
+STARLETTE = """
+import contextlib
+from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+from publishing import server, started
+
+async def sse(request):
+    last = request.headers.get("last-event-id")
+    return StreamingResponse(server.stream(last), headers=server.stream_headers())
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    await started()
+    yield
+    await server.close()
+
+app = Starlette(routes=[Route("/sse", sse)], lifespan=lifespan)
+"""
+DJANGO = """
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import StreamingHttpResponse
+from django.urls import path
+from publishing import server, started
+
+async def sse(request):
+    await started()
+    last = request.headers.get("last-event-id")
+    return StreamingHttpResponse(server.stream(last), headers=server.stream_headers())
+
+urlpatterns = [path("sse", sse)]
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x")
+app = get_asgi_application()
+"""
+AIOHTTP = """
+from aiohttp import web
+from publishing import server, started
+
+async def sse(request):
+    response = web.StreamResponse(headers=server.stream_headers())
+    await response.prepare(request)
+    stream = server.stream(request.headers.get("last-event-id"))
+    try:
+        async for data in stream:
+            await response.write(data)
+    finally:
+        await stream.aclose()
+    return response
+
+async def begin(app):
+    await started()
+
+async def end(app):
+    await server.close()
+
+app = web.Application()
+app.router.add_get("/sse", sse)
+app.on_startup.append(begin)
+app.on_shutdown.append(end)
+web.run_app(app, port=8000, print=None)
+"""
+
+
+def framework_checks(report, workshop):
+    """stream() as the body of other frameworks' responses: 500 clients, then Ctrl-C."""
+    workshop.write("publishing.py", PUBLISHING)
+    uvicorn = ["-m", "uvicorn", "--port", "8000", "--timeout-graceful-shutdown", "3"]
+    uvicorn += ["--log-level", "error"]
+    for name, program, command in (
+        ("starlette", STARLETTE, [*uvicorn, "starlette_app:app"]),
+        ("django", DJANGO, [*uvicorn, "django_app:app"]),
+        ("aiohttp", AIOHTTP, ["aiohttp_app.py"]),
+    ):
+        workshop.write(f"{name}_app.py", program)
+        with (
+            report.case(
+                f"{name}: stream() to 500 clients, a slow one, Ctrl-C"
+            ) as notes,
+            Program(
+                [sys.executable, "-u", *command], workshop.folder, port=8000
+            ) as app,
+            Stream(8000),  # which does not read
+            Fleet(1, 500, 300, [[8000]]) as fleet,
+        ):
+            fleet.all("complete")
+            faults = sum(map(fleet.count, ("repeated", "missing", "gaps")))
+            expect(not faults, f"{faults} events repeated, missing, or gaps")
+            started = time.monotonic()
+            app.signal(signal.SIGINT)
+            app.process.wait(PATIENCE)
+            seconds = time.monotonic() - started
+            expect(seconds < 10, f"{seconds:.1f} s after Ctrl-C: {app.output()[-999:]}")
+            notes.append(f"ended in {seconds:.1f} s")
 
 
 def ended_by_ctrl_c(app):
@@ -560,6 +730,7 @@ def main():
         postgres_checks(report, workshop)
         thread_checks(report, workshop)
         asgi_checks(report, workshop)
+        framework_checks(report, workshop)
         unit_checks(report, workshop)
         http2_checks(report, workshop)
     return report.close()
