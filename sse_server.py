@@ -2945,8 +2945,8 @@ class SSEServer:
         its Last-Event-ID, its channels (none: the events without a channel), its
         replay, its Accept-Encoding, with which it may be compressed.  It gets all that
         a connection gets, retained events, gaps and heartbeats as well, and is cut when
-        nothing is taken for `write_timeout`.  It ends with close() and disconnect(), or when the iterator is closed, as
-        frameworks do when a client has gone.
+        nothing is taken for `write_timeout`.  It ends with close() and disconnect(), or
+        when the iterator is closed, as frameworks do when a client has gone.
 
         Raises ValueError for bad channels and a bad replay, RuntimeError in another
         event loop.
@@ -3790,18 +3790,19 @@ viewBox='0 0 4 4'><circle cx='2' cy='2' r='2' fill='%230a66c2'/></svg>">
 <style>
 :root { color-scheme: light dark;
   --back: #fbfbfa; --card: #fff; --text: #1d1f21; --quiet: #686c71; --line: #e3e4e2;
-  --accent: #0a66c2; --fresh: #e4effb; --alert: #b3470b; --alert-back: #fdf1e7; }
+  --accent: #0a66c2; --alert: #b3470b; --alert-back: #fdf1e7; }
 @media (prefers-color-scheme: dark) { :root {
   --back: #131517; --card: #1a1d20; --text: #e4e6e8; --quiet: #959ba1; --line: #2b2f33;
-  --accent: #6db3f8; --fresh: #1b2c3f; --alert: #f2a365; --alert-back: #30221a; } }
+  --accent: #6db3f8; --alert: #f2a365; --alert-back: #30221a; } }
 * { box-sizing: border-box; margin: 0; padding: 0; }
 [hidden] { display: none !important; }
 body { background: var(--back); color: var(--text);
+  display: flex; flex-direction: column; height: 100vh; height: 100dvh;
   font: 14px/1.45 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
 h1, ol { font-family: ui-monospace, Menlo, Consolas, monospace; }
-header, main { max-width: 1400px; margin: auto; padding: 12px 20px; }
-header { position: sticky; top: 0; z-index: 1; background: var(--back);
-  border-bottom: 1px solid var(--line); display: grid; gap: 8px 24px;
+header, #charts, main { padding: 12px 20px; }
+main { flex: 1; overflow-y: auto; padding-top: 0; border-top: 1px solid var(--line); }
+header { display: grid; gap: 8px 24px;
   grid: "url numbers" "status tools" / minmax(0, 1fr) auto; align-items: center; }
 h1 { grid-area: url; font-size: 16px; }
 #numbers { grid-area: numbers; color: var(--quiet); text-align: right; }
@@ -3815,15 +3816,15 @@ h1 { grid-area: url; font-size: 16px; }
 .reconnecting #state, .stopped #state { color: var(--alert); }
 .live #state::before, .stopped #state::before { background: currentColor; }
 .stopped #state::before { border-radius: 1px; }
-#tools { grid-area: tools; display: flex; gap: 8px; }
+#tools { grid-area: tools; display: flex; flex-wrap: wrap; gap: 8px; }
 input, button { height: 32px; padding: 0 10px; font: inherit; color: inherit;
   background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
 input { width: 260px; flex: 1; min-width: 0; }
-button { cursor: pointer; white-space: nowrap; min-width: 84px; }
+button { cursor: pointer; white-space: nowrap; }
 button:hover { border-color: var(--quiet); }
 [aria-pressed="true"] { border-color: var(--alert); color: var(--alert); }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-#charts { display: grid; gap: 12px; margin-bottom: 12px;
+#charts { display: grid; gap: 12px; max-height: 40vh; overflow-y: auto; padding-top: 0;
   grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); }
 figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 8px 14px; min-width: 0; }
@@ -3831,32 +3832,35 @@ figcaption, .range { display: flex; justify-content: space-between; gap: 8px; }
 .range { color: var(--quiet); font-size: 12px; }
 h1, figure span, .name, .id { overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis; }
+figcaption > span { direction: rtl; }  /* a label keeps its end */
+figcaption b { max-width: 75%; text-align: right; }
 svg { display: block; width: 100%; height: 56px; margin: 10px 0; overflow: visible; }
 path { fill: none; stroke: var(--accent); stroke-width: 1.5; stroke-linejoin: round;
   stroke-linecap: round; vector-effect: non-scaling-stroke; }
 .dot { stroke-width: 6; }
 ol { list-style: none; font-size: 13px; }
-li { display: grid; grid-template-columns: 13ch 12ch 20ch minmax(0, 1fr); gap: 0 16px;
-  padding: 5px 8px; border-bottom: 1px solid var(--line);
-  content-visibility: auto; contain-intrinsic-size: auto 30px; }
+li { display: grid; grid-template-columns: 13ch 12ch 20ch minmax(0, 1fr) auto;
+  gap: 0 16px;
+  padding: 5px 8px; border-bottom: 1px solid var(--line); }
 time, .id, .plain .name, .note, #empty { color: var(--quiet); }
 pre { font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; text-align: left;
   max-height: 13em; overflow-y: auto; }
 .note pre { grid-column: 2 / -1; grid-row: 1; }
+li button { height: 22px; opacity: 0; }
+li:hover button, li button:focus-visible { opacity: 1; }
 .gap { background: var(--alert-back); box-shadow: inset 3px 0 var(--alert); }
 .gap .name, .gap pre::first-line { color: var(--alert); font-weight: 600; }
 #empty { padding: 24px 8px; }
 @media (max-width: 720px) {
-  header, main { padding: 10px 12px; }
+  header, #charts, main { padding: 10px 12px; }
   header { gap: 6px; grid-template-areas: "url numbers" "status status" "tools tools"; }
   #numbers b { min-width: 0; margin-left: 4px; }
   #detail { font-size: 13px; line-height: 1.2; }
   #charts { gap: 8px; overflow-x: auto; grid: auto / auto-flow minmax(150px, 1fr); }
-  li { grid-template-columns: auto auto minmax(0, 1fr); }
+  li { grid-template-columns: auto auto minmax(0, 1fr) auto; }
+  li button { grid-row: 1; grid-column: 4; }
   pre { grid-column: 1 / -1; }
 }
-@media (prefers-reduced-motion: no-preference) { .fresh { animation: fresh .8s; } }
-@keyframes fresh { from { background: var(--fresh); } }
 </style>
 </head>
 <body>
@@ -3868,27 +3872,32 @@ pre { font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; text-align:
   <div id="tools">
     <input id="filter" type="search" placeholder="Filter by name, id or text"
       aria-label="Filter by name, id or text" autocomplete="off" spellcheck="false">
+    <button id="order" type="button" title="The order of the events"></button>
+    <button id="zone" type="button" title="The zone of the times"></button>
+    <button id="curl" type="button" title="Copy a command for this stream">curl</button>
+    <button id="save" type="button" title="What is shown, as NDJSON">Save</button>
     <button id="pause" type="button" aria-pressed="false">Pause</button></div>
 </header>
+<section id="charts" aria-label="Numbers in the data"></section>
 <main>
-  <section id="charts" aria-label="Numbers in the data" hidden></section>
-  <ol id="list" aria-label="Events, newest first"></ol>
-  <p id="empty">No events yet.</p>
+  <ol id="list" aria-label="Events"></ol>
+  <p id="empty"><span></span>
+    <button id="held" type="button">Show what the server holds</button></p>
   <noscript><p>This page needs JavaScript. The stream itself does not.</p></noscript>
 </main>
 <template id="row"><li><time></time><span class="name"></span><span class="id"></span
-  ><pre></pre></li></template>
+  ><pre></pre><button type="button">Copy</button></li></template>
 <template id="chart"><figure>
-  <figcaption><span></span><b></b></figcaption>
-  <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"
-    ><path class="line"/><path class="dot"/></svg>
-  <div class="range"><span></span><span></span></div></figure></template>
+  <figcaption><span><bdi dir="ltr"></bdi></span><b></b></figcaption>
+  <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"></svg>
+  <div class="range"><i></i><i></i><i></i></div></figure></template>
 <script>
 "use strict";
 const ROWS = 200;            // events in the list
 const TEXT = 2000;           // characters of an event's data in the list
 const NAME = 256;            // characters of a name, of an id, of a chart's label
 const CHARTS = 12;           // numeric fields that are drawn: the first to appear
+const LINES = 6;             // in a chart, one for each value of a field such as `sensor`
 const POINTS = 240;          // values in a chart
 const DEPTH = 2;             // levels of JSON that are searched for numbers
 const SEARCHED = 64 * 1024;  // characters; longer data is not searched
@@ -3902,6 +3911,13 @@ const encoder = new TextEncoder();
 const grouped = new Intl.NumberFormat("en", {maximumFractionDigits: 4});
 const compact = new Intl.NumberFormat("en",
   {notation: "compact", maximumSignificantDigits: 4});
+const log = document.querySelector("main");
+const zone = new Intl.DateTimeFormat("en", {timeZoneName: "short"}).formatToParts()
+  .find(({type}) => type === "timeZoneName").value;
+const REFUSED = {204: "the server asks not to be called again (204)",
+  401: "the server wants a login or a token that this page has not sent (401)",
+  403: "you may not read this stream, or one of its channels (403)",
+  421: `the server does not answer to ${location.host}; --allow-host names it (421)`};
 
 // The event stream format of the HTML standard, 9.2.6: text in, events out.
 class Decoder {
@@ -3940,13 +3956,14 @@ class Decoder {
 
 // The list. What arrives waits in `pending`, which is bounded, for the next painting.
 const pending = [];
-let total = 0, gaps = 0, paused = false, wanted = "";
+let total = 0, gaps = 0, paused = false, wanted = "", newestFirst = false, utc = false;
 let painted = -PAINT_EVERY, paintDue = false;
 
 function receive(name, id, data) {
   total += 1;
   if (name === "gap") gaps += 1;
-  if (name === "gap") charts.forEach((chart) => addPoint(chart, NaN));
+  data = data.replace(/\x1b\[[0-9;?]*[ -\/]*[@-~]/g, "");  // colours of a terminal
+  if (name === "gap") charts.forEach((chart) => addPoint(chart, "", NaN));
   else if (data.length <= SEARCHED) chartNumbers(name, data);
   add(name === "gap" ? "gap" : name === "message" ? "plain" : "", name, id, data);
 }
@@ -3978,19 +3995,35 @@ function visible(text) {
     (c) => "[U+" + c.charCodeAt().toString(16).toUpperCase().padStart(4, "0") + "]");
 }
 
-function makeRow(event, fresh) {
+function makeRow(event) {
   const row = $("row").content.firstElementChild.cloneNode(true);
   const [time, name, id, pre] = row.children;
-  const local = event.at - new Date(event.at).getTimezoneOffset() * 60000;
-  time.textContent = new Date(local).toISOString().slice(11, 23);
+  time.textContent = clock(event.at);
   name.textContent = name.title = visible(event.name);
   id.textContent = id.title = visible(event.id);
-  pre.textContent = (event.kind === "gap" ? "gap: events were missed\n" : "")
-    + visible(event.text);
-  row.className = event.kind + (fresh ? " fresh" : "");
+  fill(pre, (event.kind === "gap" ? "gap: events were missed\n" : "") + event.text);
+  row.className = event.kind;
   row.event = event;
   row.hidden = !matches(event);  // the filter may have changed since it arrived
   return row;
+}
+
+function clock(at) {
+  const offset = utc ? 0 : new Date(at).getTimezoneOffset() * 60000;
+  return new Date(at - offset).toISOString().slice(11, 23);
+}
+
+// JSON may be broken between its fields.
+function fill(pre, text) {
+  const parts = /^[{[]/.test(text) ? visible(text).split(/(?<=,)/) : [visible(text)];
+  pre.replaceChildren(...parts.flatMap((part) => [part, document.createElement("wbr")]));
+}
+
+// A click shows JSON with a line for each field, and the next one as it came.
+function indent(pre, {text}) {
+  let long = text;
+  try { long = JSON.stringify(JSON.parse(text), null, 2); } catch { return; }
+  fill(pre, pre.textContent === visible(long) ? text : long);
 }
 
 // Never more often than each PAINT_EVERY, and not at all while the tab is hidden.
@@ -4004,26 +4037,53 @@ function paint() {
   paintDue = false;
   painted = performance.now();
   if (!paused) {
-    const events = pending.splice(0).slice(-ROWS).reverse();
-    $("list").prepend(...events.map((event) => makeRow(event, events.length === 1)));
-    while ($("list").childElementCount > ROWS) $("list").lastElementChild.remove();
+    const end = newestFirst ? 0 : log.scrollHeight - log.clientHeight;
+    const following = Math.abs(log.scrollTop - end) < 40;
+    const rows = pending.splice(0).slice(-ROWS).map(makeRow);
+    $("list")[newestFirst ? "prepend" : "append"](...newestFirst ? rows.reverse() : rows);
+    while ($("list").childElementCount > ROWS)
+      $("list")[newestFirst ? "lastElementChild" : "firstElementChild"].remove();
+    if (following) log.scrollTop = newestFirst ? 0 : log.scrollHeight;
     charts.forEach((chart) => chart.changed && drawChart(chart));
   }
   $("total").textContent = grouped.format(total);
   $("empty").hidden = $("list").querySelector("li:not([hidden])") !== null;
-  $("empty").textContent = wanted ? "No event matches the filter." : "No events yet.";
+  $("empty").firstElementChild.textContent =
+    wanted ? "No event matches the filter." : "No events yet.";
+  $("held").hidden = wanted || /[?&]replay=/.test(location.search);
 }
 
-// The charts: one for each numeric field, by the event's name and the field's path.
+// The charts: one for each numeric field, by the event's name and the field's path, and
+// in it a line for each value of the field that says whose number it is.
 const charts = new Map();
+const strings = new Map();  // of each event's name and field: its few values, or null
 
 function chartNumbers(name, data) {
   try { data = JSON.parse(data); } catch { return; }
+  const [key, value] = whose(name, data);
   eachNumber(data, name === "message" ? [] : [name], DEPTH, (path, number) => {
-    const label = path.join(".").slice(0, NAME) || "data";
+    const label = path.join(".").slice(-NAME) || "data";
     if (!charts.has(label) && charts.size < CHARTS) charts.set(label, makeChart(label));
-    if (charts.has(label)) addPoint(charts.get(label), number);
+    const chart = charts.get(label);
+    if (chart && chart.key !== key) Object.assign(chart, {key, points: []});
+    if (chart) addPoint(chart, value, number);
   });
+}
+
+// The short text field that takes the most values, and no more than LINES.
+function whose(name, data) {
+  let best = ["", ""], most = 0;
+  if (typeof data !== "object" || data === null) return best;
+  for (const [field, value] of Object.entries(data).slice(0, CHARTS)) {
+    if (typeof value !== "string" || /^\d+[-:]\d/.test(value)) continue;
+    const key = JSON.stringify([name.slice(0, NAME), field.slice(0, NAME)]);
+    if (!strings.has(key) && strings.size < 100) strings.set(key, new Set());
+    const values = strings.get(key)?.add(value.slice(0, 33));
+    if (!values) continue;
+    if (value.length > 32 || values.size > LINES) strings.set(key, null);
+    else if (values.size > most) [best, most] = [[field, value], values.size];
+  }
+  return best;
 }
 
 function eachNumber(value, path, depth, use) {
@@ -4035,43 +4095,64 @@ function eachNumber(value, path, depth, use) {
 
 function makeChart(label) {
   const figure = $("chart").content.firstElementChild.cloneNode(true);
-  const [title, value, line, dot, low, high] = figure.querySelectorAll("span, b, path");
-  title.textContent = title.title = visible(label);
+  const [title, value, ...range] = figure.querySelectorAll("bdi, b, i");
+  title.textContent = title.parentElement.title = visible(label);
   $("charts").append(figure);
-  $("charts").hidden = false;
-  return {value, line, dot, low, high, points: [], changed: false};
+  const svg = figure.querySelector("svg");
+  return {svg, value, range, key: "", points: [], changed: false};
 }
 
-// NaN, for a gap, breaks the line.
-function addPoint(chart, number) {
-  if (isNaN(number) && isNaN(chart.points.at(-1))) return;
-  chart.points.push(number);
+// NaN, for a gap, breaks the lines.
+function addPoint(chart, line, number) {
+  if (isNaN(number) && isNaN(chart.points.at(-1)?.number)) return;
+  chart.points.push({line, number, at: Date.now()});
   if (chart.points.length > POINTS) chart.points.shift();
   chart.changed = true;
 }
 
 function drawChart(chart) {
-  const {points} = chart, known = points.filter(Number.isFinite);
-  const low = Math.min(...known), high = Math.max(...known);
+  const {points} = chart, known = points.filter(({number}) => Number.isFinite(number));
+  const low = Math.min(...known.map(({number}) => number));
+  const high = Math.max(...known.map(({number}) => number));
   const height = high / 2 - low / 2;  // halves, because high - low may overflow
   const width = Math.max(30, points.length) - 1;
-  const place = (i) => (100 - (points.length - 1 - i) / width * 100).toFixed(2) + " "
-    + (height ? 100 - (points[i] / 2 - low / 2) / height * 100 : 50).toFixed(2);
-  const step = (v, i) => isNaN(v) ? ""
-    : isNaN(points[i - 1]) ? "M" + place(i) + "h0" : "L" + place(i);
-  const last = points.length - (isNaN(points.at(-1)) ? 2 : 1);
-  chart.line.setAttribute("d", points.map(step).join(""));
-  chart.dot.setAttribute("d", "M" + place(last) + "h0");
-  chart.value.textContent = format(points[last], grouped);
-  chart.low.textContent = "min " + format(low, compact);
-  chart.high.textContent = "max " + format(high, compact);
+  const lines = new Map();
+  points.forEach(({line, number}, i) => {
+    if (isNaN(number)) return lines.forEach((each) => { each.broken = true; });
+    const place = (100 - (points.length - 1 - i) / width * 100).toFixed(2) + " "
+      + (height ? 100 - (number / 2 - low / 2) / height * 100 : 50).toFixed(2);
+    const {way = "", broken = true} = lines.get(line) ?? {};
+    const step = broken ? "M" + place + "h0" : "L" + place;
+    lines.set(line, {way: way + step, broken: false, dot: "M" + place + "h0", number});
+  });
+  const colour = (i) => i === 0 ? "var(--accent)" : `hsl(${210 + 137 * i} 60% 50%)`;
+  const all = [...lines].sort(([one], [two]) => one < two ? -1 : 1);
+  chart.svg.replaceChildren(...all.flatMap(([, {way, dot}], i) => [way, dot].map((d) => {
+    const path = document.createElementNS(chart.svg.namespaceURI, "path");
+    path.setAttribute("d", d);
+    path.setAttribute("class", d === dot ? "dot" : "line");
+    path.style.stroke = colour(i);
+    return path;
+  })));
+  chart.value.replaceChildren(...all.map(([line, {number}], i) => {
+    const text = document.createElement("span");
+    text.textContent = (i ? " " : "") + (all.length > 1 ? visible(line) + " " : "")
+      + format(number);
+    if (all.length > 1) text.style.color = colour(i);
+    return text;
+  }));
+  const seconds = (points.at(-1).at - points[0].at) / 1000;
+  const span = seconds < 100 ? Math.round(seconds) + " s"
+    : Math.round(seconds / 60) + " min";
+  const texts = ["min " + format(low), span, "max " + format(high)];
+  chart.range.forEach((part, i) => { part.textContent = texts[i]; });
   chart.changed = false;
 }
 
-function format(number, style) {
+function format(number) {
   const size = Math.abs(number);
   return size >= 1e12 || size < 1e-3 && size > 0 ? number.toExponential(2)
-    : style.format(number);
+    : (size < 1e4 ? grouped : compact).format(number);
 }
 
 // The connection. EventSource would not do: it hides events whose names it is not told.
@@ -4111,9 +4192,8 @@ async function connect() {
   const type = answer.headers.get("Content-Type") || "no type";
   if (answer.status !== 200 || !/^text\/event-stream *(;|$)/i.test(type)) {
     answer.body?.cancel();
-    return ["stopped", answer.status === 204 ? "by the server (204)"
-      : answer.status !== 200 ? answer.status + " " + answer.statusText
-      : "not an event stream: " + type];
+    return ["stopped", REFUSED[answer.status] || (answer.status !== 200
+      ? answer.status + " " + answer.statusText : "not an event stream: " + type)];
   }
   return read(answer.body.getReader());
 }
@@ -4155,7 +4235,8 @@ function sleep(ms) {
 function show(newState, why) {
   state = newState;
   reason = why;
-  $("status").className = $("state").textContent = state;
+  $("status").className = state;
+  $("state").textContent = paused && state === "live" ? "paused" : state;
   $("again").hidden = state === "live" || state === "connecting";
   showDetail();
 }
@@ -4175,6 +4256,8 @@ function eachSecond() {
   const [then, before] = samples.length > 10 ? samples.shift() : samples[0];
   const rate = (total - before) * 1000 / (now - then) || 0;
   const text = rate < 10 ? rate.toFixed(1) : grouped.format(Math.round(rate));
+  addPoint(charts.get("events/s"), "", total - (samples.at(-2)?.[1] ?? total));
+  paintSoon();
   $("rate").textContent = text;
   document.title = (state === "live" ? text + "/s " : state + " ") + location.pathname;
   showDetail();
@@ -4186,6 +4269,7 @@ $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").textContent = paused ? "Resume" : "Pause";
   $("pause").setAttribute("aria-pressed", paused);
+  show(state, reason);
   paintSoon();
 });
 $("filter").addEventListener("input", () => {
@@ -4193,6 +4277,56 @@ $("filter").addEventListener("input", () => {
   for (const row of $("list").children) row.hidden = !matches(row.event);
   paintSoon();
 });
+function sayHow() {
+  $("order").textContent = newestFirst ? "Newest first" : "Newest last";
+  $("zone").textContent = utc ? "UTC" : zone;
+}
+$("order").addEventListener("click", () => {
+  newestFirst = !newestFirst;
+  $("list").replaceChildren(...[...$("list").children].reverse());
+  log.scrollTop = newestFirst ? 0 : log.scrollHeight;
+  sayHow();
+});
+$("zone").addEventListener("click", () => {
+  utc = !utc;
+  for (const row of $("list").children)
+    row.firstElementChild.textContent = clock(row.event.at);
+  sayHow();
+});
+$("list").addEventListener("click", ({target}) => {
+  const row = target.closest("li");
+  if (target.localName === "button") copyOut(target, row.event.text);
+  else if (target.localName === "pre" && getSelection().isCollapsed)
+    indent(target, row.event);
+});
+$("curl").addEventListener("click", () =>
+  copyOut($("curl"), `curl -N '${location.href.split("#")[0].replaceAll("'", "%27")}'`));
+$("save").addEventListener("click", () => {
+  const shown = [...$("list").children].filter((row) => !row.hidden);
+  const lines = shown.map(({event: {at, name, id, text}}) =>
+    JSON.stringify({time: new Date(at).toISOString(), event: name, id, data: text}));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"]));
+  link.download = "events.ndjson";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+});
+$("held").addEventListener("click", () => {
+  location.search += (location.search ? "&" : "?") + "replay=all";
+});
+// A page without HTTPS has no clipboard but this one.
+function copyOut(button, text) {
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const said = button.textContent;
+  button.textContent = document.execCommand("copy") ? "Copied" : "Failed";
+  area.remove();
+  setTimeout(() => { button.textContent = said; }, 1000);
+}
+sayHow();
+charts.set("events/s", makeChart("events/s"));
 $("url").textContent = location.pathname + location.search;
 setInterval(eachSecond, 1000);
 eachSecond();

@@ -43,7 +43,7 @@ async function inState(page, state) {
 
 /** The list, oldest first: [kind, name, id, text] of each row. */
 async function rowsOf(page) {
-  const rows = await page.evaluate(() =>
+  return page.evaluate(() =>
     Array.from(document.querySelectorAll("#list li"), (row) => {
       const [, name, id, text] = Array.from(row.children, (part) => part.textContent);
       const kinds = ["plain", "gap", "note"];
@@ -51,7 +51,6 @@ async function rowsOf(page) {
       return [kind, name, id, text];
     }),
   );
-  return rows.reverse();
 }
 
 async function rowWith(page, text) {
@@ -59,12 +58,12 @@ async function rowWith(page, text) {
   await until(found, `a row "${text}"`);
 }
 
-/** The charts: [label, value, drawn] of each. */
+/** The charts of the data: [label, value, drawn] of each. */
 const chartsOf = (page) =>
   page.evaluate(() =>
-    Array.from(document.querySelectorAll("#charts figure"), (chart) => {
-      const box = chart.querySelector("svg path").getBoundingClientRect();
-      const drawn = box.width > 0 && chart.querySelector("svg").clientHeight > 20;
+    Array.from(document.querySelectorAll("#charts figure + figure"), (chart) => {
+      const box = chart.querySelector("svg path")?.getBoundingClientRect();
+      const drawn = box?.width > 0 && chart.querySelector("svg").clientHeight > 20;
       const [label, value] = chart.querySelector("figcaption").children;
       return [label.textContent, value.textContent, drawn];
     }),
@@ -365,9 +364,120 @@ function smooth(what, times) {
   return note;
 }
 
+/** As long as the newest is in view it stays so; else what is read stands still. */
+async function pageReadsLikeALog({ page, startServer }) {
+  const server = await startServer();
+  await visit(page, server);
+  await publishMeasurements(server, 100);
+  const view = () =>
+    page.evaluate(() => {
+      const log = document.querySelector("main");
+      const first = log.querySelector("li").getBoundingClientRect().top;
+      const left = log.scrollHeight - log.clientHeight - log.scrollTop;
+      return { left: Math.round(left), top: log.scrollTop, first };
+    });
+  await until(async () => (await rowsOf(page)).length === 100, "100 rows");
+  await until(async () => (await view()).left < 2, "the newest in view");
+  await page.evaluate(() => document.querySelector("main").scrollTo(0, 300));
+  await server.publish("while it is scrolled up");
+  await rowWith(page, "while it is scrolled up");
+  const { left, top } = await view();
+  expect(left > 100 && Math.abs(top - 300) < 60, `it moved to ${top}, ${left} left`);
+  await page.click("#order");
+  same((await rowsOf(page))[0][3], "while it is scrolled up", "the newest first");
+  await server.publish("newer");
+  await until(async () => (await rowsOf(page))[0][3] === "newer", "the newest first");
+  same((await view()).top, 0, "the scrolling");
+}
+
+async function pageDrawsALineForEachSensor({ page, startServer }) {
+  const server = await startServer();
+  await visit(page, server);
+  const unit = { unit: "C", timestamp: "2026-01-01T00:00:00Z" };
+  for (const n of [1, 2, 3]) {
+    await server.publish(
+      { data: { ...unit, sensor: "cellar", celsius: 9_000 + n } },
+      { data: { ...unit, sensor: "attic", celsius: 20_000 + n } },
+    );
+  }
+  const shown = async () => (await chartsOf(page))[0]?.[1];
+  await until(async () => (await shown()) === "attic 20K cellar 9,003", "two lines");
+  const lines = "#charts figure + figure path.line";
+  same(await page.evaluate((q) => document.querySelectorAll(q).length, lines), 2, "lines");
+  const first = await textOf(page, "#charts figure figcaption");
+  expect(first.startsWith("events/s"), `the first chart is ${first}`);
+}
+
+async function pageShowsWhatIsHeld({ page, startServer }) {
+  const server = await startServer();
+  await server.publish("before it came");
+  await visit(page, server);
+  same(await rowsOf(page), [], "rows");
+  await page.click("#held");
+  await rowWith(page, "before it came");
+  same(await page.evaluate(() => document.querySelector("#held").offsetParent), null, "");
+}
+
+async function pageHasWhatIsCopied({ page, startServer }) {
+  const server = await startServer();
+  await visit(page, server);
+  await page.evaluate(() => {
+    window.copied = [];
+    document.execCommand = () => {
+      window.copied.push(document.activeElement.value);
+      return true;
+    };
+    HTMLAnchorElement.prototype.click = function () {
+      fetch(this.href).catch(() => {}); // the policy forbids it; the name is enough
+      window.copied.push(this.download);
+    };
+  });
+  const json = '{"a":[1,2],"text":"red"}';
+  const coloured = json.replace("red", "\u001b[31mred\u001b[0m");
+  await server.publish("\u001b[1;31mred\u001b[0m", coloured);
+  await rowWith(page, "red");
+  await rowWith(page, json);
+  await page.click("#list li:nth-child(2) pre");
+  const indented = JSON.stringify(JSON.parse(json), null, 2);
+  same((await rowsOf(page))[1][3], indented, "indented");
+  await page.click("#list li:nth-child(2) pre");
+  same((await rowsOf(page))[1][3], json, "as it came");
+  await page.hover("#list li");
+  await page.click("#list li button");
+  await page.click("#curl");
+  await page.click("#save");
+  const copied = await page.evaluate(() => window.copied);
+  same(copied, ["red", `curl -N '${server.url}'`, "events.ndjson"], "copied");
+  await page.click("#pause");
+  await inState(page, "paused");
+  await page.click("#pause");
+  await page.click("#zone");
+  same(await textOf(page, "#zone"), "UTC", "the zone");
+  const time = await textOf(page, "#list time");
+  const hour = new Date().toISOString().slice(11, 13);
+  expect(Math.abs(time.slice(0, 2) - hour) % 23 <= 1, `${time} in UTC`);
+}
+
+async function pageSaysWhyItIsRefused({ page, startServer }) {
+  for (const status of [204, 401, 403]) {
+    const server = await startServer({ door: true, retry: 0.3 });
+    await visit(page, server);
+    await server.ask("turn_away", { status });
+    await server.ask("disconnect");
+    await inState(page, "stopped");
+    const why = await textOf(page, "#detail");
+    expect(why.length > 30 && why.includes(`(${status})`), `it says: ${why}`);
+  }
+}
+
 module.exports = {
   checks: [
     pageShowsEvents,
+    pageReadsLikeALog,
+    pageDrawsALineForEachSensor,
+    pageShowsWhatIsHeld,
+    pageHasWhatIsCopied,
+    pageSaysWhyItIsRefused,
     pageDrawsNumbers,
     pageSurvivesARestart,
     pageIsHarmedByNoEvent,

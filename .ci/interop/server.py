@@ -11,6 +11,7 @@ Prints {"port": ...} once it listens, then answers each command with one line:
   {"do": "stats"}
   {"do": "last_event_id"}
   {"do": "compressed"}                          how many streams are
+  {"do": "disconnect"}                          everybody
   {"do": "turn_away", "status": 204}            from now on nobody may subscribe
 SIGTERM closes it in an orderly way, SIGKILL does not; so does the end of its input.
 """
@@ -75,6 +76,10 @@ class Commands:
     def compressed(self):
         audiences = self.server.broadcaster._audiences.values()
         return {"streams": sum(a.members for a in audiences if a.wish.gzip)}
+
+    def disconnect(self):
+        self.server.disconnect(lambda request: True)
+        return {}
 
     def turn_away(self, status):
         self._turned_away = status
