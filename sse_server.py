@@ -3830,6 +3830,7 @@ figure { background: var(--card); border: 1px solid var(--line); border-radius: 
   padding: 8px 14px; min-width: 0; }
 figcaption, .range { display: flex; justify-content: space-between; gap: 8px; }
 .range { color: var(--quiet); font-size: 12px; }
+.range i { font-style: normal; white-space: nowrap; }
 h1, figure span, .name, .id { overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis; }
 figcaption > span { direction: rtl; }  /* a label keeps its end */
@@ -3855,6 +3856,7 @@ li:hover button, li button:focus-visible { opacity: 1; }
   header, #charts, main { padding: 10px 12px; }
   header { gap: 6px; grid-template-areas: "url numbers" "status status" "tools tools"; }
   #numbers b { min-width: 0; margin-left: 4px; }
+  input { flex-basis: 100%; }
   #detail { font-size: 13px; line-height: 1.2; }
   #charts { gap: 8px; overflow-x: auto; grid: auto / auto-flow minmax(150px, 1fr); }
   li { grid-template-columns: auto auto minmax(0, 1fr) auto; }
@@ -4157,8 +4159,7 @@ function format(number) {
 
 // The connection. EventSource would not do: it hides events whose names it is not told.
 const decoder = new Decoder(receive);
-const samples = [];
-let failures = 0, heard = 0, resumeAt = 0, state = "", reason = "", wake = () => {};
+let counted = 0, failures = 0, heard = 0, resumeAt = 0, state = "", reason = "", wake = () => {};
 
 async function follow() {
   for (;;) {
@@ -4251,16 +4252,15 @@ function showDetail() {
 }
 
 function eachSecond() {
-  const now = performance.now();
-  samples.push([now, total]);
-  const [then, before] = samples.length > 10 ? samples.shift() : samples[0];
-  const rate = (total - before) * 1000 / (now - then) || 0;
+  addPoint(charts.get("events/s"), "", total - counted);
+  counted = total;
+  const last = charts.get("events/s").points.slice(-10);
+  const rate = last.reduce((sum, {number}) => sum + (number || 0), 0) / last.length;
   const text = rate < 10 ? rate.toFixed(1) : grouped.format(Math.round(rate));
-  addPoint(charts.get("events/s"), "", total - (samples.at(-2)?.[1] ?? total));
-  paintSoon();
   $("rate").textContent = text;
   document.title = (state === "live" ? text + "/s " : state + " ") + location.pathname;
   showDetail();
+  paintSoon();
 }
 
 $("again").addEventListener("click", () => wake());
