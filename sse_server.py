@@ -24,7 +24,8 @@ The rules that the rest follows from:
 1. A subscriber is a position in the log.  It owns no queue and no task.  All live
    subscribers share one position, `sent`, which the broadcaster moves: it takes what
    was published since then as one batch, encodes the batch once for each audience
-   (the live subscribers who want identical bytes), and writes it to each subscriber.
+   (the live subscribers who want identical bytes; compressed once, if they want
+   that), and writes it to each subscriber.
 2. A subscriber that resumes and one that is slow are the same thing: behind.  It has a
    position of its own, is given the next batch whenever its socket has room, and joins
    the live when its position equals `sent`.
@@ -57,7 +58,7 @@ The rules that the rest follows from:
 
 It does not do HTTP/2, certificates' renewal, WebSocket, sessions, or storage: put a
 proxy in front, use the `authorize` hook, and to run many processes feed each from a
-broker's log whose ids become the ids of the events.
+broker's log whose ids become the ids of the events, or let them follow one server.
 """
 
 from __future__ import annotations
@@ -1518,7 +1519,7 @@ class Stats:
     behind: int  # subscribers who are resuming or slow
     published: int  # events
     events_written: int  # an event that is written to ten subscribers counts ten
-    bytes_written: int  # of events, gaps and heartbeats, framing included
+    bytes_written: int  # of events, gaps and heartbeats, as they are framed and coded
     gaps: int  # announced to subscribers
     dropped: int  # subscribers ended because they took nothing for write_timeout
     refused: int  # connections turned away because the server was full or closing

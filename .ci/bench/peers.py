@@ -83,6 +83,7 @@ def install(drivers):
             Contestant("better-sse", ["node", drivers / "better_sse.js"]),
             Contestant("aiohttp-sse", [python, drivers / "aiohttp_sse_server.py"]),
             Contestant("sse-starlette", [python, drivers / "sse_starlette_server.py"]),
+            Contestant("our stream()", [python, drivers / "ours_in_starlette.py"]),
         ],
         Contestant(AIOHTTP_OK, [python, drivers / "aiohttp_ok.py"]),
         versions(drivers),

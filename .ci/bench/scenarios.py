@@ -151,6 +151,22 @@ METRICS = {
     "gzip_turn": Metric(
         "Longest turn with a mebibyte that cannot be compressed", "ms", (Target(30.0),)
     ),
+    "retained": Metric(
+        "CPU per delivery with 1,000 retained events, to that with none",
+        "×",
+        (Target(1.02),),
+    ),
+    "retained_p99": Metric(
+        "p99 of 1,000 live clients while 500 arrive to 1,000 retained, to the usual",
+        "×",
+        (Target(1.5),),
+    ),
+    "snapshot": Metric(
+        "Memory for each of 100 clients that read nothing of 16 MB of retained events",
+        "KiB",
+        (Target(140),),
+        digits=0,
+    ),
     "resume": Metric(
         "p99 of 1,000 live clients while 1,000 resume by 500 events, to the usual p99",
         "×",
@@ -357,6 +373,11 @@ def inside(run):
                 run.record("turn", contestant.name, routed["turn"])
                 waited = json.loads(output_of([*program, "ahead"]))
                 run.record("ahead", contestant.name, waited["ratio"])
+                found = json.loads(output_of([*program, "retained"]))
+                run.record("retained", contestant.name, found["cost"])
+                run.record("retained_p99", contestant.name, found["p99"])
+                found = json.loads(output_of([*program, "snapshot"]))
+                run.record("snapshot", contestant.name, found["kib"])
 
 
 def compression(run):

@@ -1,9 +1,13 @@
-"""What is measured within the server's process: ``inside.py routing`` or ``ahead``.
+"""What is measured within the server's process: ``inside.py CASE``.
 
 routing   1,000 streams of 100 channels each out of 1,000, and one event to each of the
           channels at once: CPU per delivery, and the longest turn of the event loop
 ahead     1,000 live streams: CPU per event while 500 more wait for an event to come, to
           that without them
+retained  1,000 live streams, and 1,000 retained events of 1 KiB: CPU per delivery, to
+          that with none retained; the time in which 99 of 100 events are written to all
+          live streams while 500 more arrive, to the usual one
+snapshot  the KiB for each of 100 streams that read nothing of 16 MB that are retained
 
 Prints one line of JSON.  The clients are another process, which throws away what comes.
 """
@@ -49,6 +53,56 @@ async def cost_of_events(server):
         server.publish("x" * 100, id=str(server.stats.published + 1))
         await server.drain()
     return time.process_time() - before
+
+
+def retain(server, events, size):
+    for number in range(events):
+        server.publish("x" * size, event=f"name {number}", retain=True)
+
+
+async def retained(server):
+    async with clients(server, 1000, "live"):
+        await cost_of_events(server)  # to warm up
+        ratios = []
+        for _ in range(5):
+            plain = await cost_of_events(server)
+            retain(server, 1000, 1024)
+            await server.drain(behind=True)
+            ratios.append(await cost_of_events(server) / plain)
+            for number in range(1000):
+                server.forget(f"name {number}")
+        retain(server, 1000, 1024)
+        await server.drain(behind=True)
+        usual = await slowest(server, asyncio.sleep(3))
+        async with contextlib.AsyncExitStack() as stack:
+            arriving = stack.enter_async_context(clients(server, 500, "live"))
+            meanwhile = await slowest(server, arriving)
+    return {"cost": sorted(ratios)[2], "p99": meanwhile / usual}
+
+
+async def slowest(server, during):
+    """Seconds in which 99 of 100 events are written, one each 20 ms, in the meantime."""
+    waiting = asyncio.ensure_future(during)
+    seconds = []
+    while not waiting.done():
+        before = time.monotonic()
+        server.publish("x" * 100)
+        await server.drain()
+        seconds.append(time.monotonic() - before)
+        await asyncio.sleep(0.02)
+    return sorted(seconds)[int(0.99 * len(seconds))]
+
+
+async def snapshot(server):
+    retain(server, 1000, 16_000)
+    before = resident_kib()
+    async with clients(server, 100, "asleep"):
+        return {"kib": (resident_kib() - before) / 100}
+
+
+def resident_kib():
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * 4
 
 
 class Turns:
@@ -109,6 +163,9 @@ def read_all(port, number, kind):
         )
         selector.register(sock, selectors.EVENT_READ)
     while True:
+        if kind == "asleep":
+            time.sleep(60)
+            continue
         for key, _ in selector.select():
             if not key.fileobj.recv(1 << 20):
                 selector.unregister(key.fileobj)
@@ -124,4 +181,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "clients":
         read_all(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
-        asyncio.run(main({"routing": routing, "ahead": ahead}[sys.argv[1]]))
+        cases = (routing, ahead, retained, snapshot)
+        asyncio.run(main({case.__name__: case for case in cases}[sys.argv[1]]))
