@@ -7,7 +7,9 @@ that whatever else the machine is doing weighs on both sides of a ratio.
 
 import contextlib
 import json
+import os
 import re
+import shutil
 import statistics
 from dataclasses import dataclass, field
 
@@ -137,6 +139,16 @@ METRICS = {
             ("gzip_cpu", "CPU per delivery, compressed to plain", "×", cost, False),
         )
     },
+    **{
+        f"bytes_{kind}": Metric(f"Bytes of an event, {what}", "bytes", digits=0)
+        for kind, what in (
+            ("sensor", "JSON of a sensor"),
+            ("log", "a line of a log"),
+            ("table", "a table of which a fifth changes"),
+        )
+    },
+    "coded_cpu": Metric("CPU per delivery of the sensor's events", "µs"),
+    "coded_memory": Metric("Memory per client, server and proxy", "KiB", digits=1),
     "joins": Metric(
         "Bytes plain to compressed, while at each event one client joins 1,000",
         "×",
@@ -388,10 +400,22 @@ def compression(run):
             python, driver = contestant.command[:2]
             program = [python, driver.with_name("compression.py")]
             with run.guard("compression", name):
-                for kind in ("sensor", "log", "table"):
+                for kind in ("table", "log", "sensor"):
                     found = json.loads(output_of([*program, kind]))
+                    run.record(f"bytes_{kind}", "plain", found["plain"])
+                    run.record(f"bytes_{kind}", name, found["compressed"])
                     run.record(f"smaller_{kind}", name, found["ratio"])
                     run.record(f"gzip_cpu_{kind}", name, found["cpu"])
+                run.record("coded_cpu", "plain", found["cpu_plain"])
+                run.record("coded_cpu", name, found["cpu_compressed"])
+                run.record("coded_memory", name, found["kib"])
+                if shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin"):
+                    found = json.loads(output_of([*program, "nginx"]))
+                    cpu = found["cpu_server"] + found["cpu_nginx"]
+                    kib = found["kib_server"] + found["kib_nginx"]
+                    run.record("bytes_sensor", "nginx gzip", found["compressed"])
+                    run.record("coded_cpu", "nginx gzip", cpu)
+                    run.record("coded_memory", "nginx gzip", kib)
                 for metric, case, key in (
                     ("joins", "joins", "10"),
                     ("gzip_turn", "turn", "turn"),

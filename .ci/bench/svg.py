@@ -16,6 +16,11 @@ PANELS = {  # metric -> the panel's title and what the bars count
     "burst100": ("Bursts of 100", "million deliveries a second, 1,000 clients"),
     "memory1000": ("Memory", "KiB per idle subscriber, 1,000 of them"),
     "arrivals": ("Arrivals", "s until 9,000 connections stream"),
+    "bytes_sensor": ("Compression: JSON of a sensor", "bytes of an event on the wire"),
+    "bytes_log": ("Compression: lines of a log", "bytes of an event on the wire"),
+    "bytes_table": ("Compression: a table", "bytes of an event on the wire"),
+    "coded_cpu": ("CPU, the sensor's events", "µs per delivery to 1,000 clients"),
+    "coded_memory": ("Memory, server and proxy", "KiB for each of 1,000 clients"),
 }
 WIDTH, COLUMNS, MARGIN, GAP = 880, 2, 24, 32
 TITLE_HEIGHT, PANEL_HEAD, BAR_STEP, BAR_HEIGHT = 64, 46, 22, 14

@@ -104,16 +104,18 @@ async def beside_plain(kind, rounds=9):
         for asked, compress in (("live", False), ("gzip", True)):
             server = SSEServer("127.0.0.1", 0, compress=compress, heartbeat=None)
             await stack.enter_async_context(server)
+            before = resident_bytes()
             await stack.enter_async_context(clients(server, CLIENTS, asked))
             servers.append((server, events_of(kind)))
-        for server, data in servers:
-            await windows(server, data, 1)  # to warm up
+            await windows(*servers[-1], 1)
+            kib = (resident_bytes() - before) / CLIENTS / 1024
         rows = []
         for _ in range(rounds):
             row = [(await windows(server, data, 1))[0] for server, data in servers]
             rows.append(row)
     plain, compressed = zip(*rows)
     return {
+        "kib": kib,
         "plain": mean(size for _, size in plain),
         "compressed": mean(size for _, size in compressed),
         "cpu_plain": median(cpu for cpu, _ in plain) * 1e6,
