@@ -4504,89 +4504,44 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"sse_server {__version__}"
     )
+    same = "host", "port", "history", "replay", "heartbeat", "max_event_bytes"
+    parser.set_defaults(**{name: _default(name) for name in same})
     add = parser.add_argument_group("where it listens").add_argument
-    add(
-        "--host",
-        default=_default("host"),
-        help="name or address (%(default)s); 0.0.0.0 is any of them",
-    )
-    add(
-        "--port",
-        type=int,
-        default=_default("port"),
-        help="TCP (%(default)s); 0 is one that is free",
-    )
+    add("--host", help="name or address (%(default)s); 0.0.0.0 is any of them")
+    add("--port", type=int, help="TCP (%(default)s); 0 is one that is free")
     add("--compress", action="store_true", help="gzip to who accepts it")
     add("--certfile", metavar="FILE", help="serve HTTPS, with this certificate")
     add("--keyfile", metavar="FILE", help="its key, if in a file of its own")
     add = parser.add_argument_group("what it publishes").add_argument
     add("--event", metavar="NAME", help="the name of the events")
     add("--channel", metavar="NAME", help="the channel they go to")
-    add(
-        "--retain",
-        action="store_true",
-        help="who comes later gets the newest one at once",
-    )
+    text = "who comes later gets the newest one at once"
+    add("--retain", action="store_true", help=text)
     add("--publish-token", metavar="TOKEN", help="let POST publish with this token")
-    add(
-        "--lossless",
-        action="store_true",
-        help="with -: read on when all clients are written what was read",
-    )
+    text = "with -: read on when all clients are written what was read"
+    add("--lossless", action="store_true", help=text)
     add = parser.add_argument_group("who may read it").add_argument
-    add(
-        "--cors-origin",
-        metavar="ORIGIN",
-        action="append",
-        help="pages of this origin (https://example.com), or of all (*), may read the "
-        "stream; may be repeated",
-    )
-    add(
-        "--allow-host",
-        metavar="NAME",
-        action="append",
-        help="a name that the server answers to, such as example.com, or all (*); "
-        "default: localhost while it listens there; may be repeated",
-    )
+    text = """pages of this origin (https://example.com), or of all (*), may read the
+        stream; may be repeated"""
+    add("--cors-origin", metavar="ORIGIN", action="append", help=text)
+    text = """a name that the server answers to, such as example.com, or all (*);
+        default: localhost while it listens there; may be repeated"""
+    add("--allow-host", metavar="NAME", action="append", help=text)
     add = parser.add_argument_group("limits").add_argument
-    add(
-        "--history",
-        type=int,
-        default=_default("history"),
-        metavar="EVENTS",
-        help="kept for those who come back (%(default)s)",
-    )
-    add(
-        "--replay",
-        type=_replay,
-        default=_default("replay"),
-        metavar="EVENTS",
-        help="a new client gets so many first, or all (%(default)s)",
-    )
-    add(
-        "--heartbeat",
-        type=float,
-        default=_default("heartbeat"),
-        metavar="SECONDS",
-        help="between comments on idle streams (%(default)s)",
-    )
-    add(
-        "--max-event-bytes",
-        type=int,
-        default=_default("max_event_bytes"),
-        metavar="BYTES",
-        help="of data in one event (%(default)s)",
-    )
-    add(
-        "--max-connections",
-        type=int,
-        metavar="NUMBER",
-        help="default: what descriptors allow",
-    )
+    text = "kept for those who come back (%(default)s)"
+    add("--history", type=int, metavar="EVENTS", help=text)
+    text = "a new client gets so many first, or all (%(default)s)"
+    add("--replay", type=_replay, metavar="EVENTS", help=text)
+    text = "between comments on idle streams (%(default)s)"
+    add("--heartbeat", type=float, metavar="SECONDS", help=text)
+    text = "of data in one event (%(default)s)"
+    add("--max-event-bytes", type=int, metavar="BYTES", help=text)
+    text = "default: what descriptors allow"
+    add("--max-connections", type=int, metavar="NUMBER", help=text)
     says = parser.add_argument_group("what it says").add_mutually_exclusive_group()
     says.add_argument("--verbose", action="store_true", help="everything")
     says.add_argument("--quiet", action="store_true", help="only what is wrong")
-    return parser  # fmt: skip
+    return parser
 
 
 def _make_server(options: argparse.Namespace) -> SSEServer:
