@@ -1948,11 +1948,6 @@ class _Broadcaster:
             if not self.log.is_ahead(key) and self._resume(subscriber, id):
                 self._fall_behind(subscriber)
 
-    def wait_no_longer(self, subscriber: _Subscriber) -> None:
-        """An event that it has seen elsewhere does not come."""
-        subscriber.position, subscriber.gap = self.log.base, "unknown id"
-        self._fall_behind(subscriber)
-
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
         return (
@@ -1990,7 +1985,17 @@ class _Broadcaster:
         self.registry.enter(subscriber, _READY)
         self._bell.set()
 
-    def look(self, subscriber: _Subscriber) -> None:
+    def expire(self, subscriber: _Subscriber) -> None:
+        """The time for its state is over."""
+        if subscriber.state == _FULL:
+            self._look(subscriber)
+        elif subscriber.state == _AHEAD:  # what it has seen elsewhere does not come
+            subscriber.position, subscriber.gap = self.log.base, "unknown id"
+            self._fall_behind(subscriber)
+        else:
+            subscriber.transport.abort()  # it takes nothing of what it is sent
+
+    def _look(self, subscriber: _Subscriber) -> None:
         """Drop it if its socket took nothing since so many looks."""
         unsent = subscriber.count_unsent()
         subscriber.looks = LOOKS if unsent < subscriber.unsent else subscriber.looks - 1
@@ -2557,12 +2562,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._refuse(HTTPError(408, f"request body not complete in {seconds}"))
         elif state in (_IDLE, _LINGERING):
             self._close()
-        elif state == _FULL:
-            server.broadcaster.look(self)
-        elif state == _AHEAD:
-            server.broadcaster.wait_no_longer(self)
         else:
-            self.transport.abort()  # it takes nothing of what it is sent
+            server.broadcaster.expire(self)
 
     def _close(self) -> None:
         """Close when everything is sent."""
@@ -2591,12 +2592,7 @@ class _Reader(_Subscriber):
 
     def expire(self) -> None:
         """It took nothing for too long, or waits for an event that does not come."""
-        if self.state == _FULL:
-            self.server.broadcaster.look(self)
-        elif self.state == _AHEAD:
-            self.server.broadcaster.wait_no_longer(self)
-        else:
-            self.transport.abort()
+        self.server.broadcaster.expire(self)
 
     def leave(self) -> None:
         """Nobody reads any more."""
@@ -2825,8 +2821,11 @@ class SSEServer:
         self._max_event_bytes = max_event_bytes
         self._authorize = authorize
         self._publish_token = (publish_token or "").encode()
-        self._cors_origins = _check_origins(cors_origins)
-        self._hosts = None if hosts is None else _check_hosts(hosts)
+        self._cors_origins = _check_all("cors_origin", cors_origins, *_ORIGINS)
+        self._hosts: frozenset[str] | None = None
+        if hosts is not None:
+            names = _check_all("host", hosts, *_HOSTS)
+            self._hosts = frozenset(name.lower() for name in names)
         self._replay = replay
         self._dumps = dumps
         self._compress = compress
@@ -3693,29 +3692,24 @@ def _check_path(path: str) -> str:
     return _ESCAPE.sub(_decode_unreserved, path)
 
 
-def _check_origins(origins: Iterable[str]) -> frozenset[str]:
-    if isinstance(origins, str):
-        raise ValueError("cors_origins is a str; allowed is a sequence of them")
-    checked = frozenset(origins)
-    for origin in checked:
-        if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
-            raise ValueError(
-                f"origin is {origin!r}; allowed are https://example.com and the "
-                "like, without a path, and *"
-            )
-    return checked
+# How they have to look, and that in words.
+_ORIGINS = (
+    r"[a-z][a-z0-9+.-]*://[^/?#\s]+",
+    "https://example.com and the like, without a path",
+)
+_HOSTS = (
+    r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+",
+    "names and addresses without a port, IPv6 in brackets",
+)
 
 
-def _check_hosts(hosts: Iterable[str]) -> frozenset[str]:
-    if isinstance(hosts, str):
-        raise ValueError("hosts is a str; allowed is a sequence of them")
-    checked = frozenset(host.lower() for host in hosts)
-    for host in checked:
-        if host != "*" and not re.fullmatch(r"\[[0-9a-f:.]+\]|[a-z0-9_.-]+", host):
-            raise ValueError(
-                f"host is {host!r}; allowed are names and addresses without a port, "
-                "IPv6 in brackets, and *"
-            )
+def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozenset[str]:
+    if isinstance(values, str):
+        raise ValueError(f"{name}s is a str; allowed is a sequence of them")
+    checked = frozenset(values)
+    for value in checked:
+        if value != "*" and not re.fullmatch(form, value):
+            raise ValueError(f"{name} is {value!r}; allowed are {how}, and *")
     return checked
 
 
