@@ -3783,549 +3783,415 @@ _PAGE = rb"""<!doctype html>
 <link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'
 viewBox='0 0 4 4'><circle cx='2' cy='2' r='2' fill='%230a66c2'/></svg>">
 <style>
-:root { color-scheme: light dark;
-  --back: #fbfbfa; --card: #fff; --text: #1d1f21; --quiet: #686c71; --line: #e3e4e2;
-  --accent: #0a66c2; --alert: #b3470b; --alert-back: #fdf1e7; }
-@media (prefers-color-scheme: dark) { :root {
-  --back: #131517; --card: #1a1d20; --text: #e4e6e8; --quiet: #959ba1; --line: #2b2f33;
+:root { color-scheme: light dark; --tone: 38%; --back: #fbfbfa; --card: #fff;
+  --text: #1d1f21; --quiet: #686c71; --line: #e3e4e2; --accent: #0a66c2;
+  --alert: #b3470b; --alert-back: #fdf1e7; }
+@media (prefers-color-scheme: dark) { :root { --tone: 68%; --back: #131517;
+  --card: #1a1d20; --text: #e4e6e8; --quiet: #959ba1; --line: #2b2f33;
   --accent: #6db3f8; --alert: #f2a365; --alert-back: #30221a; } }
 * { box-sizing: border-box; margin: 0; padding: 0; }
 [hidden] { display: none !important; }
-body { background: var(--back); color: var(--text);
-  display: flex; flex-direction: column; height: 100vh; height: 100dvh;
+body { background: var(--back); color: var(--text); height: 100vh; height: 100dvh;
   font: 14px/1.45 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
-h1, ol { font-family: ui-monospace, Menlo, Consolas, monospace; }
-header, #charts, main { padding: 12px 20px; }
-main { flex: 1; overflow-y: auto; padding-top: 0; border-top: 1px solid var(--line); }
-header { display: grid; gap: 8px 24px;
-  grid: "url numbers" "status tools" / minmax(0, 1fr) auto; align-items: center; }
-h1 { grid-area: url; font-size: 16px; }
-#numbers { grid-area: numbers; color: var(--quiet); text-align: right; }
-#numbers b { display: inline-block; min-width: 5ch;
-  color: var(--text); font-size: 16px; }
-#status { grid-area: status; display: flex; align-items: center; gap: 8px;
-  min-height: 32px; color: var(--quiet); }
-#state { display: flex; align-items: center; gap: 8px; font-weight: 600; }
-#state::before { content: ""; padding: 3px; border: 2px solid; border-radius: 50%; }
+body, main { display: flex; flex-direction: column; }
+header, main { width: 100%; max-width: 1400px; margin: 0 auto; padding: 12px 20px; }
+header, #status, #bar { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; }
+main { position: relative; flex: 1; min-height: 0; padding-top: 0; }
+h1, ol { font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; }
+h1 { font-size: 16px; font-weight: 600; overflow-wrap: anywhere; }
+figure span, .name, .id { overflow: hidden; text-overflow: ellipsis; white-space: pre; }
+#status { flex: 1 1 200px; flex-wrap: nowrap; min-height: 32px; line-height: 1.2; }
+#state { color: var(--alert); }
 .live #state { color: var(--accent); }
-.reconnecting #state, .stopped #state { color: var(--alert); }
-.live #state::before, .stopped #state::before { background: currentColor; }
-.stopped #state::before { border-radius: 1px; }
-#tools { grid-area: tools; display: flex; flex-wrap: wrap; gap: 8px; }
-input, button { height: 32px; padding: 0 10px; font: inherit; color: inherit;
-  background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
-input { width: 260px; flex: 1; min-width: 0; }
-button { cursor: pointer; white-space: nowrap; }
-button:hover { border-color: var(--quiet); }
-[aria-pressed="true"] { border-color: var(--alert); color: var(--alert); }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-#charts { display: grid; gap: 12px; max-height: 40vh; overflow-y: auto; padding-top: 0;
+#state::before, .legend span::before { content: "\25cf\a0"; }
+button, [type="search"] { font: inherit; color: inherit; background: none; border: 0; }
+#again, #newest, [type="search"] { height: 32px; padding: 0 12px; border-radius: 6px;
+  background: var(--card); border: 1px solid var(--line); }
+[type="search"] { flex: 0 1 300px; }
+button { cursor: pointer; align-self: start; white-space: nowrap; }
+button:hover { color: var(--accent); }
+main p button { text-decoration: underline; text-underline-offset: 3px; }
+#charts { display: grid; gap: 12px; flex: none; max-height: 45%; overflow-y: auto;
   grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); }
 figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 8px 14px; min-width: 0; }
-figcaption, .range { display: flex; justify-content: space-between; gap: 8px; }
-.range { color: var(--quiet); font-size: 12px; }
-.range i { font-style: normal; white-space: nowrap; }
-h1, figure span, .name, .id { overflow: hidden; white-space: nowrap;
-  text-overflow: ellipsis; }
-figcaption > span { direction: rtl; }  /* a label keeps its end */
-figcaption b { max-width: 75%; text-align: right; }
+figcaption, figure p { display: flex; justify-content: space-between; gap: 0 12px; }
+figcaption span { direction: rtl; }  /* too long a label loses its beginning */
+figure p { flex-wrap: wrap; font-size: 12px; }
 svg { display: block; width: 100%; height: 56px; margin: 10px 0; overflow: visible; }
-path { fill: none; stroke: var(--accent); stroke-width: 1.5; stroke-linejoin: round;
+path { fill: none; stroke: currentColor; stroke-width: 1.5; stroke-linejoin: round;
   stroke-linecap: round; vector-effect: non-scaling-stroke; }
-.dot { stroke-width: 6; }
-ol { list-style: none; font-size: 13px; }
+path, .legend span::before { color: hsl(var(--hue) 70% var(--tone)); }
+#bar, #empty { gap: 2px 14px; padding: 8px 0; }
+main p, #detail, time, .id, .plain .name, .note, .copy { color: var(--quiet); }
+ol { flex: 1; min-height: 45vh; overflow-y: auto; overflow-anchor: none;
+  list-style: none; border-top: 1px solid var(--line); }
+main:has(#first:checked) ol { display: flex; flex-direction: column-reverse; }
+li:first-child { margin-bottom: auto; }  /* reversed, a short list begins at the top */
 li { display: grid; grid-template-columns: 13ch 12ch 20ch minmax(0, 1fr) auto;
-  gap: 0 16px;
-  padding: 5px 8px; border-bottom: 1px solid var(--line); }
-time, .id, .plain .name, .note, #empty { color: var(--quiet); }
-pre { font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; text-align: left;
-  max-height: 13em; overflow-y: auto; }
-.note pre { grid-column: 2 / -1; grid-row: 1; }
-li button { height: 22px; opacity: 0; }
-li:hover button, li button:focus-visible { opacity: 1; }
+  gap: 0 16px; padding: 5px 8px; border-bottom: 1px solid var(--line); flex: none; }
+pre { font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; }
+li:not(.open) pre { max-height: 13em; }
+pre span { display: inline-block; }  /* a field of JSON stays in one line if it can */
+li:not(:hover, .open) .copy:not(:focus) { opacity: 0; }
 .gap { background: var(--alert-back); box-shadow: inset 3px 0 var(--alert); }
-.gap .name, .gap pre::first-line { color: var(--alert); font-weight: 600; }
-#empty { padding: 24px 8px; }
+#newest { position: absolute; bottom: 24px; left: 50%; transform: translateX(-50%); }
 @media (max-width: 720px) {
-  header, #charts, main { padding: 10px 12px; }
-  header { gap: 6px; grid-template-areas: "url numbers" "status status" "tools tools"; }
-  #numbers b { min-width: 0; margin-left: 4px; }
-  input { flex-basis: 100%; }
-  #detail { font-size: 13px; line-height: 1.2; }
-  #charts { gap: 8px; overflow-x: auto; grid: auto / auto-flow minmax(150px, 1fr); }
+  [type="search"] { flex: 1 1 100%; }
+  #charts { gap: 8px; overflow: auto; grid: auto / auto-flow minmax(180px, 1fr); }
   li { grid-template-columns: auto auto minmax(0, 1fr) auto; }
-  li button { grid-row: 1; grid-column: 4; }
-  pre { grid-column: 1 / -1; }
+  pre { grid-area: 2 / 1 / 3 / -1; }
 }
 </style>
 </head>
 <body>
 <header>
   <h1 id="url"></h1>
-  <p id="numbers"><b id="rate"></b> events/s <b id="total"></b> events</p>
-  <div id="status"><span id="state" role="status"></span> <span id="detail"></span>
-    <button id="again" type="button" hidden>Try again</button></div>
-  <div id="tools">
-    <input id="filter" type="search" placeholder="Filter by name, id or text"
-      aria-label="Filter by name, id or text" autocomplete="off" spellcheck="false">
-    <button id="order" type="button" title="The order of the events"></button>
-    <button id="zone" type="button" title="The zone of the times"></button>
-    <button id="curl" type="button" title="Copy a command for this stream">curl</button>
-    <button id="save" type="button" title="What is shown, as NDJSON">Save</button>
-    <button id="pause" type="button" aria-pressed="false">Pause</button></div>
+  <p id="status"><b id="state" role="status"></b> <span id="detail"></span>
+    <button id="again" hidden>Try again</button></p>
+  <input id="filter" type="search" placeholder="Filter by name, id or text"
+    aria-label="Filter by name, id or text" autocomplete="off" spellcheck="false">
 </header>
-<section id="charts" aria-label="Numbers in the data"></section>
 <main>
-  <ol id="list" aria-label="Events"></ol>
+  <section id="charts" aria-label="Numbers in the data"></section>
+  <p id="bar"><span><b id="total"></b> events</span> <span id="zone"></span>
+    <label><input id="pause" type="checkbox"> Pause</label>
+    <label><input id="utc" type="checkbox"> UTC</label>
+    <label><input id="first" type="checkbox"> Newest first</label>
+    <button class="replay">Earlier</button> <button id="curl">Copy curl</button>
+    <button id="save">Download</button></p>
   <p id="empty"><span></span>
-    <button id="held" type="button">Show what the server holds</button></p>
-  <noscript><p>This page needs JavaScript. The stream itself does not.</p></noscript>
+    <button class="replay">Show what the server still holds</button></p>
+  <ol id="list" aria-label="Events"></ol>
+  <button id="newest" hidden>To the newest</button>
+  <noscript>This page needs JavaScript. The stream itself does not.</noscript>
 </main>
-<template id="row"><li><time></time><span class="name"></span><span class="id"></span
-  ><pre></pre><button type="button">Copy</button></li></template>
-<template id="chart"><figure>
-  <figcaption><span><bdi dir="ltr"></bdi></span><b></b></figcaption>
-  <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"></svg>
-  <div class="range"><i></i><i></i><i></i></div></figure></template>
+<template id="row"><li><time><button></button></time> <span class="name"></span>
+  <span class="id"></span> <pre></pre><button class="copy">Copy</button></li></template>
+<template id="chart"><figure><figcaption><span><bdi></bdi></span><b></b></figcaption>
+  <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"><path/></svg>
+  <p><span></span><span></span></p><p class="legend"></p></figure></template>
 <script>
 "use strict";
-const ROWS = 200;            // events in the list
-const TEXT = 2000;           // characters of an event's data in the list
+const ROWS = 500;            // events in the list; twice as many while scrolled away
+const TEXT = 8000;           // characters of an event's data that are kept and read
 const NAME = 256;            // characters of a name, of an id, of a chart's label
 const CHARTS = 12;           // numeric fields that are drawn: the first to appear
-const LINES = 6;             // in a chart, one for each value of a field such as `sensor`
 const POINTS = 240;          // values in a chart
-const DEPTH = 2;             // levels of JSON that are searched for numbers
-const SEARCHED = 64 * 1024;  // characters; longer data is not searched
+const HUES = [210, 25, 150, 290, 340, 55, 180, 0];  // of the lines in a chart
+const WORD = 32;             // characters of a text that may name a line
+const NAMING = /sensor|device|host|node|room|station|symbol|^(name|id)$/i;
 const PAINT_EVERY = 100;     // ms
 const BACK_OFF = 30000;      // ms between attempts, unless `retry` asks for more
-const RETRY = [250, 864e5];  // ms, the limits to `retry`: no busy loop, no overflow
 const SILENT = 35000;        // ms: two heartbeats at the usual 15 s are overdue
-
+const REFUSALS = {
+  204: "the server asks not to come back.",
+  401: "the server wants to know who you are. Log in, then try again.",
+  403: "the server does not let you see this stream.",
+  421: `the server does not go by the name ${location.hostname}.`};
 const $ = (id) => document.getElementById(id);
-const encoder = new TextEncoder();
-const grouped = new Intl.NumberFormat("en", {maximumFractionDigits: 4});
-const compact = new Intl.NumberFormat("en",
-  {notation: "compact", maximumSignificantDigits: 4});
-const log = document.querySelector("main");
-const zone = new Intl.DateTimeFormat("en", {timeZoneName: "short"}).formatToParts()
-  .find(({type}) => type === "timeZoneName").value;
-const REFUSED = {204: "the server asks not to be called again (204)",
-  401: "the server wants a login or a token that this page has not sent (401)",
-  403: "you may not read this stream, or one of its channels (403)",
-  421: `the server does not answer to ${location.host}; --allow-host names it (421)`};
+const list = $("list"), address = location.origin + location.pathname + location.search;
 
-// The event stream format of the HTML standard, 9.2.6: text in, events out.
-class Decoder {
-  constructor(dispatch) {
-    Object.assign(this, {dispatch, lastId: "", retry: 2000});
-    this.restart();
-  }
-  restart() {  // for a new connection: an incomplete event is dropped
-    this.id = this.lastId;
-    this.name = this.data = this.rest = "";
-    this.afterCR = false;
-  }
-  push(text) {
-    if (text === "") return;
-    if (this.afterCR && text[0] === "\n") text = text.slice(1);
-    this.afterCR = text.endsWith("\r");
-    const lines = text.split(/\r\n|\r|\n/);
-    lines[0] = this.rest + lines[0];
-    this.rest = lines.pop();
-    for (const line of lines) this.take(line);
-  }
-  take(line) {
-    if (line === "") return this.end();
+// The stream as this server writes it, with LF alone (HTML standard, 9.2.6).
+let lastId = "", retry = 2000, rest = "", fields = {};
+function decode(text) {
+  const lines = (rest + text).split("\n");
+  rest = lines.pop();
+  for (const line of lines) {
     const [, field, value] = /^([^:]*):? ?([^]*)$/.exec(line);
-    if (field === "data") this.data += value + "\n";
-    else if (field === "event") this.name = value;
-    else if (field === "id" && !value.includes("\0")) this.id = value;
-    else if (field === "retry" && /^[0-9]+$/.test(value)) this.retry = Number(value);
-  }
-  end() {
-    const {name, data, id} = this;
-    Object.assign(this, {lastId: id, name: "", data: ""});
-    if (data !== "") this.dispatch(name || "message", id, data.slice(0, -1));
+    if (field === "data") fields.data = (fields.data ?? "") + value + "\n";
+    else if (field === "retry") retry = Math.min(Math.max(value, 250), 864e5);
+    else if (line !== "") fields[field] = value;
+    else {
+      const {event = "message", id = lastId, data} = fields;
+      [lastId, fields] = [id, {}];
+      if (data) receive(event, id, data.slice(0, -1));
+    }
   }
 }
 
-// The list. What arrives waits in `pending`, which is bounded, for the next painting.
+// The list, oldest first in the document. What arrives waits in `pending`, which is
+// bounded, for the next painting. The view follows until it is scrolled away.
 const pending = [];
-let total = 0, gaps = 0, paused = false, wanted = "", newestFirst = false, utc = false;
-let painted = -PAINT_EVERY, paintDue = false;
-
+let total = 0, gaps = 0, painted = -PAINT_EVERY;
+let following = true, paintDue = false;
 function receive(name, id, data) {
+  let value;
+  try { value = data.length <= TEXT ? JSON.parse(data) : undefined; } catch {}
   total += 1;
   if (name === "gap") gaps += 1;
-  data = data.replace(/\x1b\[[0-9;?]*[ -\/]*[@-~]/g, "");  // colours of a terminal
-  if (name === "gap") charts.forEach((chart) => addPoint(chart, "", NaN));
-  else if (data.length <= SEARCHED) chartNumbers(name, data);
-  add(name === "gap" ? "gap" : name === "message" ? "plain" : "", name, id, data);
+  if (name === "gap") charts.forEach((chart) => addPoint(chart, NaN));
+  else eachNumber(value, name === "message" ? [] : [name]);
+  const kind = name === "gap" ? "gap" : name === "message" ? "plain" : "";
+  add(kind, name, id, data, value !== undefined);
 }
-
-function add(kind, name, id, data) {
-  const text = (data.length <= TEXT ? "" : `[the first ${grouped.format(TEXT)} of `
-    + `${grouped.format(data.length)} characters]\n`) + copy(data, TEXT);
-  const at = Date.now();
-  const event = {kind, at, name: copy(name, NAME), id: copy(id, NAME), text};
+function add(kind, name, id, data, isJSON) {
+  const event = {kind, isJSON, at: Date.now(), size: data.length, skipped: 0,
+    name: copy(name, NAME), id: copy(id, NAME), text: copy(data, TEXT)};
   if (matches(event)) pending.push(event);
-  if (pending.length >= 2 * ROWS) pending.splice(0, ROWS);
+  if (pending.length >= ROWS)
+    pending[ROWS / 5].skipped += ROWS / 5 + pending.splice(0, ROWS / 5)[0].skipped;
   paintSoon();
 }
-
+function note(text) { add("note", "", "", text, false); }
 // A mere slice would keep the whole long text that it was cut from in memory.
-function copy(text, most) {
-  const bytes = encoder.encode(text.slice(0, most));
-  return new TextDecoder("utf-8", {ignoreBOM: true}).decode(bytes);
-}
-
+const copy = (text, most) => JSON.parse(JSON.stringify(text.slice(0, most)));
 function matches({name, id, text}) {
-  return !wanted || `${name} ${id} ${text}`.toLowerCase().includes(wanted);
+  const wanted = $("filter").value.toLowerCase();
+  return !wanted || visible(`${name} ${id} ${text}`).toLowerCase().includes(wanted);
 }
-
-// Characters that cannot be seen, or that reorder others, become their code points.
+// A terminal's colours are dropped. Characters that cannot be seen, or that reorder
+// others, become their code points.
 function visible(text) {
-  return text.replace(
+  return text.replace(/(\x1b|\\u001b)\[[\d;:]*[mK]/gi, "").replace(
     /[\0-\x08\v-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g,
     (c) => "[U+" + c.charCodeAt().toString(16).toUpperCase().padStart(4, "0") + "]");
 }
-
-function makeRow(event) {
-  const row = $("row").content.firstElementChild.cloneNode(true);
+const clone = (template) => $(template).content.firstElementChild.cloneNode(true);
+const span = (text) => Object.assign(document.createElement("span"),
+  {textContent: visible(text)});
+function fill(row) {
+  row.hidden = !matches(row.event);
+  const {at, text, size, skipped, isJSON} = row.event;
   const [time, name, id, pre] = row.children;
-  time.textContent = clock(event.at);
-  name.textContent = name.title = visible(event.name);
-  id.textContent = id.title = visible(event.id);
-  fill(pre, (event.kind === "gap" ? "gap: events were missed\n" : "") + event.text);
-  row.className = event.kind;
-  row.event = event;
-  row.hidden = !matches(event);  // the filter may have changed since it arrived
+  const shift = $("utc").checked ? 0 : new Date(at).getTimezoneOffset() * 60000;
+  time.title = new Date(at - shift).toISOString().slice(0, -1).replace("T", " ");
+  time.firstElementChild.textContent = time.title.slice(11);
+  name.textContent = name.title = visible(row.event.name);
+  id.textContent = id.title = visible(row.event.id);
+  const open = time.firstElementChild.ariaExpanded = row.classList.contains("open");
+  const parts = isJSON && !/\n/.test(text) && text.match(/("(\\.|[^"\\])*"|[^",])+,?/g);
+  const asWritten = (key, value, {source} = {}) =>  // where the browser can say so
+    typeof value === "number" ? JSON.rawJSON?.(source) ?? value : value;
+  if (isJSON && open) pre.textContent = visible(
+    JSON.stringify(JSON.parse(text, asWritten), null, 2));
+  else if (parts && parts.length < TEXT / 40) pre.replaceChildren(...parts.map(span));
+  else pre.textContent = visible(text);
+  if (size > TEXT) pre.prepend(`[the first ${TEXT} of ${format(size)} characters]\n`);
+  if (skipped) pre.prepend(`[${format(skipped)} events before this are not shown]\n`);
   return row;
 }
-
-function clock(at) {
-  const offset = utc ? 0 : new Date(at).getTimezoneOffset() * 60000;
-  return new Date(at - offset).toISOString().slice(11, 23);
+function refill() {
+  for (const row of list.children) fill(row);
+  paintSoon();
 }
-
-// JSON may be broken between its fields.
-function fill(pre, text) {
-  const parts = /^[{[]/.test(text) ? visible(text).split(/(?<=,)/) : [visible(text)];
-  pre.replaceChildren(...parts.flatMap((part) => [part, document.createElement("wbr")]));
-}
-
-// A click shows JSON with a line for each field, and the next one as it came.
-function indent(pre, {text}) {
-  let long = text;
-  try { long = JSON.stringify(JSON.parse(text), null, 2); } catch { return; }
-  fill(pre, pre.textContent === visible(long) ? text : long);
-}
-
 // Never more often than each PAINT_EVERY, and not at all while the tab is hidden.
 function paintSoon() {
-  if (paintDue) return;
+  const wait = painted + PAINT_EVERY - performance.now();
+  if (!paintDue) setTimeout(requestAnimationFrame, wait, paint);
   paintDue = true;
-  setTimeout(requestAnimationFrame, painted + PAINT_EVERY - performance.now(), paint);
 }
-
 function paint() {
-  paintDue = false;
-  painted = performance.now();
-  if (!paused) {
-    const end = newestFirst ? 0 : log.scrollHeight - log.clientHeight;
-    const following = Math.abs(log.scrollTop - end) < 40;
-    const rows = pending.splice(0).slice(-ROWS).map(makeRow);
-    $("list")[newestFirst ? "prepend" : "append"](...newestFirst ? rows.reverse() : rows);
-    while ($("list").childElementCount > ROWS)
-      $("list")[newestFirst ? "lastElementChild" : "firstElementChild"].remove();
-    if (following) log.scrollTop = newestFirst ? 0 : log.scrollHeight;
-    charts.forEach((chart) => chart.changed && drawChart(chart));
+  [paintDue, painted] = [false, performance.now()];
+  const paused = $("pause").checked;
+  if (!paused) charts.forEach((chart) => chart.changed && drawChart(chart));
+  if (!paused && (following || list.childElementCount < 2 * ROWS)) {
+    list.append(...pending.splice(0).map((event) =>
+      fill(Object.assign(clone("row"), {className: event.kind, event}))));
   }
-  $("total").textContent = grouped.format(total);
-  $("empty").hidden = $("list").querySelector("li:not([hidden])") !== null;
-  $("empty").firstElementChild.textContent =
-    wanted ? "No event matches the filter." : "No events yet.";
-  $("held").hidden = wanted || /[?&]replay=/.test(location.search);
-}
-
-// The charts: one for each numeric field, by the event's name and the field's path, and
-// in it a line for each value of the field that says whose number it is.
-const charts = new Map();
-const strings = new Map();  // of each event's name and field: its few values, or null
-
-function chartNumbers(name, data) {
-  try { data = JSON.parse(data); } catch { return; }
-  const [key, value] = whose(name, data);
-  eachNumber(data, name === "message" ? [] : [name], DEPTH, (path, number) => {
-    const label = path.join(".").slice(-NAME) || "data";
-    if (!charts.has(label) && charts.size < CHARTS) charts.set(label, makeChart(label));
-    const chart = charts.get(label);
-    if (chart && chart.key !== key) Object.assign(chart, {key, points: []});
-    if (chart) addPoint(chart, value, number);
-  });
-}
-
-// The short text field that takes the most values, and no more than LINES.
-function whose(name, data) {
-  let best = ["", ""], most = 0;
-  if (typeof data !== "object" || data === null) return best;
-  for (const [field, value] of Object.entries(data).slice(0, CHARTS)) {
-    if (typeof value !== "string" || /^\d+[-:]\d/.test(value)) continue;
-    const key = JSON.stringify([name.slice(0, NAME), field.slice(0, NAME)]);
-    if (!strings.has(key) && strings.size < 100) strings.set(key, new Set());
-    const values = strings.get(key)?.add(value.slice(0, 33));
-    if (!values) continue;
-    if (value.length > 32 || values.size > LINES) strings.set(key, null);
-    else if (values.size > most) [best, most] = [[field, value], values.size];
+  if (following) {
+    while (list.childElementCount > ROWS) list.firstElementChild.remove();
+    list.scrollTop = list.scrollHeight * ($("first").checked ? -1 : 1);
   }
-  return best;
+  $("newest").hidden = following;
+  $("total").textContent = format(total);
+  const zone = new Date().toLocaleTimeString("en-GB", {timeZoneName: "short"}).slice(9);
+  $("zone").textContent = "Times: " + ($("utc").checked ? "UTC" : zone);
+  $("empty").hidden = list.querySelector("li:not([hidden])") !== null;
+  $("empty").firstElementChild.textContent = total > 0 ? "No event matches the filter."
+    : "No events yet.";
+}
+function look() {
+  following = list.scrollHeight - list.clientHeight - Math.abs(list.scrollTop) < 8;
+  if (following !== $("newest").hidden) paintSoon();
 }
 
-function eachNumber(value, path, depth, use) {
-  if (Number.isFinite(value)) use(path, value);
+// The charts: the rate, then one for each numeric field, by the event's name and the
+// field's path, with a line for each value of the text that names its numbers.
+const charts = new Map([[null, makeChart("events/s")]]);
+function eachNumber(value, path, words = new Map(), depth = 2) {
+  const label = path.join(".").slice(0, NAME) || "data";
+  if (Number.isFinite(value) && (charts.has(label) || charts.size <= CHARTS)) {
+    if (!charts.has(label)) charts.set(label, makeChart(label));
+    addPoint(charts.get(label), value, words);
+  }
   if (depth === 0 || typeof value !== "object" || value === null) return;
-  for (const [key, inner] of Object.entries(value))
-    eachNumber(inner, [...path, key], depth - 1, use);
+  const inner = Object.entries(value);
+  const own = inner.filter(([, one]) => typeof one === "string" && one.length <= WORD);
+  words = new Map([...words, ...own.slice(0, WORD)]);
+  for (const [key, one] of inner) eachNumber(one, [...path, key], words, depth - 1);
 }
-
 function makeChart(label) {
-  const figure = $("chart").content.firstElementChild.cloneNode(true);
-  const [title, value, ...range] = figure.querySelectorAll("bdi, b, i");
-  title.textContent = title.parentElement.title = visible(label);
+  const figure = clone("chart");
+  const [title, value, line, range, time, legend] =
+    figure.querySelectorAll("bdi, b, path, p span, .legend");
+  title.textContent = title.title = visible(label);
   $("charts").append(figure);
-  const svg = figure.querySelector("svg");
-  return {svg, value, range, key: "", points: [], changed: false};
+  return {value, line, svg: line.parentNode, range, time, legend, points: []};
 }
-
-// NaN, for a gap, breaks the lines.
-function addPoint(chart, line, number) {
+function addPoint(chart, number, words = new Map()) {  // NaN, for a gap, breaks a line
   if (isNaN(number) && isNaN(chart.points.at(-1)?.number)) return;
-  chart.points.push({line, number, at: Date.now()});
+  chart.points.push({number, words, at: Date.now()});
   if (chart.points.length > POINTS) chart.points.shift();
   chart.changed = true;
 }
-
+// The field that names the numbers: one that is usually called so, or else the first
+// that takes the same few values again and again.
+function namingField(points) {
+  const seen = new Map();
+  for (const [field, word] of points.flatMap(({words}) => [...words]))
+    seen.set(field, (seen.get(field) ?? new Set()).add(word));
+  const few = [...seen.keys()].filter((field) => seen.get(field).size <= HUES.length);
+  return few.find((field) => NAMING.test(field))
+    ?? few.find((field) => points.length >= 3 * seen.get(field).size);
+}
 function drawChart(chart) {
-  const {points} = chart, known = points.filter(({number}) => Number.isFinite(number));
-  const low = Math.min(...known.map(({number}) => number));
-  const high = Math.max(...known.map(({number}) => number));
+  const {points} = chart, naming = namingField(points), lines = new Map();
+  const known = points.map(({number}) => number).filter(Number.isFinite);
+  const low = Math.min(...known), high = Math.max(...known);
   const height = high / 2 - low / 2;  // halves, because high - low may overflow
-  const width = Math.max(30, points.length) - 1;
-  const lines = new Map();
-  points.forEach(({line, number}, i) => {
-    if (isNaN(number)) return lines.forEach((each) => { each.broken = true; });
-    const place = (100 - (points.length - 1 - i) / width * 100).toFixed(2) + " "
-      + (height ? 100 - (number / 2 - low / 2) / height * 100 : 50).toFixed(2);
-    const {way = "", broken = true} = lines.get(line) ?? {};
-    const step = broken ? "M" + place + "h0" : "L" + place;
-    lines.set(line, {way: way + step, broken: false, dot: "M" + place + "h0", number});
+  points.forEach(({number, words}, i) => {
+    if (isNaN(number)) return lines.forEach((line) => { line.next = "M"; });
+    const x = 100 - (points.length - 1 - i) / (Math.max(30, points.length) - 1) * 100;
+    const y = height ? 100 - (number / 2 - low / 2) / height * 100 : 50;
+    const name = words.get(naming) ?? "", {d = "", next = "M"} = lines.get(name) ?? {};
+    const place = `${x.toFixed(2)} ${y.toFixed(2)}h0`;  // h0: a dot where it is alone
+    lines.set(name, {number, d: d + next + place, next: "L"});
   });
-  const colour = (i) => i === 0 ? "var(--accent)" : `hsl(${210 + 137 * i} 60% 50%)`;
-  const all = [...lines].sort(([one], [two]) => one < two ? -1 : 1);
-  chart.svg.replaceChildren(...all.flatMap(([, {way, dot}], i) => [way, dot].map((d) => {
-    const path = document.createElementNS(chart.svg.namespaceURI, "path");
-    path.setAttribute("d", d);
-    path.setAttribute("class", d === dot ? "dot" : "line");
-    path.style.stroke = colour(i);
-    return path;
-  })));
-  chart.value.replaceChildren(...all.map(([line, {number}], i) => {
-    const text = document.createElement("span");
-    text.textContent = (i ? " " : "") + (all.length > 1 ? visible(line) + " " : "")
-      + format(number);
-    if (all.length > 1) text.style.color = colour(i);
-    return text;
-  }));
-  const seconds = (points.at(-1).at - points[0].at) / 1000;
-  const span = seconds < 100 ? Math.round(seconds) + " s"
-    : Math.round(seconds / 60) + " min";
-  const texts = ["min " + format(low), span, "max " + format(high)];
-  chart.range.forEach((part, i) => { part.textContent = texts[i]; });
+  const sorted = [...lines].sort(([one], [other]) => one < other ? -1 : 1);
+  chart.svg.replaceChildren();
+  chart.legend.replaceChildren();
+  sorted.forEach(([name, {number, d}], i) => {
+    const line = chart.line.cloneNode(), value = format(number);
+    const label = span(`${name || "other"} ${value}`);
+    line.setAttribute("d", d);
+    for (const one of [line, label]) one.style.setProperty("--hue", HUES[i]);
+    chart.svg.append(line);
+    if (sorted.length > 1) chart.legend.append(label);
+    chart.value.textContent = sorted.length > 1 ? "" : value;
+  });
+  chart.range.textContent = `${format(low, true)} to ${format(high, true)}`;
+  chart.time.textContent = "in " + duration(points.at(-1).at - points[0].at);
   chart.changed = false;
 }
-
-function format(number) {
-  const size = Math.abs(number);
-  return size >= 1e12 || size < 1e-3 && size > 0 ? number.toExponential(2)
-    : (size < 1e4 ? grouped : compact).format(number);
+function format(number, brief) {
+  const size = Math.abs(number), notation = size >= 1e4 ? "compact" : "standard";
+  if (size >= 1e12 || size < 1e-3 && size > 0) return number.toExponential(2);
+  return number.toLocaleString("en", brief ? {notation, maximumSignificantDigits: 4}
+    : {maximumFractionDigits: 4});
 }
+const duration = (ms) => ms < 12e4 ? `${Math.round(ms / 1e3)} s`
+  : ms < 72e5 ? `${Math.round(ms / 6e4)} min` : `${Math.round(ms / 36e5)} h`;
 
 // The connection. EventSource would not do: it hides events whose names it is not told.
-const decoder = new Decoder(receive);
-let counted = 0, failures = 0, heard = 0, resumeAt = 0, state = "", reason = "", wake = () => {};
-
+let state = "", reason = "", failures = 0, heard = 0, resumeAt = 0, wake = () => {};
+let before = 0, then = performance.now();
 async function follow() {
-  for (;;) {
+  for (;; failures += 1) {
     show("connecting", reason);
-    const [outcome, why] = await connect();
-    if (outcome === "stopped") {
-      show("stopped", why);
-      await sleep(Infinity);
-    } else {
-      const retry = Math.min(Math.max(decoder.retry, RETRY[0]), RETRY[1]);
-      const wait = Math.max(retry, Math.min(BACK_OFF, retry * 2 ** failures));
-      failures += 1;
-      resumeAt = Date.now() + wait;
-      show("reconnecting", why);
-      await sleep(wait);
-    }
+    const [next, why] = await connect().catch(() =>
+      ["reconnecting", state === "live" ? "the connection broke" : "no answer"]);
+    if (state === "live") note(why);
+    const wait = Math.max(retry, Math.min(BACK_OFF, retry * 2 ** failures));
+    resumeAt = Date.now() + wait;
+    show(next, why);
+    await new Promise((resolve) => {
+      wake = resolve;
+      if (next === "reconnecting") setTimeout(resolve, wait);
+    });
   }
 }
-
-// One connection, until it ends: what comes next, and why.
-async function connect() {
-  const headers = {Accept: "text/event-stream"};
+async function connect() {  // until it ends; returns what comes next, and why
   // Header values are bytes: UTF-8, each byte in the place of one Latin-1 character.
-  const id = Array.from(encoder.encode(decoder.lastId), (b) => String.fromCharCode(b));
-  if (id.length) headers["Last-Event-ID"] = id.join("");
-  const address = location.origin + location.pathname + location.search;
-  const answer = await fetch(address, {headers, cache: "no-store"}).catch(() => null);
-  if (!answer) return ["lost", "no answer"];
-  // A proxy says so while the server restarts.
-  if (answer.status >= 500) return ["lost", answer.status + " " + answer.statusText];
-  const type = answer.headers.get("Content-Type") || "no type";
-  if (answer.status !== 200 || !/^text\/event-stream *(;|$)/i.test(type)) {
-    answer.body?.cancel();
-    return ["stopped", REFUSED[answer.status] || (answer.status !== 200
-      ? answer.status + " " + answer.statusText : "not an event stream: " + type)];
-  }
-  return read(answer.body.getReader());
-}
-
-async function read(reader) {
-  const text = new TextDecoder();
-  let rested = performance.now();
+  const id = String.fromCharCode(...new TextEncoder().encode(lastId));
+  const headers = {Accept: "text/event-stream", ...id && {"Last-Event-ID": id}};
+  const answer = await fetch(address, {headers, cache: "no-store"});
+  const {status, body} = answer, type = answer.headers.get("Content-Type") || "no type";
+  const why = `${status}: ${REFUSALS[status] ?? answer.statusText}`;
+  if (status >= 500) return ["reconnecting", why];  // a proxy while the server restarts
+  if (status !== 200) return ["stopped", why];
+  if (!/^text\/event-stream\b/i.test(type)) return ["stopped", "not events: " + type];
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   if (reason) note("connected");
-  failures = 0;
-  heard = Date.now();
-  decoder.restart();
+  [rest, fields, heard, failures] = ["", {}, Date.now(), 0];
   show("live", "");
-  for (;;) {
-    const {value, done} = await reader.read().catch(() => ({}));
-    if (!value) {
-      const why = done ? "the stream ended" : "the connection broke";
-      note(why);
-      return ["lost", why];
-    }
+  for (let rested = performance.now(); ;) {
+    const {value, done} = await reader.read();
+    if (done) return ["reconnecting", "the stream ended"];
     heard = Date.now();
-    decoder.push(text.decode(value, {stream: true}));
+    decode(value);
     // A flood must leave time to paint and to click. Hidden tabs have slow timers.
     if (performance.now() - rested > PAINT_EVERY / 2 && !document.hidden) {
-      await sleep(0);
+      await new Promise((resolve) => setTimeout(resolve));
       rested = performance.now();
     }
   }
 }
-
-function note(text) { add("note", "", "", text); }
-
-function sleep(ms) {
-  return new Promise((resolve) => {
-    wake = resolve;
-    if (ms < Infinity) setTimeout(resolve, ms);
-  });
-}
-
-function show(newState, why) {
-  state = newState;
-  reason = why;
-  $("status").className = state;
-  $("state").textContent = paused && state === "live" ? "paused" : state;
+function show(newState = state, why = reason) {
+  [state, reason] = [newState, why];
+  const said = state === "live" && $("pause").checked ? "paused" : state;
+  if ($("state").textContent !== said) $("state").textContent = said;
+  $("status").className = said;
   $("again").hidden = state === "live" || state === "connecting";
-  showDetail();
-}
-
-function showDetail() {
-  const left = Math.max(0, Math.ceil((resumeAt - Date.now()) / 1000));
-  const silent = Math.round((Date.now() - heard) / 1000);
+  const now = Date.now(), left = Math.max(0, Math.ceil((resumeAt - now) / 1000));
   $("detail").textContent = state === "reconnecting" ? `in ${left} s: ${reason}`
     : state !== "live" ? reason
-    : silent * 1000 >= SILENT ? `silent for ${silent} s`
+    : now - heard >= SILENT ? `silent for ${duration(now - heard)}`
     : gaps > 0 ? `events were missed ${gaps === 1 ? "once" : gaps + " times"}` : "";
 }
-
 function eachSecond() {
-  addPoint(charts.get("events/s"), "", total - counted);
-  counted = total;
-  const last = charts.get("events/s").points.slice(-10);
-  const rate = last.reduce((sum, {number}) => sum + (number || 0), 0) / last.length;
-  const text = rate < 10 ? rate.toFixed(1) : grouped.format(Math.round(rate));
-  $("rate").textContent = text;
-  document.title = (state === "live" ? text + "/s " : state + " ") + location.pathname;
-  showDetail();
+  const now = performance.now();
+  const rate = Math.round((total - before) * 1e4 / (now - then)) / 10 || 0;
+  [before, then] = [total, now];
+  addPoint(charts.get(null), rate);
+  document.title = (state === "live" ? `${rate}/s ` : state + " ") + location.pathname;
+  show();
   paintSoon();
 }
 
-$("again").addEventListener("click", () => wake());
+// Not by navigator.clipboard, which only https and this machine have.
+function copyText(text, button) {
+  document.addEventListener("copy", (event) => {
+    event.clipboardData.setData("text/plain", text);
+    event.preventDefault();
+  }, {once: true});
+  if (document.execCommand("copy")) button.textContent = "Copied";
+}
+const actions = {  // what a click does, by the id or the class of its target
+  again: () => wake(), pause: () => show(), utc: refill,
+  newest() { following = true; paint(); },
+  first() { actions.newest(); },
+  replay() { location.search += (location.search ? "&" : "?") + "replay=all"; },
+  curl(button) { copyText(`curl -N '${address.replaceAll("'", "%27")}'`, button); },
+  copy(button) { copyText(button.parentNode.event.text, button); },
+  save() {
+    const rows = [...list.querySelectorAll("li:not([hidden], .note)")];
+    const lines = rows.map(({event: {at, name, id, text}}) =>
+      JSON.stringify({time: new Date(at), event: name, id, data: text}) + "\n");
+    const href = URL.createObjectURL(new Blob(lines, {type: "application/x-ndjson"}));
+    Object.assign(document.createElement("a"), {href, download: "sse.ndjson"}).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60000);
+  },
+};
+addEventListener("click", ({target}) => {
+  const act = actions[target.id || target.className], row = target.closest("li");
+  if (act) act(target);
+  else if (row && getSelection().isCollapsed) {
+    row.classList.toggle("open");
+    fill(row);
+    look();
+  }
+  paintSoon();
+});
 addEventListener("online", () => state === "reconnecting" && wake());
-$("pause").addEventListener("click", () => {
-  paused = !paused;
-  $("pause").textContent = paused ? "Resume" : "Pause";
-  $("pause").setAttribute("aria-pressed", paused);
-  show(state, reason);
-  paintSoon();
-});
-$("filter").addEventListener("input", () => {
-  wanted = $("filter").value.toLowerCase();
-  for (const row of $("list").children) row.hidden = !matches(row.event);
-  paintSoon();
-});
-function sayHow() {
-  $("order").textContent = newestFirst ? "Newest first" : "Newest last";
-  $("zone").textContent = utc ? "UTC" : zone;
-}
-$("order").addEventListener("click", () => {
-  newestFirst = !newestFirst;
-  $("list").replaceChildren(...[...$("list").children].reverse());
-  log.scrollTop = newestFirst ? 0 : log.scrollHeight;
-  sayHow();
-});
-$("zone").addEventListener("click", () => {
-  utc = !utc;
-  for (const row of $("list").children)
-    row.firstElementChild.textContent = clock(row.event.at);
-  sayHow();
-});
-$("list").addEventListener("click", ({target}) => {
-  const row = target.closest("li");
-  if (target.localName === "button") copyOut(target, row.event.text);
-  else if (target.localName === "pre" && getSelection().isCollapsed)
-    indent(target, row.event);
-});
-$("curl").addEventListener("click", () =>
-  copyOut($("curl"), `curl -N '${location.href.split("#")[0].replaceAll("'", "%27")}'`));
-$("save").addEventListener("click", () => {
-  const shown = [...$("list").children].filter((row) => !row.hidden);
-  const lines = shown.map(({event: {at, name, id, text}}) =>
-    JSON.stringify({time: new Date(at).toISOString(), event: name, id, data: text}));
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"]));
-  link.download = "events.ndjson";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-});
-$("held").addEventListener("click", () => {
-  location.search += (location.search ? "&" : "?") + "replay=all";
-});
-// A page without HTTPS has no clipboard but this one.
-function copyOut(button, text) {
-  const area = document.createElement("textarea");
-  area.value = text;
-  document.body.append(area);
-  area.select();
-  const said = button.textContent;
-  button.textContent = document.execCommand("copy") ? "Copied" : "Failed";
-  area.remove();
-  setTimeout(() => { button.textContent = said; }, 1000);
-}
-sayHow();
-charts.set("events/s", makeChart("events/s"));
+$("filter").addEventListener("input", refill);
+list.addEventListener("scroll", look);
+new ResizeObserver(paintSoon).observe(list);
+for (const button of document.querySelectorAll(".replay"))
+  button.hidden = /[?&]replay=/.test(address);
 $("url").textContent = location.pathname + location.search;
 setInterval(eachSecond, 1000);
 eachSecond();
-paint();
 follow();
 </script>
 </body>

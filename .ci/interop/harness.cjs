@@ -202,6 +202,7 @@ async function startBrowser(name, kind, program, options) {
     headless: true,
     userDataDir: profile,
     protocolTimeout: 60_000,
+    env: { ...process.env, TZ: "Asia/Kolkata" }, // far from UTC, and no summer time
     ...options,
   });
   console.log(`${name}: ${await browser.version()}`);

@@ -15,7 +15,8 @@ async function visit(page, server) {
   page.on("request", (request) => {
     const { protocol, origin, pathname } = new URL(request.url());
     const own = origin === server.origin && ["/sse", "/favicon.ico"].includes(pathname);
-    if (!own && protocol !== "data:") faults.push(`a request for ${request.url()}`);
+    const foreign = !own && !["data:", "blob:"].includes(protocol);
+    if (foreign) faults.push(`a request for ${request.url()}`);
   });
   page.on("pageerror", (error) => faults.push(`an uncaught error: ${error.message}`));
   page.on("dialog", (dialog) => {
@@ -58,12 +59,12 @@ async function rowWith(page, text) {
   await until(found, `a row "${text}"`);
 }
 
-/** The charts of the data: [label, value, drawn] of each. */
+/** The charts: [label, value, drawn] of each; the first is the rate of events. */
 const chartsOf = (page) =>
   page.evaluate(() =>
-    Array.from(document.querySelectorAll("#charts figure + figure"), (chart) => {
-      const box = chart.querySelector("svg path")?.getBoundingClientRect();
-      const drawn = box?.width > 0 && chart.querySelector("svg").clientHeight > 20;
+    Array.from(document.querySelectorAll("#charts figure"), (chart) => {
+      const box = chart.querySelector("svg path").getBoundingClientRect();
+      const drawn = box.width > 0 && chart.querySelector("svg").clientHeight > 20;
       const [label, value] = chart.querySelector("figcaption").children;
       return [label.textContent, value.textContent, drawn];
     }),
@@ -105,9 +106,9 @@ async function pageDrawsNumbers({ page, startServer }) {
       { data: `${n / 100}`, event: "cpu" },
     );
   }
-  await until(async () => (await chartsOf(page))[2]?.[1] === "0.21", "the last value");
+  await until(async () => (await chartsOf(page))[3]?.[1] === "0.21", "the last value");
   same(
-    await chartsOf(page),
+    (await chartsOf(page)).slice(1),
     [
       ["temperature", "21.5", true],
       ["inner.humidity", "42", true],
@@ -322,6 +323,388 @@ async function pageIsLightOrDark({ page, startServer, name, options }) {
   return notes.join(", ");
 }
 
+/** The list's view: how far from its newest end, and where its first row is seen. */
+const viewOf = (page) =>
+  page.evaluate(() => {
+    const list = document.querySelector("#list");
+    const [newest, oldest] = [list.lastElementChild, list.firstElementChild];
+    const box = list.getBoundingClientRect();
+    const seen = newest.getBoundingClientRect();
+    const overlap = Math.min(seen.bottom, box.bottom) - Math.max(seen.top, box.top);
+    return {
+      atNewest: overlap > 5,
+      newestBelow: seen.top > oldest.getBoundingClientRect().top,
+      place: Math.round(document.querySelector(".mark").getBoundingClientRect().top),
+    };
+  });
+
+async function lines(server, from, count) {
+  const texts = Array.from({ length: count }, (_, n) => `line ${from + n}`);
+  await server.publish(...texts);
+  return texts.at(-1);
+}
+
+/** Wait until the page has counted so many events and had the time to paint them. */
+async function counted(page, count) {
+  const wanted = count.toLocaleString("en");
+  await until(async () => (await textOf(page, "#total")) === wanted, `${count} events`);
+  await settled(page);
+}
+
+const settled = (page) =>
+  page.evaluate(() => new Promise((resolve) => setTimeout(resolve, 300)));
+
+const scroll = (page, by) =>
+  page.evaluate((pixels) => document.querySelector("#list").scrollBy(0, pixels), by);
+
+const hidden = (page, selector) =>
+  page.evaluate((chosen) => document.querySelector(chosen).hidden, selector);
+
+async function pageFollowsLikeALog({ page, startServer, name, options }) {
+  const server = await startServer();
+  const faults = await visit(page, server);
+  await page.setViewport({ width: 1280, height: 800 });
+  const mark = () =>
+    page.evaluate(() => {
+      const rows = document.querySelectorAll("#list li");
+      for (const row of rows) row.classList.remove("mark");
+      rows[rows.length >> 1].classList.add("mark");
+    });
+  let total = 0;
+  const more = async (count) => {
+    await lines(server, total, count);
+    await counted(page, (total += count));
+  };
+  await more(100);
+  for (const newestFirst of [false, true]) {
+    if (newestFirst) await page.click("#first");
+    await settled(page);
+    await mark();
+    const order = newestFirst ? "newest first" : "newest last";
+    const seen = async () => viewOf(page);
+    same((await seen()).newestBelow, !newestFirst, `${order}: the newest is below`);
+    expect((await seen()).atNewest, `${order}: it is not at the newest`);
+    await more(50);
+    expect((await seen()).atNewest, `${order}: it does not follow`);
+    expect(await hidden(page, "#newest"), `${order}: there is a way to where it is`);
+    await scroll(page, newestFirst ? 600 : -600);
+    await settled(page);
+    await mark();
+    const { place } = await seen();
+    expect(!(await hidden(page, "#newest")), `${order}: no way back to the newest`);
+    await more(450);
+    await more(450);
+    await more(450);
+    same((await seen()).place, place, `${order}: where the row is that was read`);
+    await page.click("#newest");
+    await settled(page);
+    expect(
+      await page.evaluate(() => document.querySelectorAll("#list li").length <= 500),
+      `${order}: rows are left`,
+    );
+    await mark();
+    expect((await seen()).atNewest, `${order}: it does not come back`);
+    const last = (await rowsOf(page)).at(-1)[3];
+    same(last, `line ${total - 1}`, `${order}: the newest`);
+    await more(50);
+    expect((await seen()).atNewest, `${order}: it does not follow again`);
+  }
+  same(faults, [], "faults");
+  await picture({ page, name, options }, "newest-first");
+}
+
+/** The lines of the charts: for each label, the legends, and how many colours. */
+const linesOf = (page) =>
+  page.evaluate(() =>
+    Object.fromEntries(
+      Array.from(document.querySelectorAll("#charts figure"), (chart) => {
+        const paths = Array.from(chart.querySelectorAll("path"));
+        const colours = new Set(paths.map((path) => getComputedStyle(path).stroke));
+        const legends = Array.from(chart.querySelectorAll(".legend span"));
+        const label = chart.querySelector("bdi").textContent;
+        return [label, [colours.size, ...legends.map((legend) => legend.textContent)]];
+      }),
+    ),
+  );
+
+async function pageDrawsALineForEachSensor({ page, startServer, name, options }) {
+  const server = await startServer();
+  const faults = await visit(page, server);
+  same(await linesOf(page), { "events/s": [1] }, "the charts before any event");
+  const events = Array.from({ length: 60 }, (_, n) => [
+    { event: "one", data: { sensor: n % 2 ? "attic" : "cellar", t: (n % 2) * 9 + n } },
+    { event: "two", data: { when: `${n} h`, room: `r${n % 3}`, inner: { t: n } } },
+    { event: "three", data: { when: `${n} h`, text: `${n % 5 > 1}`, t: n } },
+    { event: "four", data: { when: `${n} h`, device: `${n}`, t: n } },
+    { event: "five", data: { device: "alone", state: `${n % 2}`, t: n } },
+  ]);
+  await server.publish(...events.flat());
+  await counted(page, 300);
+  same(
+    await linesOf(page),
+    {
+      "events/s": [1],
+      "one.t": [2, "attic 68", "cellar 58"],
+      "two.inner.t": [3, "r0 57", "r1 58", "r2 59"],
+      "three.t": [2, "false 56", "true 59"],
+      "four.t": [1],
+      "five.t": [1],
+    },
+    "the lines",
+  );
+  await picture({ page, name, options }, "sensors");
+  same(faults, [], "faults");
+}
+
+async function pageLabelsItsCharts({ page, startServer }) {
+  const server = await startServer();
+  await visit(page, server);
+  const long = "a_long_name_of_what_is_measured_in_the_cellar_of_the_house_at_its_end";
+  await server.publish(
+    ...[1012, 1014].map((n) => ({
+      data: { hpa: n, large: 1000 * n + 345, [long]: n },
+    })),
+  );
+  await counted(page, 2);
+  const [, hpa, large, cut] = await page.evaluate(() =>
+    Array.from(document.querySelectorAll("#charts figure"), (chart) => {
+      const text = chart.querySelector("bdi").firstChild;
+      const range = document.createRange();
+      const seen = (from, to) => {
+        range.setStart(text, from);
+        range.setEnd(text, to);
+        const { left, right } = range.getBoundingClientRect();
+        const box = text.parentNode.parentNode.getBoundingClientRect();
+        return left >= box.left - 1 && right <= box.right + 1;
+      };
+      const { length } = text;
+      const spans = Array.from(chart.querySelectorAll("p span"));
+      const texts = spans.map((one) => one.textContent);
+      return [seen(0, 1), seen(length - 1, length), ...texts];
+    }),
+  );
+  same(hpa.slice(0, 3), [true, true, "1,012 to 1,014"], "a small number");
+  expect(/^in [0-9]+ s$/.test(hpa[3]), `the time that it spans is ${hpa[3]}`);
+  same(large[2], "1.012M to 1.014M", "a large number");
+  same(cut.slice(0, 2), [false, true], "the beginning and the end of a long label");
+}
+
+async function pageNamesTheTimeZone({ page, startServer }) {
+  const server = await startServer();
+  await visit(page, server);
+  await server.publish("now");
+  await rowWith(page, "now");
+  const seen = () =>
+    page.evaluate(() =>
+      ["#zone", "#list time"].map((one) => document.querySelector(one).textContent),
+    );
+  const minutes = (time) => Number(time.slice(0, 2)) * 60 + Number(time.slice(3, 5));
+  const [zone, local] = await seen();
+  same(zone, "Times: GMT+5:30", "the zone"); // that of the browsers, see harness.cjs
+  expect(/^[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}$/.test(local), `a time is ${local}`);
+  await page.click("#utc");
+  await settled(page);
+  const [utcZone, utc] = await seen();
+  same(utcZone, "Times: UTC", "the other zone");
+  same((minutes(local) - minutes(utc) + 1440) % 1440, 330, "minutes between them");
+  const clock = new Date().toISOString();
+  const behind = (minutes(clock.slice(11)) - minutes(utc) + 1440) % 1440;
+  expect(behind <= 1, `UTC is ${utc} at ${clock}`);
+}
+
+async function pageSaysThatItIsPaused({ page, startServer }) {
+  const server = await startServer();
+  await visit(page, server);
+  await server.publish("before");
+  await rowWith(page, "before");
+  await page.click("#pause");
+  await inState(page, "paused");
+  await server.publish("while paused");
+  await counted(page, 2);
+  same((await rowsOf(page)).length, 1, "rows while it is paused");
+  await page.click("#pause");
+  await inState(page, "live");
+  await rowWith(page, "while paused");
+  await page.click("#pause");
+  await inState(page, "paused");
+  const last = await lines(server, 0, 1200);
+  await counted(page, 1202);
+  await page.click("#pause");
+  await rowWith(page, last);
+  const [first, ...others] = (await rowsOf(page)).map((row) => row[3]).slice(2);
+  const lost = /^\[([0-9]+) events before this are not shown\]\n/.exec(first)?.[1];
+  const accounted = Number(lost) + 1 + others.length;
+  same(accounted, 1200, "events that are shown, or said not to be");
+}
+
+async function pageSetsJsonForReading({ page, startServer, name, options }) {
+  const server = await startServer();
+  const faults = await visit(page, server);
+  await page.setViewport({ width: 390, height: 844 });
+  const text =
+    '{"serial":12345678901234567890,"place":"the left-hand side, below","empty":{},' +
+    '"values":[1.5,2,3],"note":"say \\"no\\", twice","inner":{"temperature":21.25}}';
+  const coloured = "\u001b[1;31mred\u001b[0m and \u001b[Kplain";
+  await server.publish(text, coloured, "[not, json");
+  await rowWith(page, "[not, json");
+  const texts = async () => (await rowsOf(page)).map((row) => row[3]);
+  same(await texts(), [text, "red and plain", "[not, json"], "rows");
+  const broken = await page.evaluate(() => {
+    const width = document.querySelector("#list pre").clientWidth;
+    const fields = Array.from(document.querySelectorAll("#list pre span"));
+    const lines = (one) => one.getBoundingClientRect().height / 18;
+    const narrow = fields.filter((one) => one.offsetWidth < width - 1);
+    const inside = narrow.filter((one) => lines(one) > 1.5);
+    const tops = new Set(fields.map((one) => one.offsetTop));
+    return [fields.length > 6, tops.size > 2, inside.map((one) => one.textContent)];
+  });
+  same(broken, [true, true, []], "fields, lines, and fields that are broken");
+  await page.click("#list li pre");
+  const indented = [
+    "{",
+    '  "serial": 12345678901234567890,',
+    '  "place": "the left-hand side, below",',
+    '  "empty": {},',
+    '  "values": [',
+    "    1.5,",
+    "    2,",
+    "    3",
+    "  ],",
+    '  "note": "say \\"no\\", twice",',
+    '  "inner": {',
+    '    "temperature": 21.25',
+    "  }",
+    "}",
+  ];
+  same((await texts())[0].split("\n"), indented, "a row that was clicked");
+  await picture({ page, name, options }, "open");
+  await page.focus("#list time button");
+  await page.keyboard.press("Enter");
+  same((await texts())[0], text, "a row that was closed");
+  same(faults, [], "faults");
+}
+
+async function pageOffersWhatTheServerHolds({ page, startServer }) {
+  const server = await startServer();
+  await server.publish("one", "two", "three");
+  const faults = await visit(page, server);
+  same(await textOf(page, "#empty span"), "No events yet.", "an empty page");
+  await server.publish("four");
+  await rowWith(page, "four");
+  same((await rowsOf(page)).length, 1, "rows of a quiet stream");
+  expect(await hidden(page, "#empty"), "a page with an event says that it has none");
+  for (const offer of ["#bar .replay", "#empty .replay"]) {
+    await visit(page, server);
+    if (offer.startsWith("#bar")) await server.publish("another");
+    await settled(page);
+    await Promise.all([page.waitForNavigation(), page.click(offer)]);
+    await inState(page, "live");
+    await rowWith(page, "another");
+    const texts = (await rowsOf(page)).map((row) => row[3]);
+    same(texts, ["one", "two", "three", "four", "another"], "rows");
+    expect(await hidden(page, offer), "it offers again what it shows");
+  }
+  same(faults, [], "faults");
+}
+
+async function pageGivesCopies({ page, startServer }) {
+  const server = await startServer();
+  const { origin } = server;
+  await visit(page, { origin, url: `${server.url}?channel=it's` });
+  const data = '{"n":1,"text":"<b> & \\u001b[31m"}';
+  const [id] = await server.publish(
+    { data, channel: "it's", event: "news" },
+    { data: "two\nlines", channel: "it's" },
+  );
+  await rowWith(page, "two\nlines");
+  const pasted = async (selector) => {
+    await page.hover("#list li");
+    await page.click(selector);
+    same((await textOf(page, selector)).slice(0, 6), "Copied", "what the button says");
+    await page.evaluate(() => {
+      const area = Object.assign(document.createElement("textarea"), { id: "area" });
+      document.body.append(area);
+      area.focus();
+    });
+    await page.keyboard.down("Control");
+    await page.keyboard.press("v");
+    await page.keyboard.up("Control");
+    return page.evaluate(() => {
+      const area = document.querySelector("#area");
+      area.remove();
+      return area.value;
+    });
+  };
+  same(await pasted("#list .copy"), data, "an event's data");
+  same(await pasted("#curl"), `curl -N '${server.url}?channel=it%27s'`, "curl's line");
+  await page.type("#filter", "news");
+  await settled(page);
+  const saved = await page.evaluate(async () => {
+    const create = URL.createObjectURL;
+    let blob;
+    URL.createObjectURL = (given) => create.call(URL, (blob = given));
+    document.querySelector("#save").click();
+    return blob.text();
+  });
+  const [event, ...others] = saved
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+  same(others, [], "events that the filter hides");
+  expect(Math.abs(Date.parse(event.time) - Date.now()) < 60_000, `time: ${event.time}`);
+  same({ ...event, time: 0 }, { time: 0, event: "news", id, data }, "what is saved");
+}
+
+async function pageExplainsARefusal({ page, startServer, startRelay, name, options }) {
+  const server = await startServer({ door: true });
+  const relay = await startRelay(server);
+  const faults = await visit(page, relay);
+  const sentences = {
+    401: /log in/i,
+    403: /does not let you/,
+    421: /name localhost/,
+    204: /not to come back/,
+  };
+  for (const [status, sentence] of Object.entries(sentences)) {
+    await server.ask("turn_away", { status: Number(status) });
+    relay.cut();
+    await inState(page, "stopped");
+    const detail = await textOf(page, "#detail");
+    const said = detail.startsWith(status) && sentence.test(detail);
+    expect(said, `${status}: "${detail}"`);
+    await picture({ page, name, options }, `refused-${status}`);
+    await server.ask("turn_away", { status: null });
+    await page.click("#again");
+    await inState(page, "live");
+  }
+  same(faults, [], "faults");
+}
+
+/** What the page holds after some events, it holds after many times as many. */
+async function pageKeepsItsMemory({ page, startServer }) {
+  const server = await startServer();
+  await visit(page, server);
+  const session = await page.createCDPSession();
+  let total = 0;
+  const after = async (rate, seconds) => {
+    await server.ask("pump", { rate, seconds });
+    total += rate * seconds;
+    const wanted = total.toLocaleString("en");
+    const arrived = async () => (await textOf(page, "#total")) === wanted;
+    await until(arrived, `${wanted} events`, 60_000);
+    await session.send("HeapProfiler.collectGarbage");
+    const { usedSize } = await session.send("Runtime.getHeapUsage");
+    const nodes = await page.evaluate(() => document.querySelectorAll("*").length);
+    return [usedSize / MEGABYTE, nodes];
+  };
+  const [small, few] = await after(1000, 4);
+  const [large, many] = await after(3000, 12);
+  const megabytes = `${small.toFixed(1)} MB, then ${large.toFixed(1)} MB`;
+  const note = `${megabytes} after ${total} events`;
+  expect(large < small + 3 && many < few + 200, `${note}; ${few}, ${many} elements`);
+  return note;
+}
+
 /** The time between frames, and until the page answers, while events rain on it. */
 async function pageKeepsUpWithAThousandEventsASecond({ page, startServer }) {
   const server = await startServer();
@@ -364,125 +747,24 @@ function smooth(what, times) {
   return note;
 }
 
-/** As long as the newest is in view it stays so; else what is read stands still. */
-async function pageReadsLikeALog({ page, startServer }) {
-  const server = await startServer();
-  await visit(page, server);
-  await publishMeasurements(server, 100);
-  const view = () =>
-    page.evaluate(() => {
-      const log = document.querySelector("main");
-      const first = log.querySelector("li").getBoundingClientRect().top;
-      const left = log.scrollHeight - log.clientHeight - log.scrollTop;
-      return { left: Math.round(left), top: log.scrollTop, first };
-    });
-  await until(async () => (await rowsOf(page)).length === 100, "100 rows");
-  await until(async () => (await view()).left < 2, "the newest in view");
-  await page.evaluate(() => document.querySelector("main").scrollTo(0, 300));
-  await server.publish("while it is scrolled up");
-  await rowWith(page, "while it is scrolled up");
-  const { left, top } = await view();
-  expect(left > 100 && Math.abs(top - 300) < 60, `it moved to ${top}, ${left} left`);
-  await page.click("#order");
-  same((await rowsOf(page))[0][3], "while it is scrolled up", "the newest first");
-  await server.publish("newer");
-  await until(async () => (await rowsOf(page))[0][3] === "newer", "the newest first");
-  same((await view()).top, 0, "the scrolling");
-}
-
-async function pageDrawsALineForEachSensor({ page, startServer }) {
-  const server = await startServer();
-  await visit(page, server);
-  const unit = { unit: "C", timestamp: "2026-01-01T00:00:00Z" };
-  for (const n of [1, 2, 3]) {
-    await server.publish(
-      { data: { ...unit, sensor: "cellar", celsius: 9_000 + n } },
-      { data: { ...unit, sensor: "attic", celsius: 20_000 + n } },
-    );
-  }
-  const shown = async () => (await chartsOf(page))[0]?.[1];
-  await until(async () => (await shown()) === "attic 20K cellar 9,003", "two lines");
-  const lines = "#charts figure + figure path.line";
-  same(await page.evaluate((q) => document.querySelectorAll(q).length, lines), 2, "lines");
-  const first = await textOf(page, "#charts figure figcaption");
-  expect(first.startsWith("events/s"), `the first chart is ${first}`);
-}
-
-async function pageShowsWhatIsHeld({ page, startServer }) {
-  const server = await startServer();
-  await server.publish("before it came");
-  await visit(page, server);
-  same(await rowsOf(page), [], "rows");
-  await page.click("#held");
-  await rowWith(page, "before it came");
-  same(await page.evaluate(() => document.querySelector("#held").offsetParent), null, "");
-}
-
-async function pageHasWhatIsCopied({ page, startServer }) {
-  const server = await startServer();
-  await visit(page, server);
-  await page.evaluate(() => {
-    window.copied = [];
-    document.execCommand = () => {
-      window.copied.push(document.activeElement.value);
-      return true;
-    };
-    HTMLAnchorElement.prototype.click = function () {
-      fetch(this.href).catch(() => {}); // the policy forbids it; the name is enough
-      window.copied.push(this.download);
-    };
-  });
-  const json = '{"a":[1,2],"text":"red"}';
-  const coloured = json.replace("red", "\u001b[31mred\u001b[0m");
-  await server.publish("\u001b[1;31mred\u001b[0m", coloured);
-  await rowWith(page, "red");
-  await rowWith(page, json);
-  await page.click("#list li:nth-child(2) pre");
-  const indented = JSON.stringify(JSON.parse(json), null, 2);
-  same((await rowsOf(page))[1][3], indented, "indented");
-  await page.click("#list li:nth-child(2) pre");
-  same((await rowsOf(page))[1][3], json, "as it came");
-  await page.hover("#list li");
-  await page.click("#list li button");
-  await page.click("#curl");
-  await page.click("#save");
-  const copied = await page.evaluate(() => window.copied);
-  same(copied, ["red", `curl -N '${server.url}'`, "events.ndjson"], "copied");
-  await page.click("#pause");
-  await inState(page, "paused");
-  await page.click("#pause");
-  await page.click("#zone");
-  same(await textOf(page, "#zone"), "UTC", "the zone");
-  const time = await textOf(page, "#list time");
-  const hour = new Date().toISOString().slice(11, 13);
-  expect(Math.abs(time.slice(0, 2) - hour) % 23 <= 1, `${time} in UTC`);
-}
-
-async function pageSaysWhyItIsRefused({ page, startServer }) {
-  for (const status of [204, 401, 403]) {
-    const server = await startServer({ door: true, retry: 0.3 });
-    await visit(page, server);
-    await server.ask("turn_away", { status });
-    await server.ask("disconnect");
-    await inState(page, "stopped");
-    const why = await textOf(page, "#detail");
-    expect(why.length > 30 && why.includes(`(${status})`), `it says: ${why}`);
-  }
-}
-
 module.exports = {
   checks: [
     pageShowsEvents,
-    pageReadsLikeALog,
-    pageDrawsALineForEachSensor,
-    pageShowsWhatIsHeld,
-    pageHasWhatIsCopied,
-    pageSaysWhyItIsRefused,
     pageDrawsNumbers,
     pageSurvivesARestart,
     pageIsHarmedByNoEvent,
     pageFitsAPhone,
+    pageFollowsLikeALog,
+    pageDrawsALineForEachSensor,
+    pageLabelsItsCharts,
+    pageNamesTheTimeZone,
+    pageSaysThatItIsPaused,
+    pageSetsJsonForReading,
+    pageOffersWhatTheServerHolds,
+    pageGivesCopies,
+    pageExplainsARefusal,
   ],
-  checksOfChromium: [pageIsLightOrDark], // Firefox lets nobody choose it from outside
+  // Firefox lets nobody choose its colours, or ask for its memory, from outside.
+  checksOfChromium: [pageIsLightOrDark, pageKeepsItsMemory],
   checksOfSpeed: [pageKeepsUpWithAThousandEventsASecond],
 };
