@@ -198,7 +198,11 @@ async function waitsForRoom({ page, startServer, startRelay }) {
   await page.goto(relay.origin);
   relay.cut(); // the page's own connection counts, too, until the server notices
   const others = [new AbortController(), new AbortController()];
-  const enter = async ({ signal }) => (await fetch(server.url, { signal })).ok;
+  const kept = []; // Node ends the stream of an answer that nothing refers to
+  const enter = async ({ signal }) => {
+    kept.push(await fetch(server.url, { signal }));
+    return kept.at(-1).ok;
+  };
   await Promise.all(others.map((other) => until(() => enter(other), "a place")));
   await server.watchedBy(2);
   await connect(page, relay.url);
@@ -213,6 +217,7 @@ async function waitsForRoom({ page, startServer, startRelay }) {
   await server.publish("there is room");
   await seen(page, 1);
   others[1].abort();
+  same(kept.filter(({ ok }) => ok).length, 2, "places taken");
   return `let in ${(waited / 1000).toFixed(1)} s after there was room`;
 }
 
