@@ -2463,9 +2463,8 @@ class Client:
     # Streams.
 
     async def open(self, data):
-        """Send the request for a stream, if any, and read the head of the answer."""
-        if data:
-            await self.send(data)
+        """Send the request for a stream and read the head of the answer."""
+        await self.send(data)
         self.answer = await self.read_head()
         assert self.answer.status == 200, self.answer
         if self.answer.field("transfer-encoding") == "chunked":
@@ -2568,10 +2567,6 @@ class TLSClient(Client):
         try:
             return await self._run(self._tls.read, 64 * KIB)
         except ssl.SSLZeroReturnError:
-            with contextlib.suppress(ssl.SSLError, OSError):
-                self._tls.unwrap()  # as the peer's farewell is answered
-            with contextlib.suppress(OSError):
-                await self._flush()
             return b""
         except ssl.SSLEOFError as error:
             raise ConnectionResetError("no close_notify") from error
@@ -3714,7 +3709,7 @@ class SlowClientTest(ServerTestCase):
         for n in range(200):
             server.publish(str(n).ljust(8 * KIB, "x"))
         await asyncio.wait_for(server.drain(behind=True), DEADLINE)
-        await self.until_stats(server, dropped=1)
+        self.assertEqual(server.stats.dropped, 1)
 
     async def test_who_has_not_read_the_answers_before_is_not_given_a_stream_yet(self):
         """Rule 4: what a connection holds is bounded, whatever it asks for."""
@@ -5865,12 +5860,12 @@ class ThreadTest(ServerTestCase):
 OPENSSL = shutil.which("openssl")
 
 
-class OverTLS:
-    """Has a test case's servers speak TLS, and its clients as well."""
+@unittest.skipUnless(OPENSSL, "the openssl program is not here")
+class TLSTest(ServerTestCase):
+    send_buffer = BUFFER
 
     @classmethod
     def setUpClass(cls):
-        super().setUpClass()
         folder = tempfile.mkdtemp()
         cls.addClassCleanup(shutil.rmtree, folder)
         cls.certificate = os.path.join(folder, "certificate.pem")
@@ -5881,10 +5876,10 @@ class OverTLS:
         command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
-    async def start(self, *arguments, **options):
+    async def start_tls(self, **options):
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.certificate, self.key)
-        return await super().start(*arguments, ssl=context, **options)
+        return await self.start(ssl=context, **options)
 
     async def connect(self, server, **options):
         client = await TLSClient.connect(server.port, **options)
@@ -5892,37 +5887,8 @@ class OverTLS:
         context = ssl.create_default_context(cafile=self.certificate)
         return await client.handshake(context)
 
-
-@unittest.skipUnless(OPENSSL, "the openssl program is not here")
-class DepartureOverTLSTest(OverTLS, DepartureTest):
-    test_who_ends_its_input_is_told_to_come_back = None  # TLS has no such half
-
-
-@unittest.skipUnless(OPENSSL, "the openssl program is not here")
-class SlowClientOverTLSTest(OverTLS, SlowClientTest):
-    pass
-
-
-@unittest.skipUnless(OPENSSL, "the openssl program is not here")
-class EndingOverTLSTest(OverTLS, EndingTest):
-    # These make servers of their own, without TLS.
-    test_an_error_in_the_block_ends_it_too = None
-    test_serve_forever_ends_politely_when_it_is_cancelled = None
-    test_serve_forever_ends_with_close = None
-    # In these the clients read only when the server has ended.  Over TLS it waits, up to
-    # `shutdown_timeout`, for their farewell.
-    test_a_stream_that_was_being_authorized_does_not_open = None
-    test_everybody_is_told_when_to_come_back = None
-    test_idle_connections_are_closed_at_once = None
-    test_one_that_catches_up_in_time_is_given_all_and_told = None
-
-
-@unittest.skipUnless(OPENSSL, "the openssl program is not here")
-class TLSTest(OverTLS, ServerTestCase):
-    send_buffer = BUFFER
-
     async def test_a_stream(self):
-        server = await self.start()
+        server = await self.start_tls()
         self.assertEqual(server.url, f"https://127.0.0.1:{server.port}/sse")
         clients = [await self.stream(server, version=v) for v in ("1.1", "1.0")]
         for n in range(300):
@@ -5937,7 +5903,7 @@ class TLSTest(OverTLS, ServerTestCase):
         await closing
 
     async def test_requests(self):
-        server = await self.start()
+        server = await self.start_tls()
         client = await self.connect(server)
         for _ in range(2):
             self.assertEqual((await client.request(ask("/"))).body, b"ok")
@@ -5956,6 +5922,18 @@ class TLSTest(OverTLS, ServerTestCase):
             self.assertIn((await client.read_answer()).status, (400, 413))
             client.close()
 
+    async def test_departures_are_logged_with_who(self):
+        server = await self.start_tls()
+        for leave in (Client.close, Client.reset):
+            with self.subTest(leave.__name__):
+                client = await self.stream(server)
+                self.logged()
+                host, port = client.sock.getsockname()
+                leave(client)
+                await self.until_stats(server, live=0)
+                (line,) = self.logged()
+                self.assertRegex(line, f"^{host}:{port} left, .+; 0 remain$")
+
     async def test_one_that_leaves_while_it_is_authorized(self):
         asked, gate = asyncio.Event(), asyncio.Event()
 
@@ -5963,7 +5941,7 @@ class TLSTest(OverTLS, ServerTestCase):
             asked.set()
             return await gate.wait()
 
-        server = await self.start(authorize=authorize)
+        server = await self.start_tls(authorize=authorize)
         client = await self.connect(server)
         await client.send(ask())
         await asked.wait()
@@ -5974,9 +5952,21 @@ class TLSTest(OverTLS, ServerTestCase):
         self.assertEqual((await other.request(ask("/"))).body, b"ok")
         self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
 
+    async def test_one_that_stalls_is_dropped(self):
+        """Rule 4."""
+        server = await self.start_tls(write_timeout=0.4, history=100_000)
+        client, sent = await self.stall(server)
+        other = await self.stream(server)
+        server.publish("a")
+        self.assertEqual(await other.data(1), ["a"])
+        await self.until_stats(server, live=1, behind=0, dropped=1)
+        self.assertTrue(client.answer and sent)
+
     async def test_one_that_reads_again_catches_up(self):
         """Rule 2; with heartbeats, which look at what was not taken."""
-        server = await self.start(write_timeout=1.5, history=100_000, heartbeat=0.02)
+        server = await self.start_tls(
+            write_timeout=1.5, history=100_000, heartbeat=0.02
+        )
         client = await self.stream(server, receive_buffer=BUFFER)
         transport = self.transports[0]
         published = []
@@ -5997,7 +5987,7 @@ class TLSTest(OverTLS, ServerTestCase):
 
     async def test_the_end_does_not_wait_for_who_does_not_answer(self):
         """Rule 4: a client that never says close_notify."""
-        server = await self.start(shutdown_timeout=0.4)
+        server = await self.start_tls(shutdown_timeout=0.4)
         await self.stream(server)
         silent = await self.connect(server)
         await silent.request(ask("/"))
@@ -6011,7 +6001,7 @@ class TLSTest(OverTLS, ServerTestCase):
         linger = mock.patch.object(sse_server, "LINGER_SECONDS", 0.2)
         linger.start()
         self.addCleanup(linger.stop)
-        server = await self.start(write_timeout=0.3)
+        server = await self.start_tls(write_timeout=0.3)
         before = len(os.listdir(DESCRIPTORS)) if os.path.isdir(DESCRIPTORS) else None
         if before is None:
             self.skipTest(f"no {DESCRIPTORS}")
@@ -6025,7 +6015,7 @@ class TLSTest(OverTLS, ServerTestCase):
         self.assertTrue(client.answer)
 
     async def test_who_does_not_speak_tls(self):
-        server = await self.start(header_timeout=0.3)
+        server = await self.start_tls(header_timeout=0.3)
         plain = await Client.connect(server.port)
         self.clients.append(plain)
         await plain.send(ask("/"))
