@@ -2164,17 +2164,6 @@ class RequestTest(unittest.TestCase):
             with self.subTest(fields):
                 self.assertIs(get(*fields).accepts("text/html"), expected)
 
-    def test_a_query_has_so_many_parameters_and_no_more(self):
-        most = sse_server.MAX_PARAMETERS
-        for count in (most - 1, most):
-            query = "&".join(f"a{n}=1" for n in range(count))
-            self.assertEqual(len(get(target=f"/sse?{query}").parameters), count)
-        with self.assertRaises(HTTPError) as caught:
-            get(target=f"/sse?{query}&b=1").parameters  # noqa: B018
-        self.assertEqual(
-            str(caught.exception), f"400 query of more than {most} parameters"
-        )
-
 
 class CountingPattern:
     """A regular expression that counts the bytes it is asked to search."""
@@ -3377,22 +3366,6 @@ class BroadcastTest(ServerTestCase):
         for client in clients:
             self.assertEqual(await client.data(1), ["a"])
 
-    async def test_heartbeats_go_on_while_events_pour_in(self):
-        server = await self.start(heartbeat=0.02)
-        quiet = await self.stream(server, "/sse?channel=quiet")
-        await self.stream(server)
-
-        async def pour():
-            while True:
-                server.publish("x")
-                await asyncio.sleep(0)
-
-        pouring = asyncio.ensure_future(pour())
-        comments = len(quiet.decoder.comments)
-        while len(quiet.decoder.comments) < comments + 3:
-            await quiet.read_stream()
-        pouring.cancel()
-
 
 class ResumeTest(ServerTestCase):
     async def test_ways_to_say_where_to_resume(self):
@@ -4190,13 +4163,6 @@ class ConstructorTest(unittest.TestCase):
         server = SSEServer(ssl=context, path="/%65vents")
         self.assertEqual(server.url, "https://localhost:8080/events")
 
-    def test_names_that_are_no_text_and_origins_that_never_match(self):
-        with self.assertRaisesRegex(TypeError, "id is 5; allowed is a str"):
-            SSEServer().publish("x", id=5)
-        for origin in ("https://a.example/", "a.example", "", "https://"):
-            with self.assertRaisesRegex(ValueError, "origin is"):
-                SSEServer(cors_origins=[origin])
-
 
 PLAIN = ("content-type", "text/plain; charset=utf-8")
 NOSNIFF = ("x-content-type-options", "nosniff")
@@ -4949,30 +4915,6 @@ class AuthorizeTest(ServerTestCase):
         await self.ask(other, ask("/", "Connection: close"))
         self.transports.pop()
 
-    async def test_authorize_has_a_deadline(self):
-        async def authorize(request):
-            await asyncio.Event().wait()
-
-        server = await self.start(authorize=authorize)
-        client = await self.connect(server)
-        with (
-            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
-            self.assertLogs("sse_server", "ERROR"),
-        ):
-            answer = await client.request(ask())
-        self.assertEqual(answer.status, 503)
-        self.assertEqual(answer.body, b"asking for permission took too long\n")
-
-    async def test_an_answer_304_has_no_body(self):
-        async def authorize(request):
-            raise HTTPError(304)
-
-        server = await self.start(authorize=authorize)
-        client = await self.connect(server)
-        await client.send(ask())
-        answer = await client.read_head()
-        self.assertEqual((answer.status, answer.field("content-type")), (304, None))
-
 
 class DisconnectTest(ServerTestCase):
     async def test_it_ends_the_chosen_streams(self):
@@ -5166,19 +5108,6 @@ class PostTest(ServerTestCase):
         answer = await client.read_answer()
         self.assertEqual(answer.status, 503)
         await closing
-
-    async def test_a_publication_that_is_misspelled_or_meant_for_two_is_refused(self):
-        server = await self.start(publish_token="secret")
-        for query, what in (
-            ("channel=a&channel=b", "parameter 'channel', 2 times"),
-            ("evnt=a", "parameter 'evnt', 1 times"),
-        ):
-            client = await self.connect(server)
-            answer = await client.request(post(f"/sse?{query}", b"x"))
-            allowed = "; allowed are event, channel, id and retain=1, each once\n"
-            self.assertEqual(answer.status, 400)
-            self.assertEqual(answer.body.decode(), what + allowed)
-        self.assertEqual(server.stats.published, 0)
 
 
 class CorsTest(ServerTestCase):
@@ -5592,12 +5521,6 @@ class EndingTest(ServerTestCase):
 
         await asyncio.get_running_loop().run_in_executor(None, elsewhere)
         self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
-
-    async def test_a_server_that_was_closed_before_its_start_does_not_start(self):
-        server = SSEServer(port=0)
-        await server.close()
-        with self.assertRaisesRegex(RuntimeError, "a server runs once"):
-            await server.serve_forever()
 
 
 class ListenTest(ServerTestCase):
@@ -7542,6 +7465,87 @@ class MonitorTest(ServerTestCase):
         wrong = await self.start(dumps=lambda data: b"bytes")
         with self.assertRaisesRegex(TypeError, "allowed is a str"):
             wrong.publish(1)
+
+
+class UnderLoadTest(ServerTestCase):
+    """What must happen however much is published."""
+
+    async def test_heartbeats_go_on_while_events_pour_in(self):
+        server = await self.start(heartbeat=0.02)
+        quiet = await self.stream(server, "/sse?channel=quiet")
+        await self.stream(server)
+
+        async def pour():
+            while True:
+                server.publish("x")
+                await asyncio.sleep(0)
+
+        pouring = asyncio.ensure_future(pour())
+        comments = len(quiet.decoder.comments)
+        while len(quiet.decoder.comments) < comments + 3:
+            await quiet.read_stream()
+        pouring.cancel()
+
+    async def test_a_server_that_was_closed_before_its_start_does_not_start(self):
+        server = SSEServer(port=0)
+        await server.close()
+        with self.assertRaisesRegex(RuntimeError, "a server runs once"):
+            await server.serve_forever()
+
+    async def test_authorize_has_a_deadline(self):
+        async def authorize(request):
+            await asyncio.Event().wait()
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        with (
+            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
+            self.assertLogs("sse_server", "ERROR"),
+        ):
+            answer = await client.request(ask())
+        self.assertEqual(answer.status, 503)
+        self.assertEqual(answer.body, b"asking for permission took too long\n")
+
+    async def test_an_answer_304_has_no_body(self):
+        async def authorize(request):
+            raise HTTPError(304)
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        await client.send(ask())
+        answer = await client.read_head()
+        self.assertEqual((answer.status, answer.field("content-type")), (304, None))
+
+    def test_names_that_are_no_text_and_origins_that_never_match(self):
+        with self.assertRaisesRegex(TypeError, "id is 5; allowed is a str"):
+            SSEServer().publish("x", id=5)
+        for origin in ("https://a.example/", "a.example", "", "https://"):
+            with self.assertRaisesRegex(ValueError, "origin is"):
+                SSEServer(cors_origins=[origin])
+
+    def test_a_query_has_so_many_parameters_and_no_more(self):
+        most = sse_server.MAX_PARAMETERS
+        for count in (most - 1, most):
+            query = "&".join(f"a{n}=1" for n in range(count))
+            self.assertEqual(len(get(target=f"/sse?{query}").parameters), count)
+        with self.assertRaises(HTTPError) as caught:
+            get(target=f"/sse?{query}&b=1").parameters  # noqa: B018
+        self.assertEqual(
+            str(caught.exception), f"400 query of more than {most} parameters"
+        )
+
+    async def test_a_publication_that_is_misspelled_or_meant_for_two_is_refused(self):
+        server = await self.start(publish_token="secret")
+        for query, what in (
+            ("channel=a&channel=b", "parameter 'channel', 2 times"),
+            ("evnt=a", "parameter 'evnt', 1 times"),
+        ):
+            client = await self.connect(server)
+            answer = await client.request(post(f"/sse?{query}", b"x"))
+            allowed = "; allowed are event, channel, id and retain=1, each once\n"
+            self.assertEqual(answer.status, 400)
+            self.assertEqual(answer.body.decode(), what + allowed)
+        self.assertEqual(server.stats.published, 0)
 
 
 # ------------------------------------------------------------------------------------
