@@ -2067,6 +2067,17 @@ class RequestTest(unittest.TestCase):
             with self.subTest(query):
                 self.assertEqual(get(target=f"/sse?{query}").parameters, expected)
 
+    def test_a_query_has_so_many_parameters_and_no_more(self):
+        most = sse_server.MAX_PARAMETERS
+        for count in (most - 1, most):
+            query = "&".join(f"a{n}=1" for n in range(count))
+            self.assertEqual(len(get(target=f"/sse?{query}").parameters), count)
+        with self.assertRaises(HTTPError) as caught:
+            get(target=f"/sse?{query}&b=1").parameters  # noqa: B018
+        self.assertEqual(
+            str(caught.exception), f"400 query of more than {most} parameters"
+        )
+
     def test_the_connection_is_kept_from_http_1_1_on_unless_closed(self):
         for version, fields, expected in (
             ("1.1", [], True),
@@ -3278,6 +3289,22 @@ class BroadcastTest(ServerTestCase):
         server.publish("a")
         self.assertEqual(await framed.data(1), ["a"])
 
+    async def test_heartbeats_go_on_while_events_pour_in(self):
+        server = await self.start(heartbeat=0.02)
+        quiet = await self.stream(server, "/sse?channel=quiet")
+        await self.stream(server)
+
+        async def pour():
+            while True:
+                server.publish("x")
+                await asyncio.sleep(0)
+
+        pouring = asyncio.ensure_future(pour())
+        comments = len(quiet.decoder.comments)
+        while len(quiet.decoder.comments) < comments + 3:
+            await quiet.read_stream()
+        pouring.cancel()
+
     async def test_without_heartbeats_nothing_is_sent_unasked(self):
         server = await self.start(heartbeat=None)
         other = await self.start(heartbeat=0.01)
@@ -3890,6 +3917,11 @@ class ConstructorTest(unittest.TestCase):
             "cors_origins is a str; allowed is a sequence of them",
         )
 
+    def test_origins_that_never_match_are_refused(self):
+        for origin in ("https://a.example/", "a.example", "", "https://"):
+            with self.assertRaisesRegex(ValueError, "origin is"):
+                SSEServer(cors_origins=[origin])
+
     def test_the_limits_of_what_is_allowed(self):
         SSEServer(port=65535, history=0, history_bytes=0, max_event_bytes=1)
         SSEServer(max_connections=1, heartbeat=None, retry=1e-9, path="/")
@@ -4423,6 +4455,11 @@ class PublishTest(ServerTestCase):
         ]
         self.assertEqual(await client.events(2), expected)
 
+    async def test_a_name_that_is_no_text_is_refused(self):
+        server = await self.start()
+        with self.assertRaisesRegex(TypeError, "id is 5; allowed is a str"):
+            server.publish("x", id=5)
+
     async def test_before_the_start_is_there_for_those_who_resume(self):
         server = SSEServer("127.0.0.1", 0)
         first = server.publish("0")
@@ -4547,6 +4584,16 @@ class AuthorizeTest(ServerTestCase):
             logged = self.logged(logging.ERROR)
             self.assertEqual(logged, ["authorize() failed for /sse"] * 3)
 
+    async def test_an_answer_304_has_no_body(self):
+        async def authorize(request):
+            raise HTTPError(304)
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        await client.send(ask())
+        answer = await client.read_head()
+        self.assertEqual((answer.status, answer.field("content-type")), (304, None))
+
     async def test_it_is_given_the_request_and_not_asked_elsewhere(self):
         requests = []
 
@@ -4608,6 +4655,20 @@ class AuthorizeTest(ServerTestCase):
         await client.open(b"")
         server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
+
+    async def test_authorize_has_a_deadline(self):
+        async def authorize(request):
+            await asyncio.Event().wait()
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        with (
+            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
+            self.assertLogs("sse_server", "ERROR"),
+        ):
+            answer = await client.request(ask())
+        self.assertEqual(answer.status, 503)
+        self.assertEqual(answer.body, b"asking for permission took too long\n")
 
     async def test_a_client_that_left_meanwhile_is_no_subscriber(self):
         ways = {
@@ -4833,6 +4894,19 @@ class PostTest(ServerTestCase):
         answer = await self.ask(self.server, post("/sse", b"x" * 100))
         self.assertEqual(answer.status, 200)
         self.assertEqual(self.server.stats.published, 1)
+
+    async def test_a_publication_that_is_misspelled_or_meant_for_two_is_refused(self):
+        server = await self.start(publish_token="secret")
+        for query, what in (
+            ("channel=a&channel=b", "parameter 'channel', 2 times"),
+            ("evnt=a", "parameter 'evnt', 1 times"),
+        ):
+            client = await self.connect(server)
+            answer = await client.request(post(f"/sse?{query}", b"x"))
+            allowed = "; allowed are event, channel, id and retain=1, each once\n"
+            self.assertEqual(answer.status, 400)
+            self.assertEqual(answer.body.decode(), what + allowed)
+        self.assertEqual(server.stats.published, 0)
 
     async def test_it_is_in_the_list_of_what_is_allowed(self):
         for method in ("OPTIONS", "PUT"):
@@ -5253,6 +5327,12 @@ class EndingTest(ServerTestCase):
             self.assertEqual(
                 str(caught.exception), "the server was closed; a server runs once"
             )
+
+    async def test_a_server_that_was_closed_before_its_start_does_not_start(self):
+        server = SSEServer(port=0)
+        await server.close()
+        with self.assertRaisesRegex(RuntimeError, "a server runs once"):
+            await server.serve_forever()
 
     async def test_a_server_belongs_to_one_event_loop(self):
         server = await self.start()
@@ -7209,87 +7289,6 @@ class MonitorTest(ServerTestCase):
         wrong = await self.start(dumps=lambda data: b"bytes")
         with self.assertRaisesRegex(TypeError, "allowed is a str"):
             wrong.publish(1)
-
-
-class UnderLoadTest(ServerTestCase):
-    """What must happen however much is published."""
-
-    async def test_heartbeats_go_on_while_events_pour_in(self):
-        server = await self.start(heartbeat=0.02)
-        quiet = await self.stream(server, "/sse?channel=quiet")
-        await self.stream(server)
-
-        async def pour():
-            while True:
-                server.publish("x")
-                await asyncio.sleep(0)
-
-        pouring = asyncio.ensure_future(pour())
-        comments = len(quiet.decoder.comments)
-        while len(quiet.decoder.comments) < comments + 3:
-            await quiet.read_stream()
-        pouring.cancel()
-
-    async def test_a_server_that_was_closed_before_its_start_does_not_start(self):
-        server = SSEServer(port=0)
-        await server.close()
-        with self.assertRaisesRegex(RuntimeError, "a server runs once"):
-            await server.serve_forever()
-
-    async def test_authorize_has_a_deadline(self):
-        async def authorize(request):
-            await asyncio.Event().wait()
-
-        server = await self.start(authorize=authorize)
-        client = await self.connect(server)
-        with (
-            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
-            self.assertLogs("sse_server", "ERROR"),
-        ):
-            answer = await client.request(ask())
-        self.assertEqual(answer.status, 503)
-        self.assertEqual(answer.body, b"asking for permission took too long\n")
-
-    async def test_an_answer_304_has_no_body(self):
-        async def authorize(request):
-            raise HTTPError(304)
-
-        server = await self.start(authorize=authorize)
-        client = await self.connect(server)
-        await client.send(ask())
-        answer = await client.read_head()
-        self.assertEqual((answer.status, answer.field("content-type")), (304, None))
-
-    def test_names_that_are_no_text_and_origins_that_never_match(self):
-        with self.assertRaisesRegex(TypeError, "id is 5; allowed is a str"):
-            SSEServer().publish("x", id=5)
-        for origin in ("https://a.example/", "a.example", "", "https://"):
-            with self.assertRaisesRegex(ValueError, "origin is"):
-                SSEServer(cors_origins=[origin])
-
-    def test_a_query_has_so_many_parameters_and_no_more(self):
-        most = sse_server.MAX_PARAMETERS
-        for count in (most - 1, most):
-            query = "&".join(f"a{n}=1" for n in range(count))
-            self.assertEqual(len(get(target=f"/sse?{query}").parameters), count)
-        with self.assertRaises(HTTPError) as caught:
-            get(target=f"/sse?{query}&b=1").parameters  # noqa: B018
-        self.assertEqual(
-            str(caught.exception), f"400 query of more than {most} parameters"
-        )
-
-    async def test_a_publication_that_is_misspelled_or_meant_for_two_is_refused(self):
-        server = await self.start(publish_token="secret")
-        for query, what in (
-            ("channel=a&channel=b", "parameter 'channel', 2 times"),
-            ("evnt=a", "parameter 'evnt', 1 times"),
-        ):
-            client = await self.connect(server)
-            answer = await client.request(post(f"/sse?{query}", b"x"))
-            allowed = "; allowed are event, channel, id and retain=1, each once\n"
-            self.assertEqual(answer.status, 400)
-            self.assertEqual(answer.body.decode(), what + allowed)
-        self.assertEqual(server.stats.published, 0)
 
 
 # ------------------------------------------------------------------------------------
