@@ -405,12 +405,12 @@ class HTTPErrorTest(unittest.TestCase):
             self.assertEqual(str(error), f"{status} {expected}")
 
     def test_reason_phrases_are_the_standard_ones(self):
-        for status in (200, 204, 400, 401, 403, 404, 405, 408, 417, 429, 431):
+        for status in (200, 204, 400, 401, 403, 404, 405, 408, 417, 421, 429, 431,
+                       500, 501, 503, 505):  # fmt: skip
             self.assertEqual(HTTPError(status).message, http.HTTPStatus(status).phrase)
-        for status in (500, 501, 503, 505):
-            self.assertEqual(HTTPError(status).message, http.HTTPStatus(status).phrase)
-        # RFC 9110 named it anew; Python follows from 3.13 on.
+        # RFC 9110 named them anew; Python follows from 3.13 on.
         self.assertEqual(HTTPError(413).message, "Content Too Large")
+        self.assertEqual(HTTPError(414).message, "URI Too Long")
 
     def test_every_status_that_the_parser_raises_has_a_reason_phrase(self):
         statuses = {status for _, status, _ in REFUSED_HEADS + REFUSED_BODIES}
@@ -667,40 +667,48 @@ def random_pieces(random_, data):
     return pieces
 
 
-class NamesTest(unittest.TestCase):
-    def test_from_1_to_256_bytes_of_utf_8(self):
-        for name in ("a", "a" * 255, "a" * 256, "é" * 128, "\U0001f600" * 64, "a b"):
-            self.assertEqual(sse_server._check_name("channel", name), name)
+# (what is no name of an event, an id or a channel; why, with what it was to name)
+REFUSED_NAMES = [
+    *(
+        (name, f"{{}} has {size} bytes; allowed are 1 to 256 (UTF-8)")
         for name, size in (
             ("", 0),
             ("a" * 257, 257),
             ("é" * 128 + "a", 257),
             ("\U0001f600" * 65, 260),
-        ):
-            with self.assertRaises(ValueError) as caught:
-                sse_server._check_name("channel", name)
-            self.assertEqual(
-                str(caught.exception),
-                f"channel has {size} bytes; allowed are 1 to 256 (UTF-8)",
-            )
+        )
+    ),
+    ("a\n", "{} 'a\\n' has a LF at index 1"),
+    ("\r", "{} '\\r' has a CR at index 0"),
+    ("a\0", "{} 'a\\x00' has a NUL at index 1"),
+    *(
+        (name, f"lone surrogate {name!r} at index 0 of {name!r}: not valid Unicode")
+        for name in ("\udc80", "\udcff", "\udcc3")
+    ),
+    *(
+        (name, f"{{}} {name!r} has a control character or a space at an end")
+        for name in (" ", " a", "a ", "\ta", "a\tb", "a\x01b", "a\x1f", "\x7f")
+    ),
+]
 
-    def test_characters_that_no_name_may_have(self):
-        for name, message in (
-            ("a\n", "id 'a\\n' has a LF at index 1"),
-            ("\r", "id '\\r' has a CR at index 0"),
-            ("a\0", "id 'a\\x00' has a NUL at index 1"),
-            (
-                "\udc80",
-                "lone surrogate '\\udc80' at index 0 of '\\udc80': not valid Unicode",
-            ),
-            *(
-                (name, f"id {name!r} has a control character or a space at an end")
-                for name in (" ", " a", "a ", "\ta", "a\tb", "a\x01b", "a\x1f", "\x7f")
-            ),
-        ):
+
+def queries_of_refused_names(parameter):
+    """(a query whose parameter is no name, why)"""
+    for name, message in REFUSED_NAMES:
+        value = urllib.parse.quote(name, errors="surrogateescape")
+        yield f"{parameter}={value}", message.format(parameter)
+
+
+class NamesTest(unittest.TestCase):
+    def test_from_1_to_256_bytes_of_utf_8(self):
+        for name in ("a", "a" * 255, "a" * 256, "é" * 128, "\U0001f600" * 64, "a b"):
+            self.assertEqual(sse_server._check_name("channel", name), name)
+
+    def test_what_is_no_name(self):
+        for name, message in REFUSED_NAMES:
             with self.subTest(name), self.assertRaises(ValueError) as caught:
                 sse_server._check_name("id", name)
-            self.assertEqual(str(caught.exception), message)
+            self.assertEqual(str(caught.exception), message.format("id"))
 
 
 class FramingTest(unittest.TestCase):
@@ -1440,6 +1448,8 @@ def get(*fields, target="/sse", method="GET", version="1.1"):
     )
 
 
+MAX_HEAD = 16 * 1024
+HEAD_TOO_LARGE = f"request head is larger than {MAX_HEAD} bytes"
 HOST = "Host: a"
 GET = "GET / HTTP/1.1"
 POST = "POST / HTTP/1.1"
@@ -1685,6 +1695,11 @@ REFUSED_HEADS = [
     ),
     (lines("CONNECT a HTTP/1.1"), 501, "CONNECT is for proxies, and this is none"),
     (lines("CONNECT / HTTP/1.1"), 501, "CONNECT is for proxies, and this is none"),
+    (
+        lines("CONNECT a:80 HTTP/1.1", HOST),
+        501,
+        "CONNECT is for proxies, and this is none",
+    ),
     *(
         (lines(GET, line, HOST), 400, f"malformed header field {shown(line)}")
         for line in (
@@ -1809,7 +1824,18 @@ REFUSED_HEADS = [
         417,
         "Expect '100-continue, a, b'",
     ),
-    # Bodies that are known to be too large
+    # What is too large; what just fits is in tests of its own
+    (lines(GET, HOST, "X: " + "a" * MAX_HEAD), 431, HEAD_TOO_LARGE),
+    (
+        lines(f"GET /{'a' * MAX_HEAD} HTTP/1.1", HOST),
+        414,
+        f"request line is longer than {MAX_HEAD} bytes",
+    ),
+    (
+        lines(GET, HOST, *["X: a"] * 200),
+        431,
+        "201 header fields; allowed are 200",
+    ),
     (lines(POST, HOST, LENGTH + "25"), 413, "body of 25 bytes or more; allowed are 24"),
     (
         lines(POST, HOST, LENGTH + "1" * 5000),
@@ -1862,6 +1888,28 @@ REFUSED_BODIES = [
     (b"0\r\n\n", 400, "a trailer line ends with a bare LF"),
 ]
 
+# (what no stream can be asked for, why): each is a 400
+REFUSED_QUERIES = [
+    *queries_of_refused_names("channel"),
+    ("channel=a&channel", "channel has 0 bytes; allowed are 1 to 256 (UTF-8)"),
+    ("channel=a&" * 101, "101 channels asked for; allowed are 100"),
+    (
+        "&".join(f"channel={n}" for n in range(101)),
+        "101 channels asked for; allowed are 100",
+    ),
+    *(
+        (
+            "replay=" + urllib.parse.quote(value),
+            f"replay is {value!a}; allowed: a number, all",
+        )
+        for value in ("", "-1", "1.5", "ALL", "\u0663", "1" * 10)
+    ),
+    (
+        "&".join(f"a{n}=1" for n in range(201)),
+        "query of more than 200 parameters",
+    ),
+]
+
 
 class RequestTest(unittest.TestCase):
     def assertRefused(self, pieces, status, message):
@@ -1909,7 +1957,7 @@ class RequestTest(unittest.TestCase):
         self.assertEqual(follow, b"")
 
     def test_a_head_of_up_to_16_kib(self):
-        for size in (16 * 1024 - 1, 16 * 1024):
+        for size in (MAX_HEAD - 1, MAX_HEAD):
             data = lines("GET / HTTP/1.1", HOST, "X: ")
             data = data[:-4] + b"a" * (size - len(data)) + data[-4:]
             for pieces in (
@@ -1919,54 +1967,45 @@ class RequestTest(unittest.TestCase):
                 request, _, rest = receive(pieces)
                 self.assertEqual((request.path, rest), ("/", NEXT))
 
-    def test_a_head_of_more_than_16_kib_is_refused(self):
-        message = "request head is larger than 16384 bytes"
+    def test_a_head_of_one_byte_above_16_kib_gets_431(self):
         start = lines("GET / HTTP/1.1", HOST)[:-2] + b"X: "
-        ended = start + b"a" * (16 * 1024 - 3 - len(start)) + b"\r\n\r\n"
-        endless = start + b"a" * (16 * 1024 + 1 - len(start))
+        ended = start + b"a" * (MAX_HEAD - 3 - len(start)) + b"\r\n\r\n"
+        endless = start + b"a" * (MAX_HEAD + 1 - len(start))
         for data in (ended, endless):
             with self.subTest(data[:50]):
-                self.assertEqual(len(data), 16 * 1024 + 1)
-                self.assertRefused([data], 431, message)
-                self.assertRefused([data[:-1], data[-1:]], 431, message)
+                self.assertEqual(len(data), MAX_HEAD + 1)
+                self.assertRefused([data], 431, HEAD_TOO_LARGE)
+                self.assertRefused([data[:-1], data[-1:]], 431, HEAD_TOO_LARGE)
                 self.assertIsNone(receive([data[:-1]]))
 
-    def test_a_request_line_of_more_than_16_kib_is_refused(self):
+    def test_a_request_line_of_16_kib_gets_414(self):
+        """Without the line's end; one byte less, and it is the head that is too large."""
         for size, status in (
-            (16 * 1024 - 1, 431),
-            (16 * 1024, 414),
-            (16 * 1024 + 1, 414),
+            (MAX_HEAD - 1, 431),
+            (MAX_HEAD, 414),
+            (MAX_HEAD + 1, 414),
         ):
-            data = (b"GET /".ljust(size, b"a") + b"\nX: ").ljust(16 * 1024 + 1, b"b")
+            data = (b"GET /".ljust(size, b"a") + b"\nX: ").ljust(MAX_HEAD + 1, b"b")
             with self.subTest(size), self.assertRaises(HTTPError) as caught:
                 receive([data])
             self.assertEqual(caught.exception.status, status)
 
     def test_up_to_200_fields(self):
-        for count, status in ((199, None), (200, None), (201, 431)):
+        for count in (199, 200):
             data = lines(GET, HOST, *["X: a"] * (count - 1))
-            with self.subTest(count):
-                if status is None:
-                    self.assertEqual(len(receive([data])[0].fields), count)
-                    continue
-                with self.assertRaises(HTTPError) as caught:
-                    receive([data])
-                self.assertEqual(
-                    (caught.exception.status, caught.exception.message),
-                    (431, "201 header fields; allowed are 200"),
-                )
+            self.assertEqual(len(receive([data])[0].fields), count)
 
     def test_trailers_of_up_to_16_kib(self):
         for extra in (-1, 0):
-            trailers = b"X: " + b"a" * (16 * 1024 - 7 + extra) + b"\r\n\r\n"
+            trailers = b"X: " + b"a" * (MAX_HEAD - 7 + extra) + b"\r\n\r\n"
             for pieces in ([trailers + NEXT], [trailers[:100], trailers[100:] + NEXT]):
                 self.assertEqual(receive([CHUNKED + b"0\r\n", *pieces])[2], NEXT)
-        endless = b"X: " + b"a" * (16 * 1024 - 2)
+        endless = b"X: " + b"a" * (MAX_HEAD - 2)
         for pieces in ([endless], [endless[:-1], b"a"]):
             self.assertRefused(
                 [CHUNKED + b"0\r\n", *pieces],
                 431,
-                "request head is larger than 16384 bytes",
+                HEAD_TOO_LARGE,
             )
 
     def test_a_chunk_size_line_of_up_to_256_bytes(self):
@@ -2068,16 +2107,10 @@ class RequestTest(unittest.TestCase):
             with self.subTest(query):
                 self.assertEqual(get(target=f"/sse?{query}").parameters, expected)
 
-    def test_a_query_has_so_many_parameters_and_no_more(self):
-        most = sse_server.MAX_PARAMETERS
-        for count in (most - 1, most):
+    def test_up_to_200_parameters(self):
+        for count in (199, 200):
             query = "&".join(f"a{n}=1" for n in range(count))
             self.assertEqual(len(get(target=f"/sse?{query}").parameters), count)
-        with self.assertRaises(HTTPError) as caught:
-            get(target=f"/sse?{query}&b=1").parameters  # noqa: B018
-        self.assertEqual(
-            str(caught.exception), f"400 query of more than {most} parameters"
-        )
 
     def test_the_connection_is_kept_from_http_1_1_on_unless_closed(self):
         for version, fields, expected in (
@@ -2115,20 +2148,11 @@ class RequestTest(unittest.TestCase):
             with self.subTest(query[:60]):
                 self.assertEqual(get(target="/sse" + query).channels, expected)
 
-    def test_channels_that_are_refused(self):
-        for query, message in (
-            ("channel=", "channel has 0 bytes; allowed are 1 to 256 (UTF-8)"),
-            ("channel=a&channel", "channel has 0 bytes; allowed are 1 to 256 (UTF-8)"),
-            (
-                "channel=" + "a" * 257,
-                "channel has 257 bytes; allowed are 1 to 256 (UTF-8)",
-            ),
-            ("channel=a%0Ab", "channel 'a\\nb' has a LF at index 1"),
-            ("channel=%00", "channel '\\x00' has a NUL at index 0"),
-            ("channel=a&" * 101, "101 channels asked for; allowed are 100"),
-        ):
+    def test_queries_that_are_refused(self):
+        for query, message in REFUSED_QUERIES:
             with self.subTest(query[:60]), self.assertRaises(HTTPError) as caught:
-                self.assertFalse(get(target="/sse?" + query).channels)
+                request = get(target="/sse?" + query)
+                self.fail((request.channels, request.replay))
             self.assertEqual(
                 (caught.exception.status, caught.exception.message), (400, message)
             )
@@ -2189,7 +2213,7 @@ class CountingPattern:
 class ParsingWorkTest(unittest.TestCase):
     """What is fed byte by byte is searched once, and not again for each byte."""
 
-    SIZE = 16 * 1024
+    SIZE = MAX_HEAD
 
     def count(self, data, before=b""):
         pattern = CountingPattern(sse_server._HEAD_END)
@@ -4003,26 +4027,12 @@ class ChannelTest(ServerTestCase):
         self.assertEqual((await client.events(1))[0].type, "gap")
         self.assertEqual(server.stats.gaps, 2)
 
-    async def test_bad_channels_are_refused(self):
+    async def test_up_to_100_channels_of_up_to_256_bytes(self):
         server = await self.start()
-        longest, long = "x" * 256, "x" * 257
-        many = "&".join(f"channel={n}" for n in range(101))
-        cases = {
-            "channel=": "channel has 0 bytes; allowed are 1 to 256 (UTF-8)",
-            f"channel={long}": "channel has 257 bytes; allowed are 1 to 256 (UTF-8)",
-            "channel=a%0Ab": r"channel 'a\nb' has a LF at index 1",
-            "channel=a%00": r"channel 'a\x00' has a NUL at index 1",
-            many: "101 channels asked for; allowed are 100",
-        }
-        for query, text in cases.items():
-            with self.subTest(text):
-                answer = await self.ask(server, ask(f"/sse?{query}"))
-                self.assertEqual(
-                    (answer.status, answer.body), (400, f"{text}\n".encode())
-                )
-        self.assertEqual(server.stats.live, 0)
+        longest = "x" * 256
+        many = "&".join(f"channel={n}" for n in range(100))
         client = await self.stream(server, f"/sse?channel={longest}")
-        hundred = await self.stream(server, f"/sse?{many.rpartition('&')[0]}")
+        hundred = await self.stream(server, f"/sse?{many}")
         server.publish("a", channel=longest)
         server.publish("b", channel="99")
         self.assertEqual(await client.data(1), ["a"])
@@ -4033,55 +4043,87 @@ class ChannelTest(ServerTestCase):
 # 7. The server
 # ------------------------------------------------------------------------------------
 
+
+async def coroutine_function(argument):
+    """No hook, because nobody would await it."""
+
+
 NOT_SECONDS = (0, -1, float("nan"), float("inf"), "1", None, True)
-BAD_ARGUMENTS = [
-    *[("port", port, "integers from 0 to 65535") for port in (-1, 65536, "80", 1.0)],
-    *[("history", n, "integers from 0") for n in (-1, "5", 1.5, None, True)],
-    *[("history_bytes", n, "integers from 0") for n in (-1, None)],
-    *[("max_event_bytes", n, "integers from 1") for n in (0, None)],
-    *[("max_connections", n, "integers from 1") for n in (0, 1.5, False)],
-    *[("heartbeat", s, "seconds above 0") for s in NOT_SECONDS if s is not None],
-    *[
-        (f"{name}{timeout}", seconds, "seconds above 0")
-        for name, timeout in (
-            ("retry", ""),
-            ("header", "_timeout"),
-            ("body", "_timeout"),
-            ("keepalive", "_timeout"),
-            ("write", "_timeout"),
-            ("shutdown", "_timeout"),
+ORIGINS = "allowed are https://example.com and the like, without a path, and *"
+HOSTS = "allowed are names and addresses without a port, IPv6 in brackets, and *"
+
+# (parameter of SSEServer, value that it refuses, ValueError or TypeError, message)
+REFUSED_ARGUMENTS = [
+    *(
+        (name, value, ValueError, f"{name} is {value!r}; allowed {allowed}")
+        for name, allowed, values in (
+            ("port", "are integers from 0 to 65535", (-1, 65536, "80", 1.0)),
+            ("history", "are integers from 0", (-1, "5", 1.5, None, True)),
+            ("history_bytes", "are integers from 0", (-1, None)),
+            ("replay", "are integers from 0", (-1, 1.5, True)),
+            ("max_event_bytes", "are integers from 1", (0, None)),
+            ("max_connections", "are integers from 1", (0, 1.5, False)),
+            ("heartbeat", "are seconds above 0", NOT_SECONDS[:5] + NOT_SECONDS[6:]),
+            ("retry", "are seconds above 0", NOT_SECONDS),
+            ("header_timeout", "are seconds above 0", NOT_SECONDS),
+            ("body_timeout", "are seconds above 0", NOT_SECONDS),
+            ("keepalive_timeout", "are seconds above 0", NOT_SECONDS),
+            ("write_timeout", "are seconds above 0", NOT_SECONDS),
+            ("shutdown_timeout", "are seconds above 0", NOT_SECONDS),
+            (
+                "path",
+                "is ASCII that begins with /",
+                ("", "sse", "/s?", "/s#", "/é", "/a b", "/a\n"),
+            ),
         )
-        for seconds in NOT_SECONDS
-    ],
-    *[
-        ("path", path, "ASCII that begins with /")
-        for path in ("", "sse", "/s?", "/s#", "/é", "/a b", "/a\n")
-    ],
+        for value in values
+    ),
+    *(
+        (
+            name,
+            "example.com",
+            ValueError,
+            f"{name} is a str; allowed is a sequence of them",
+        )
+        for name in ("cors_origins", "hosts")
+    ),
+    *(
+        ("cors_origins", ["*", origin], ValueError, f"origin is {origin!r}; {ORIGINS}")
+        for origin in ("https://a.example/", "a.example", "", "https://")
+    ),
+    *(
+        ("hosts", ["*", host], ValueError, f"host is {host!r}; {HOSTS}")
+        for host in ("example.com:80", "http://a", "::1", "")
+    ),
+    *(
+        (name, 1, TypeError, f"{name} is 1; allowed is a function or None")
+        for name in ("authorize", "id_order", "on_open", "on_close", "dumps")
+    ),
+    *(
+        (
+            name,
+            coroutine_function,
+            TypeError,
+            f"{name} is a coroutine function; allowed is a plain one",
+        )
+        for name in ("on_open", "on_close", "dumps")
+    ),
+    (
+        "ssl",
+        "cert.pem",
+        TypeError,
+        "ssl is 'cert.pem'; allowed is an ssl.SSLContext or None",
+    ),
 ]
 
 
 class ConstructorTest(unittest.TestCase):
-    def test_bad_arguments(self):
-        for name, value, allowed in BAD_ARGUMENTS:
+    def test_what_is_refused(self):
+        for name, value, kind, message in REFUSED_ARGUMENTS:
             with self.subTest(name, value=value):
-                with self.assertRaises(ValueError) as caught:
+                with self.assertRaises(kind) as caught:
                     SSEServer(**{name: value})
-                verb = "is" if name == "path" else "are"
-                expected = f"{name} is {value!r}; allowed {verb} {allowed}"
-                self.assertEqual(str(caught.exception), expected)
-
-    def test_one_origin_is_not_a_list_of_them(self):
-        with self.assertRaises(ValueError) as caught:
-            SSEServer(cors_origins="https://example.com")
-        self.assertEqual(
-            str(caught.exception),
-            "cors_origins is a str; allowed is a sequence of them",
-        )
-
-    def test_origins_that_never_match_are_refused(self):
-        for origin in ("https://a.example/", "a.example", "", "https://"):
-            with self.assertRaisesRegex(ValueError, "origin is"):
-                SSEServer(cors_origins=[origin])
+                self.assertEqual(str(caught.exception), message)
 
     def test_the_limits_of_what_is_allowed(self):
         SSEServer(port=65535, history=0, history_bytes=0, max_event_bytes=1)
@@ -4175,76 +4217,47 @@ ANSWERS = {
         (200, [*STREAM_FIELDS, ("transfer-encoding", "chunked"), CLOSE], b""),
     ),
     "OPTIONS": (ask(method="OPTIONS"), (204, [ALLOW], b"")),
-    "POST without a token to publish": (
-        post("/sse", b"a"),
-        not_allowed("POST", ": no token is set to publish with (--publish-token)"),
-    ),
     "PUT": (ask(method="PUT"), not_allowed("PUT")),
     "DELETE of an encoded path": (
         ask("/%73s%65?a", method="DELETE"),
         not_allowed("DELETE"),
     ),
-    "a malformed request line": (
-        b"GET  / HTTP/1.1\r\n\r\n",
-        refused(400, "malformed request line 'GET  / HTTP/1.1'"),
+    "a body above the limit, whatever the method": (
+        ask("/sse", "Transfer-Encoding: chunked", method="PUT", body=b"19\r\n"),
+        refused(413, "body of 25 bytes or more; allowed are 24"),
     ),
-    "no Host": (
-        b"GET / HTTP/1.1\r\n\r\n",
-        refused(400, "0 Host fields; there must be one"),
-    ),
-    "both framings": (
-        ask("/", "Content-Length: 1", "Transfer-Encoding: chunked", method="POST"),
-        refused(400, "Content-Length together with Transfer-Encoding"),
-    ),
-    "a broken chunk": (
-        ask("/", "Transfer-Encoding: chunked", method="POST", body=b"x\r\n"),
-        refused(400, "malformed chunk size 'x'"),
-    ),
-    "a body over the limit": (
-        ask("/", "Content-Length: 101", method="POST"),
-        refused(413, "body of 101 bytes or more; allowed are 100"),
-    ),
-    "a chunk over the limit": (
-        ask("/sse", "Transfer-Encoding: chunked", method="PUT", body=b"65\r\n"),
-        refused(413, "body of 101 bytes or more; allowed are 100"),
-    ),
-    "an expectation": (ask("/", "Expect: tea"), refused(417, "Expect 'tea'")),
-    "a large head": (
-        ask("/", "A: " + "x" * 16 * KIB),
-        refused(431, "request head is larger than 16384 bytes"),
-    ),
-    "CONNECT": (
-        ask("example.com:80", method="CONNECT"),
-        refused(501, "CONNECT is for proxies, and this is none"),
-    ),
-    "another coding": (
-        ask("/", "Transfer-Encoding: gzip", method="POST"),
-        refused(501, "Transfer-Encoding 'gzip'"),
-    ),
-    "HTTP/2": (
-        b"PRI * HTTP/2.0\r\n\r\n",
-        refused(505, "HTTP version 2.0; served is 1.x"),
-    ),
-}
-REASONS = {
-    200: "OK",
-    204: "No Content",
-    400: "Bad Request",
-    405: "Method Not Allowed",
-    413: "Content Too Large",
-    417: "Expectation Failed",
-    431: "Request Header Fields Too Large",
-    501: "Not Implemented",
-    505: "HTTP Version Not Supported",
 }
 
 
 class AnswerTest(ServerTestCase):
     async def test_answers(self):
-        server = await self.start(max_event_bytes=100)
+        server = await self.start(max_event_bytes=LIMIT)
         for name, (data, expected) in ANSWERS.items():
             with self.subTest(name):
                 await self.check_answer(server, data, *expected)
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+
+    async def test_what_is_no_request(self):
+        server = await self.start(max_event_bytes=LIMIT)
+        cases = REFUSED_HEADS + [
+            (CHUNKED + body, status, message)
+            for body, status, message in REFUSED_BODIES
+        ]
+        for data, status, message in cases:
+            if data.startswith(b"\r\n"):
+                continue  # an empty line before a request is none (RFC 9112, 2.2)
+            with self.subTest(data[:80]):
+                await self.check_answer(server, data, *refused(status, message))
+
+    async def test_queries_that_get_400(self):
+        server = await self.start()
+        client = await self.connect(server)
+        for query, message in REFUSED_QUERIES:
+            with self.subTest(query[:60]):
+                answer = await client.request(ask(f"/sse?{query}"))
+                self.assertEqual(
+                    (answer.status, answer.body), (400, f"{message}\n".encode())
+                )
         self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
 
     async def check_answer(self, server, data, status, fields, body):
@@ -4261,12 +4274,13 @@ class AnswerTest(ServerTestCase):
         self.assertEqual(
             (answer.status, rest, answer.body), (status, sorted(fields), body)
         )
-        self.assertEqual(answer.reason, REASONS[status])
+        self.assertEqual(answer.reason, HTTPError(status).message)
         if CLOSE in fields:
             self.assertTrue(await client.ended())
         else:
             again = await client.request(ask("/"))
             self.assertEqual((again.status, again.body), (200, b"ok"))
+        client.close()
 
     async def test_another_path_for_the_stream(self):
         server = await self.start(path="/%7Eevents/live")
@@ -4316,7 +4330,7 @@ class ConnectionTest(ServerTestCase):
                 await asyncio.sleep(0)
             self.assertEqual((await client.read_answer()).body, b"ok")
 
-    async def test_a_silent_connection_is_told_and_closed(self):
+    async def test_a_silent_connection_gets_408(self):
         """Rule 4."""
         self.change(sse_server, LINGER_SECONDS=0.2)
         server = await self.start(header_timeout=0.1)
@@ -4335,7 +4349,7 @@ class ConnectionTest(ServerTestCase):
         self.assertTrue(await client.ended())
         self.assertGreater(time.monotonic() - began, 0.05)
 
-    async def test_a_head_that_is_not_complete_in_time(self):
+    async def test_a_head_that_is_not_complete_in_time_gets_408(self):
         """Rule 4."""
         self.change(sse_server, LINGER_SECONDS=0.2)
         server = await self.start(header_timeout=0.2)
@@ -4352,7 +4366,7 @@ class ConnectionTest(ServerTestCase):
                 self.assertEqual(answer.body, b"request head not complete in 0.2 s\n")
                 self.assertTrue(await client.ended())
 
-    async def test_a_body_that_is_not_complete_in_time(self):
+    async def test_a_body_that_is_not_complete_in_time_gets_408(self):
         """Rule 4."""
         server = await self.start(body_timeout=0.1)
         answer = await self.ask(server, post("/", b"12345", token=None)[:-1])
@@ -4595,29 +4609,29 @@ class PublishTest(ServerTestCase):
 
     async def test_what_is_refused(self):
         server = await self.start(max_event_bytes=10)
-        client = await self.stream(server)
-        size = "has {} bytes; allowed are 1 to 256 (UTF-8)".format
         cases = [
-            (ValueError, "data has 11 bytes; allowed are 10", "x" * 11, {}),
-            (ValueError, "data has 12 bytes; allowed are 10", "é" * 6, {}),
-            (ValueError, "data has 11 bytes; allowed are 10", {"a": 12345}, {}),
-            (ValueError, f"event {size(0)}", "", {"event": ""}),
-            (ValueError, f"event {size(257)}", "", {"event": "x" * 257}),
-            (ValueError, f"id {size(0)}", "", {"id": ""}),
-            (ValueError, f"id {size(258)}", "", {"id": "é" * 129}),
-            (ValueError, f"channel {size(0)}", "", {"channel": ""}),
-            (ValueError, f"channel {size(257)}", "", {"channel": "x" * 257}),
-            (ValueError, r"id 'a\nb' has a LF at index 1", "", {"id": "a\nb"}),
-            (ValueError, r"event '\r' has a CR at index 0", "", {"event": "\r"}),
-            (ValueError, r"channel '\x00' has a NUL at index 0", "", {"channel": "\0"}),
-            (TypeError, "bytes cannot be sent as JSON; decode it first", b"", {}),
-            (TypeError, "object cannot be sent as JSON", object(), {}),
+            ({"data": "x" * 11}, ValueError, "data has 11 bytes; allowed are 10"),
+            ({"data": "é" * 6}, ValueError, "data has 12 bytes; allowed are 10"),
+            ({"data": {"a": 12345}}, ValueError, "data has 11 bytes; allowed are 10"),
         ]
-        for error, text, data, options in cases:
-            with self.subTest(text), self.assertRaises(error) as caught:
-                server.publish(data, **options)
-            self.assertEqual(str(caught.exception), text)
+        cases += [case for case in REFUSED_EVENTS if case[1] is TypeError]
+        for parameter in ("event", "id", "channel"):
+            cases.append(
+                ({parameter: 5}, TypeError, f"{parameter} is 5; allowed is a str")
+            )
+            cases += [
+                ({parameter: name}, ValueError, message.format(parameter))
+                for name, message in REFUSED_NAMES
+            ]
+        for arguments, kind, message in cases:
+            with self.subTest(arguments), self.assertRaises(kind) as caught:
+                server.publish(**{"data": "", **arguments})
+            self.assertEqual(str(caught.exception), message)
         self.assertEqual(server.stats.published, 0)
+
+    async def test_what_is_just_allowed(self):
+        server = await self.start(max_event_bytes=10)
+        client = await self.stream(server)
         longest = "é" * 128
         server.publish("x" * 10, event=longest, id=longest)
         server.publish("\n" * 10)
@@ -4626,11 +4640,6 @@ class PublishTest(ServerTestCase):
             Event("message", "\n" * 10, server.last_event_id),
         ]
         self.assertEqual(await client.events(2), expected)
-
-    async def test_a_name_that_is_no_text_is_refused(self):
-        server = await self.start()
-        with self.assertRaisesRegex(TypeError, "id is 5; allowed is a str"):
-            server.publish("x", id=5)
 
     async def test_before_the_start_is_there_for_those_who_resume(self):
         server = SSEServer("127.0.0.1", 0)
@@ -4645,14 +4654,15 @@ class PublishTest(ServerTestCase):
             await asyncio.wait_for(server.drain(), DEADLINE)
 
     async def test_after_the_end_is_an_error(self):
-        server = await self.start()
-        await server.close()
-        with self.assertRaises(RuntimeError) as caught:
-            server.publish("a")
-        self.assertEqual(
-            str(caught.exception), "the server is closed; nothing can be published"
-        )
-        self.assertEqual(server.stats.published, 0)
+        ran, never_ran = await self.start(), SSEServer("127.0.0.1", 0)
+        for server in (ran, never_ran):
+            await server.close()
+            with self.assertRaises(RuntimeError) as caught:
+                server.publish("a")
+            self.assertEqual(
+                str(caught.exception), "the server is closed; nothing can be published"
+            )
+            self.assertEqual(server.stats.published, 0)
 
     async def test_from_many_threads_in_the_order_of_each(self):
         server = await self.start()
@@ -4756,7 +4766,7 @@ class AuthorizeTest(ServerTestCase):
             logged = self.logged(logging.ERROR)
             self.assertEqual(logged, ["authorize() failed for /sse"] * 3)
 
-    async def test_an_answer_304_has_no_body(self):
+    async def test_a_304_has_no_body(self):
         async def authorize(request):
             raise HTTPError(304)
 
@@ -4828,7 +4838,7 @@ class AuthorizeTest(ServerTestCase):
         server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
 
-    async def test_authorize_has_a_deadline(self):
+    async def test_one_that_takes_too_long_gets_503(self):
         async def authorize(request):
             await asyncio.Event().wait()
 
@@ -4964,7 +4974,7 @@ class PostTest(ServerTestCase):
         self.assertEqual(answer.status, 200)
         self.assertEqual(await client.data(1), ["abc"])
 
-    async def test_tokens(self):
+    async def test_a_wrong_token_gets_401(self):
         wrong = "publishing needs Authorization: Bearer and the right token\n"
         cases = [
             ["Authorization: Bearer wrong"],
@@ -5000,60 +5010,60 @@ class PostTest(ServerTestCase):
                 answer = await self.ask(server, post("/sse", b"a", token=token))
                 self.assertEqual(answer.status, 200)
 
-    async def test_without_a_token_it_is_off(self):
+    async def test_without_a_token_it_gets_405(self):
+        why = ": no token is set to publish with (--publish-token)"
+        status, _, body = not_allowed("POST", why)
         for token in (None, ""):
             server = await self.start(publish_token=token)
             for given in ("", "secret"):
                 answer = await self.ask(server, post("/sse", b"a", token=given))
-                self.assertEqual(answer.status, 405)
-                self.assertEqual(answer.field("allow"), "GET, HEAD, OPTIONS")
+                self.assertEqual((answer.status, answer.body), (status, body))
+                self.assertEqual(answer.field("allow"), ALLOW[1])
 
     async def test_what_is_refused(self):
-        size = "has {} bytes; allowed are 1 to 256 (UTF-8)\n".format
+        size = "body of 101 bytes or more; allowed are 100"
+        utf_8 = (
+            "the body is not UTF-8: 'utf-8' codec can't decode byte 0xff in position 1: "
+            "invalid start byte"
+        )
+        allowed = "allowed are event, channel, id and retain=1, each once"
         cases = [
-            ("", b"x" * 101, 413, "body of 101 bytes or more; allowed are 100\n"),
+            ("", b"x" * 101, 413, size),
+            ("", b"a\xff", 400, utf_8),
+            ("evnt=a", b"", 400, f"parameter 'evnt', 1 times; {allowed}"),
             (
-                "",
-                b"a\xff",
+                "channel=a&channel=b",
+                b"",
                 400,
-                (
-                    "the body is not UTF-8: 'utf-8' codec can't decode byte 0xff in "
-                    "position 1: invalid start byte\n"
-                ),
+                f"parameter 'channel', 2 times; {allowed}",
             ),
-            ("?event=", b"", 400, f"event {size(0)}"),
-            (f"?event={'x' * 257}", b"", 400, f"event {size(257)}"),
-            ("?channel=", b"", 400, f"channel {size(0)}"),
-            ("?id=", b"", 400, f"id {size(0)}"),
-            ("?id=a%0Db", b"", 400, "id 'a\\rb' has a CR at index 1\n"),
+            ("retain=0", b"", 400, f"parameter 'retain', 1 times; {allowed}"),
+            ("retain=", b"", 400, f"parameter 'retain', 1 times; {allowed}"),
+            ("retain=1&retain=1", b"", 400, f"parameter 'retain', 2 times; {allowed}"),
         ]
+        for parameter in ("event", "channel", "id"):
+            cases += [
+                (query, b"", 400, message)
+                for query, message in queries_of_refused_names(parameter)
+            ]
         for query, body, status, text in cases:
-            with self.subTest(text):
-                answer = await self.ask(self.server, post(f"/sse{query}", body))
-                self.assertEqual((answer.status, answer.body.decode()), (status, text))
+            with self.subTest(query=query[:60], text=text):
+                answer = await self.ask(self.server, post(f"/sse?{query}", body))
+                found = answer.status, answer.body.decode()
+                self.assertEqual(found, (status, f"{text}\n"))
+        self.assertEqual(self.server.stats.published, 0)
+
+    async def test_a_body_of_the_limit(self):
         answer = await self.ask(self.server, post("/sse", b"x" * 100))
         self.assertEqual(answer.status, 200)
         self.assertEqual(self.server.stats.published, 1)
-
-    async def test_a_publication_that_is_misspelled_or_meant_for_two_is_refused(self):
-        server = await self.start(publish_token="secret")
-        for query, what in (
-            ("channel=a&channel=b", "parameter 'channel', 2 times"),
-            ("evnt=a", "parameter 'evnt', 1 times"),
-        ):
-            client = await self.connect(server)
-            answer = await client.request(post(f"/sse?{query}", b"x"))
-            allowed = "; allowed are event, channel, id and retain=1, each once\n"
-            self.assertEqual(answer.status, 400)
-            self.assertEqual(answer.body.decode(), what + allowed)
-        self.assertEqual(server.stats.published, 0)
 
     async def test_it_is_in_the_list_of_what_is_allowed(self):
         for method in ("OPTIONS", "PUT"):
             answer = await self.ask(self.server, ask(method=method))
             self.assertEqual(answer.field("allow"), "GET, HEAD, OPTIONS, POST")
 
-    async def test_a_body_that_ends_after_the_server_is_closed(self):
+    async def test_a_body_that_ends_after_the_server_is_closed_gets_503(self):
         client = await self.connect(self.server)
         data = post("/sse", b"abc")
         await client.send(data[:-1])
@@ -5162,7 +5172,7 @@ class CorsTest(ServerTestCase):
 
 
 class FullTest(ServerTestCase):
-    async def test_both_kinds_of_client(self):
+    async def test_who_is_refused_gets_503_or_as_an_event_source_a_retry(self):
         server = await self.start(max_connections=2)
         streams = [await self.stream(server) for _ in range(2)]
         event_stream = "Accept: text/event-stream"
@@ -5456,24 +5466,18 @@ class EndingTest(ServerTestCase):
         server = self.new_server()
         await server.close()
         await server.close()
-        with self.assertRaises(RuntimeError):
-            server.publish("a")
+        self.assertEqual(server.port, 0)
 
     async def test_a_server_runs_once(self):
-        server = await self.start()
-        await server.close()
-        for start in (server.__aenter__, server.serve_forever):
-            with self.assertRaises(RuntimeError) as caught:
-                await start()
-            self.assertEqual(
-                str(caught.exception), "the server was closed; a server runs once"
-            )
-
-    async def test_a_server_that_was_closed_before_its_start_does_not_start(self):
-        server = SSEServer(port=0)
-        await server.close()
-        with self.assertRaisesRegex(RuntimeError, "a server runs once"):
-            await server.serve_forever()
+        ran, never_ran = await self.start(), self.new_server()
+        for server in (ran, never_ran):
+            await server.close()
+            for start in (server.__aenter__, server.serve_forever):
+                with self.assertRaises(RuntimeError) as caught:
+                    await start()
+                self.assertEqual(
+                    str(caught.exception), "the server was closed; a server runs once"
+                )
 
     async def test_a_server_belongs_to_one_event_loop(self):
         server = await self.start()
@@ -6004,7 +6008,6 @@ class CommandLineTest(CommandLineTestCase):
         """One clear line and exit status 2."""
         name = "name has {} bytes; allowed are 1 to 256 (UTF-8)".format
         cases = {
-            "--port x": "argument --port: invalid int value: 'x'",
             "--port 65536": "port is 65536; allowed are integers from 0 to 65535",
             "--port -1": "port is -1; allowed are integers from 0 to 65535",
             "--history -1": "history is -1; allowed are integers from 0",
@@ -6015,6 +6018,7 @@ class CommandLineTest(CommandLineTestCase):
             "--event=": name(0),
             f"--channel {'x' * 257}": name(257),
             "--lossless": "--lossless goes with -, the lines of standard input",
+            "--keyfile key.pem": "--keyfile goes with --certfile",
             "--verbose --quiet": "argument --quiet: not allowed with argument --verbose",
             "--what": "unrecognized arguments: --what",
         }
@@ -6023,13 +6027,7 @@ class CommandLineTest(CommandLineTestCase):
                 error = f"sse_server: {text}; --help shows all options\n"
                 self.assertEqual(self.main(*line.split(" ")), (2, "", error))
 
-    async def test_a_key_without_a_certificate_is_refused(self):
-        with mock.patch.object(asyncio, "run", lambda running: running.close()):
-            status, _, error = self.main("--keyfile", "key.pem")
-        self.assertEqual(status, 2)
-        self.assertRegex(error, r"\Asse_server: --keyfile .+\n\Z")
-
-    async def test_bad_numbers_as_the_shell_sees_them(self):
+    async def test_a_refusal_as_the_shell_sees_it(self):
         process = await self.run_command("--port", "1e3")
         status, err = await self.finish(process)
         expected = "sse_server: argument --port: invalid int value: '1e3'; --help"
@@ -6118,7 +6116,7 @@ class CommandLineTest(CommandLineTestCase):
         (retained,) = await late.events(1)
         self.assertEqual(retained.type, "tick")
 
-    async def test_another_host_is_told_what_to_set(self):
+    async def test_another_host_gets_421(self):
         _, port = await self.serve("--allow-host=a.example")
         for host, status in (("a.example", 200), ("localhost", 421)):
             client = await Client.connect(port)
@@ -6659,11 +6657,6 @@ class LifeTest(ServerTestCase):
             asyncio.get_running_loop().run_in_executor(None, run), DEADLINE
         )
 
-    async def test_what_arguments_are_refused_for_their_type(self):
-        for name, value in (("ssl", "cert.pem"), ("authorize", True), ("id_order", 1)):
-            with self.subTest(name), self.assertRaisesRegex(TypeError, f"^{name} is "):
-                SSEServer(**{name: value})
-
     async def test_drain_waits_once_for_one_who_takes_little(self):
         server = await self.start(write_timeout=0.3, history=10_000)
         client, _ = await self.stall(server)
@@ -6697,7 +6690,7 @@ class LifeTest(ServerTestCase):
 class SeamTest(ServerTestCase):
     """Where requests, answers and streams follow each other on one connection."""
 
-    async def test_another_protocol_is_told_at_once(self):
+    async def test_tls_on_a_plain_port_gets_400_at_once(self):
         server = await self.start()
         client = await self.connect(server)
         answer = await client.request(b"\x16\x03\x01\x02\x00\x01")
@@ -6729,7 +6722,7 @@ class SeamTest(ServerTestCase):
         self.assertEqual(await client.rest(), [])
         await self.until_stats(server, live=0, behind=0)
 
-    async def test_much_that_is_sent_ahead_is_not_held(self):
+    async def test_reading_pauses_when_much_is_sent_ahead(self):
         server, client, answer = await self.asked(False)
         sending = asyncio.ensure_future(client.send(ask() * 200_000))
         await self.until(lambda: server.registry.count("asking"), "the question")
@@ -6804,15 +6797,6 @@ class SeamTest(ServerTestCase):
         answer = await client.read_answer()
         self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
         self.assertEqual(server.stats.live, 0)
-
-    async def test_a_name_that_is_not_utf_8_is_refused(self):
-        server = await self.start(publish_token="secret")
-        for query in ("channel=%FF", "event=%FF", "id=%C3"):
-            with self.subTest(query):
-                answer = await self.ask(server, post(f"/sse?{query}", b"a"))
-                self.assertEqual(answer.status, 400)
-        self.assertEqual((await self.ask(server, ask("/sse?channel=%FF"))).status, 400)
-        self.assertEqual(server.stats.published, 0)
 
     async def test_no_visit_leaves_a_cycle_for_the_garbage_collector(self):
         def alive():
@@ -6964,9 +6948,6 @@ class RetainedTest(ServerTestCase):
         self.assertEqual(answer.status, 200)
         id = answer.body.decode()
         self.assertEqual(await self.seen(server, 1), [("s", "state", id)])
-        for query in ("retain=0", "retain=", "retain=1&retain=1"):
-            answer = await self.ask(server, post(f"/sse?{query}", b"state"))
-            self.assertEqual(answer.status, 400, query)
 
 
 class ReplayTest(ServerTestCase):
@@ -7015,18 +6996,11 @@ class ReplayTest(ServerTestCase):
         client = await self.stream(server)
         self.assertEqual(await client.data(2), ["2", "3"])
 
-    async def test_what_is_no_number_is_refused(self):
-        server = await self.start()
-        for value in ("", "-1", "1.5", "ALL", "\u0663", "1" * 10):
-            target = "/sse?replay=" + urllib.parse.quote(value)
-            answer = await self.ask(server, ask(target))
-            self.assertEqual(answer.status, 400, value)
-
 
 class PermissionTest(ServerTestCase):
     """`authorize` may return the channels that a client may use."""
 
-    async def test_the_channels_that_may_be_heard(self):
+    async def test_a_channel_that_may_not_be_heard_gets_403(self):
         for allowed, query, status in (
             (["mine"], "?channel=mine", 200),
             (("mine",), "?channel=mine&channel=mine", 200),
@@ -7108,7 +7082,7 @@ class HostTest(ServerTestCase):
         data = f"HEAD {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         return (await self.ask(server, data, head_only=True)).status
 
-    async def test_on_loopback_its_names_alone(self):
+    async def test_on_loopback_another_name_gets_421(self):
         server = await self.start()
         for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:9", "[::1]",
                      "a.localhost", "localhost."):  # fmt: skip
@@ -7118,7 +7092,7 @@ class HostTest(ServerTestCase):
             self.assertEqual(await self.status(server, host), 421, host)
             self.assertEqual(await self.status(server, host, "/"), 200, host)
 
-    async def test_the_refusal_says_what_to_set(self):
+    async def test_the_421_says_what_to_set(self):
         server = await self.start()
         answer = await self.ask(server, b"GET /sse HTTP/1.1\r\nHost: a.b\r\n\r\n")
         self.assertIn("--allow-host", answer.body.decode())
@@ -7134,11 +7108,6 @@ class HostTest(ServerTestCase):
     async def test_where_others_can_connect_any_name_will_do(self):
         server = await self.start("0.0.0.0")
         self.assertEqual(await self.status(server, "evil.example"), 200)
-
-    async def test_what_is_no_name_is_refused(self):
-        for hosts in ("example.com", ["example.com:80"], ["http://a"], ["::1"], [""]):
-            with self.assertRaises(ValueError):
-                SSEServer(hosts=hosts)
 
 
 class IteratorTest(ServerTestCase):
@@ -7237,28 +7206,28 @@ class IteratorTest(ServerTestCase):
         self.assertEqual(len([data async for data in server.stream()]), 1)
         self.assertEqual(server.stats.refused, 1)
 
-    async def test_bad_channels_and_another_loop_are_refused(self):
+    async def test_what_is_refused(self):
         server = await self.start(port=None)
-        for channels in (["a\nb"], [""], [str(number) for number in range(101)]):
-            with self.assertRaises(ValueError):
-                await anext_of(server.stream(channels=channels))
-        for replay in (-1, 1.5, True):
-            with self.assertRaises(ValueError):
-                await anext_of(server.stream(replay=replay))
-            with self.assertRaises(ValueError):
-                SSEServer(replay=replay)
-        with self.assertRaises(RuntimeError):
+        cases = [
+            ({"channels": ["a", name]}, message.format("channel"))
+            for name, message in REFUSED_NAMES
+        ]
+        many = [str(number) for number in range(101)]
+        cases.append(({"channels": many}, "101 channels; allowed are 100"))
+        cases += [
+            ({name: value}, message)
+            for name, value, _, message in REFUSED_ARGUMENTS
+            if name == "replay"
+        ]
+        for parameters, message in cases:
+            with self.subTest(parameters), self.assertRaises(ValueError) as caught:
+                await anext_of(server.stream(**parameters))
+            self.assertEqual(str(caught.exception), message)
+        self.assertEqual(server.stats.live, 0)
+
+    async def test_it_belongs_into_the_event_loop_of_the_server(self):
+        with self.assertRaisesRegex(RuntimeError, "belongs into the event loop"):
             await anext_of(SSEServer().stream())
-
-
-class HookTest(unittest.TestCase):
-    def test_a_coroutine_function_would_never_run_and_is_refused(self):
-        async def hook(argument):
-            pass
-
-        for name in ("on_open", "on_close", "dumps"):
-            with self.assertRaisesRegex(TypeError, f"{name} is a coroutine function"):
-                SSEServer(**{name: hook})
 
 
 class MonitorTest(ServerTestCase):
