@@ -3816,6 +3816,7 @@ class SlowClientTest(ServerTestCase):
             server.publish(str(n).ljust(8 * KIB, "x"))
         await asyncio.wait_for(server.drain(), DEADLINE)
         draining = asyncio.ensure_future(server.drain(behind=True))
+        await asyncio.sleep(0)
         server.publish("after")
         await asyncio.wait_for(server.drain(), DEADLINE)
         self.assertFalse(draining.done())
@@ -4453,6 +4454,9 @@ class ConnectionTest(ServerTestCase):
 
         async def upload(data):
             client = await self.connect(server)
+            # So that it is only sent to its end while the server reads.
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+            self.assertEqual((await client.request(ask("/"))).status, 200)
             await client.send(data)
             answer = await client.read_answer()
             self.assertTrue(await client.ended())
@@ -6551,26 +6555,26 @@ class FailureTest(ServerTestCase):
     async def test_a_logging_handler_and_a_signal_may_publish(self):
         server = await self.start()
         client = await self.stream(server)
-
-        def publish():
-            with server.broadcaster.lock:  # as if within publish()
-                server.publish("a")
-
-        # In a thread of its own, which a deadlock would not let go of.
-        threading.Thread(target=publish, daemon=True).start()
+        lock = server.broadcaster.lock
+        with lock:  # as if within publish()
+            self.assertTrue(lock.acquire(blocking=False), "it would wait for ever")
+            lock.release()
+            server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
 
     async def test_an_order_that_asks_the_server_does_not_lock_it(self):
+        answered = []
+
         def order(id):
-            threading.Thread(target=lambda: asked.append(server.last_event_id)).start()
-            while not asked:
-                time.sleep(0.001)
+            asking = threading.Thread(target=lambda: server.last_event_id, daemon=True)
+            asking.start()
+            asking.join(DEADLINE)
+            answered.append(not asking.is_alive())
             return int(id)
 
-        asked = []
         server = await self.start(id_order=order)
         server.publish("a", id="1")
-        self.assertEqual(len(asked), 1)
+        self.assertEqual(answered, [True])
 
 
 class LifeTest(ServerTestCase):
@@ -6645,13 +6649,15 @@ class LifeTest(ServerTestCase):
             server.publish("a")
 
     async def test_drain_waits_once_for_one_who_takes_little(self):
-        server = await self.start(write_timeout=0.3, history=10_000)
+        server = await self.start(write_timeout=0.5, history=10_000)
         client, _ = await self.stall(server)
+        for _ in range(1000):
+            server.publish("x" * 8 * KIB)
 
         async def trickle():
             while True:
-                await asyncio.get_running_loop().sock_recv(client.sock, 1)
-                await asyncio.sleep(0.001)
+                await client.receive()  # enough for the server to see it
+                await asyncio.sleep(0.05)  # the pace of the client
 
         trickling = asyncio.ensure_future(trickle())
         began = time.monotonic()
@@ -6661,9 +6667,11 @@ class LifeTest(ServerTestCase):
         began = time.monotonic()
         await asyncio.wait_for(server.drain(behind=True), DEADLINE)
         again = time.monotonic() - began
+        self.assertEqual((server.stats.behind, server.stats.dropped), (1, 0))
         trickling.cancel()
         await asyncio.wait([trickling])
-        self.assertLess(again, first)
+        self.assertGreater(first, 0.4)
+        self.assertLess(again, first / 2)
 
     async def test_drain_does_not_wait_for_one_who_is_ahead(self):
         server = await self.start(id_order=int)
