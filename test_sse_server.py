@@ -20,6 +20,7 @@ import datetime
 import email.utils
 import enum
 import errno
+import functools
 import gc
 import hashlib
 import http
@@ -407,12 +408,12 @@ class HTTPErrorTest(unittest.TestCase):
             self.assertEqual(str(error), f"{status} {expected}")
 
     def test_reason_phrases_are_the_standard_ones(self):
-        for status in (200, 204, 400, 401, 403, 404, 405, 408, 417, 429, 431):
+        for status in (200, 204, 400, 401, 403, 404, 405, 408, 417, 421, 429, 431,
+                       500, 501, 503, 505):  # fmt: skip
             self.assertEqual(HTTPError(status).message, http.HTTPStatus(status).phrase)
-        for status in (500, 501, 503, 505):
-            self.assertEqual(HTTPError(status).message, http.HTTPStatus(status).phrase)
-        # RFC 9110 named it anew; Python follows from 3.13 on.
+        # RFC 9110 named them anew; Python follows from 3.13 on.
         self.assertEqual(HTTPError(413).message, "Content Too Large")
+        self.assertEqual(HTTPError(414).message, "URI Too Long")
 
     def test_every_status_that_the_parser_raises_has_a_reason_phrase(self):
         statuses = {status for _, status, _ in REFUSED_HEADS + REFUSED_BODIES}
@@ -669,40 +670,48 @@ def random_pieces(random_, data):
     return pieces
 
 
-class NamesTest(unittest.TestCase):
-    def test_from_1_to_256_bytes_of_utf_8(self):
-        for name in ("a", "a" * 255, "a" * 256, "é" * 128, "\U0001f600" * 64, "a b"):
-            self.assertEqual(sse_server._check_name("channel", name), name)
+# (what is no name of an event, an id or a channel; why, with what it was to name)
+REFUSED_NAMES = [
+    *(
+        (name, f"{{}} has {size} bytes; allowed are 1 to 256 (UTF-8)")
         for name, size in (
             ("", 0),
             ("a" * 257, 257),
             ("é" * 128 + "a", 257),
             ("\U0001f600" * 65, 260),
-        ):
-            with self.assertRaises(ValueError) as caught:
-                sse_server._check_name("channel", name)
-            self.assertEqual(
-                str(caught.exception),
-                f"channel has {size} bytes; allowed are 1 to 256 (UTF-8)",
-            )
+        )
+    ),
+    ("a\n", "{} 'a\\n' has a LF at index 1"),
+    ("\r", "{} '\\r' has a CR at index 0"),
+    ("a\0", "{} 'a\\x00' has a NUL at index 1"),
+    *(
+        (name, f"lone surrogate {name!r} at index 0 of {name!r}: not valid Unicode")
+        for name in ("\udc80", "\udcff", "\udcc3")
+    ),
+    *(
+        (name, f"{{}} {name!r} has a control character or a space at an end")
+        for name in (" ", " a", "a ", "\ta", "a\tb", "a\x01b", "a\x1f", "\x7f")
+    ),
+]
 
-    def test_characters_that_no_name_may_have(self):
-        for name, message in (
-            ("a\n", "id 'a\\n' has a LF at index 1"),
-            ("\r", "id '\\r' has a CR at index 0"),
-            ("a\0", "id 'a\\x00' has a NUL at index 1"),
-            (
-                "\udc80",
-                "lone surrogate '\\udc80' at index 0 of '\\udc80': not valid Unicode",
-            ),
-            *(
-                (name, f"id {name!r} has a control character or a space at an end")
-                for name in (" ", " a", "a ", "\ta", "a\tb", "a\x01b", "a\x1f", "\x7f")
-            ),
-        ):
+
+def queries_of_refused_names(parameter):
+    """(a query whose parameter is no name, why)"""
+    for name, message in REFUSED_NAMES:
+        value = urllib.parse.quote(name, errors="surrogateescape")
+        yield f"{parameter}={value}", message.format(parameter)
+
+
+class NamesTest(unittest.TestCase):
+    def test_from_1_to_256_bytes_of_utf_8(self):
+        for name in ("a", "a" * 255, "a" * 256, "é" * 128, "\U0001f600" * 64, "a b"):
+            self.assertEqual(sse_server._check_name("channel", name), name)
+
+    def test_what_is_no_name(self):
+        for name, message in REFUSED_NAMES:
             with self.subTest(name), self.assertRaises(ValueError) as caught:
                 sse_server._check_name("id", name)
-            self.assertEqual(str(caught.exception), message)
+            self.assertEqual(str(caught.exception), message.format("id"))
 
 
 class FramingTest(unittest.TestCase):
@@ -1442,6 +1451,8 @@ def get(*fields, target="/sse", method="GET", version="1.1"):
     )
 
 
+MAX_HEAD = 16 * 1024
+HEAD_TOO_LARGE = f"request head is larger than {MAX_HEAD} bytes"
 HOST = "Host: a"
 GET = "GET / HTTP/1.1"
 POST = "POST / HTTP/1.1"
@@ -1687,6 +1698,11 @@ REFUSED_HEADS = [
     ),
     (lines("CONNECT a HTTP/1.1"), 501, "CONNECT is for proxies, and this is none"),
     (lines("CONNECT / HTTP/1.1"), 501, "CONNECT is for proxies, and this is none"),
+    (
+        lines("CONNECT a:80 HTTP/1.1", HOST),
+        501,
+        "CONNECT is for proxies, and this is none",
+    ),
     *(
         (lines(GET, line, HOST), 400, f"malformed header field {shown(line)}")
         for line in (
@@ -1811,7 +1827,18 @@ REFUSED_HEADS = [
         417,
         "Expect '100-continue, a, b'",
     ),
-    # Bodies that are known to be too large
+    # What is too large; what just fits is in tests of its own
+    (lines(GET, HOST, "X: " + "a" * MAX_HEAD), 431, HEAD_TOO_LARGE),
+    (
+        lines(f"GET /{'a' * MAX_HEAD} HTTP/1.1", HOST),
+        414,
+        f"request line is longer than {MAX_HEAD} bytes",
+    ),
+    (
+        lines(GET, HOST, *["X: a"] * 200),
+        431,
+        "201 header fields; allowed are 200",
+    ),
     (lines(POST, HOST, LENGTH + "25"), 413, "body of 25 bytes or more; allowed are 24"),
     (
         lines(POST, HOST, LENGTH + "1" * 5000),
@@ -1864,6 +1891,28 @@ REFUSED_BODIES = [
     (b"0\r\n\n", 400, "a trailer line ends with a bare LF"),
 ]
 
+# (what no stream can be asked for, why): each is a 400
+REFUSED_QUERIES = [
+    *queries_of_refused_names("channel"),
+    ("channel=a&channel", "channel has 0 bytes; allowed are 1 to 256 (UTF-8)"),
+    ("channel=a&" * 101, "101 channels asked for; allowed are 100"),
+    (
+        "&".join(f"channel={n}" for n in range(101)),
+        "101 channels asked for; allowed are 100",
+    ),
+    *(
+        (
+            "replay=" + urllib.parse.quote(value),
+            f"replay is {value!a}; allowed: a number, all",
+        )
+        for value in ("", "-1", "1.5", "ALL", "\u0663", "1" * 10)
+    ),
+    (
+        "&".join(f"a{n}=1" for n in range(201)),
+        "query of more than 200 parameters",
+    ),
+]
+
 
 class RequestTest(unittest.TestCase):
     def assertRefused(self, pieces, status, message):
@@ -1911,7 +1960,7 @@ class RequestTest(unittest.TestCase):
         self.assertEqual(follow, b"")
 
     def test_a_head_of_up_to_16_kib(self):
-        for size in (16 * 1024 - 1, 16 * 1024):
+        for size in (MAX_HEAD - 1, MAX_HEAD):
             data = lines("GET / HTTP/1.1", HOST, "X: ")
             data = data[:-4] + b"a" * (size - len(data)) + data[-4:]
             for pieces in (
@@ -1921,54 +1970,45 @@ class RequestTest(unittest.TestCase):
                 request, _, rest = receive(pieces)
                 self.assertEqual((request.path, rest), ("/", NEXT))
 
-    def test_a_head_of_more_than_16_kib_is_refused(self):
-        message = "request head is larger than 16384 bytes"
+    def test_a_head_of_one_byte_above_16_kib_gets_431(self):
         start = lines("GET / HTTP/1.1", HOST)[:-2] + b"X: "
-        ended = start + b"a" * (16 * 1024 - 3 - len(start)) + b"\r\n\r\n"
-        endless = start + b"a" * (16 * 1024 + 1 - len(start))
+        ended = start + b"a" * (MAX_HEAD - 3 - len(start)) + b"\r\n\r\n"
+        endless = start + b"a" * (MAX_HEAD + 1 - len(start))
         for data in (ended, endless):
             with self.subTest(data[:50]):
-                self.assertEqual(len(data), 16 * 1024 + 1)
-                self.assertRefused([data], 431, message)
-                self.assertRefused([data[:-1], data[-1:]], 431, message)
+                self.assertEqual(len(data), MAX_HEAD + 1)
+                self.assertRefused([data], 431, HEAD_TOO_LARGE)
+                self.assertRefused([data[:-1], data[-1:]], 431, HEAD_TOO_LARGE)
                 self.assertIsNone(receive([data[:-1]]))
 
-    def test_a_request_line_of_more_than_16_kib_is_refused(self):
+    def test_a_request_line_of_16_kib_gets_414(self):
+        """Without the line's end; one byte less, and it is the head that is too large."""
         for size, status in (
-            (16 * 1024 - 1, 431),
-            (16 * 1024, 414),
-            (16 * 1024 + 1, 414),
+            (MAX_HEAD - 1, 431),
+            (MAX_HEAD, 414),
+            (MAX_HEAD + 1, 414),
         ):
-            data = (b"GET /".ljust(size, b"a") + b"\nX: ").ljust(16 * 1024 + 1, b"b")
+            data = (b"GET /".ljust(size, b"a") + b"\nX: ").ljust(MAX_HEAD + 1, b"b")
             with self.subTest(size), self.assertRaises(HTTPError) as caught:
                 receive([data])
             self.assertEqual(caught.exception.status, status)
 
     def test_up_to_200_fields(self):
-        for count, status in ((199, None), (200, None), (201, 431)):
+        for count in (199, 200):
             data = lines(GET, HOST, *["X: a"] * (count - 1))
-            with self.subTest(count):
-                if status is None:
-                    self.assertEqual(len(receive([data])[0].fields), count)
-                    continue
-                with self.assertRaises(HTTPError) as caught:
-                    receive([data])
-                self.assertEqual(
-                    (caught.exception.status, caught.exception.message),
-                    (431, "201 header fields; allowed are 200"),
-                )
+            self.assertEqual(len(receive([data])[0].fields), count)
 
     def test_trailers_of_up_to_16_kib(self):
         for extra in (-1, 0):
-            trailers = b"X: " + b"a" * (16 * 1024 - 7 + extra) + b"\r\n\r\n"
+            trailers = b"X: " + b"a" * (MAX_HEAD - 7 + extra) + b"\r\n\r\n"
             for pieces in ([trailers + NEXT], [trailers[:100], trailers[100:] + NEXT]):
                 self.assertEqual(receive([CHUNKED + b"0\r\n", *pieces])[2], NEXT)
-        endless = b"X: " + b"a" * (16 * 1024 - 2)
+        endless = b"X: " + b"a" * (MAX_HEAD - 2)
         for pieces in ([endless], [endless[:-1], b"a"]):
             self.assertRefused(
                 [CHUNKED + b"0\r\n", *pieces],
                 431,
-                "request head is larger than 16384 bytes",
+                HEAD_TOO_LARGE,
             )
 
     def test_a_chunk_size_line_of_up_to_256_bytes(self):
@@ -2070,6 +2110,11 @@ class RequestTest(unittest.TestCase):
             with self.subTest(query):
                 self.assertEqual(get(target=f"/sse?{query}").parameters, expected)
 
+    def test_up_to_200_parameters(self):
+        for count in (199, 200):
+            query = "&".join(f"a{n}=1" for n in range(count))
+            self.assertEqual(len(get(target=f"/sse?{query}").parameters), count)
+
     def test_the_connection_is_kept_from_http_1_1_on_unless_closed(self):
         for version, fields, expected in (
             ("1.1", [], True),
@@ -2106,20 +2151,11 @@ class RequestTest(unittest.TestCase):
             with self.subTest(query[:60]):
                 self.assertEqual(get(target="/sse" + query).channels, expected)
 
-    def test_channels_that_are_refused(self):
-        for query, message in (
-            ("channel=", "channel has 0 bytes; allowed are 1 to 256 (UTF-8)"),
-            ("channel=a&channel", "channel has 0 bytes; allowed are 1 to 256 (UTF-8)"),
-            (
-                "channel=" + "a" * 257,
-                "channel has 257 bytes; allowed are 1 to 256 (UTF-8)",
-            ),
-            ("channel=a%0Ab", "channel 'a\\nb' has a LF at index 1"),
-            ("channel=%00", "channel '\\x00' has a NUL at index 0"),
-            ("channel=a&" * 101, "101 channels asked for; allowed are 100"),
-        ):
+    def test_queries_that_are_refused(self):
+        for query, message in REFUSED_QUERIES:
             with self.subTest(query[:60]), self.assertRaises(HTTPError) as caught:
-                self.assertFalse(get(target="/sse?" + query).channels)
+                request = get(target="/sse?" + query)
+                self.fail((request.channels, request.replay))
             self.assertEqual(
                 (caught.exception.status, caught.exception.message), (400, message)
             )
@@ -2180,7 +2216,7 @@ class CountingPattern:
 class ParsingWorkTest(unittest.TestCase):
     """What is fed byte by byte is searched once, and not again for each byte."""
 
-    SIZE = 16 * 1024
+    SIZE = MAX_HEAD
 
     def count(self, data, before=b""):
         pattern = CountingPattern(sse_server._HEAD_END)
@@ -2209,6 +2245,7 @@ class ParsingWorkTest(unittest.TestCase):
                 with self.subTest(unit, start=start):
                     # Each new byte, with the two before it that may begin the end.
                     self.assertLessEqual(self.count(data), 3 * len(data))
+        self.assertGreater(self.count(b"a" * 100), 0, "it is not counted")
 
     def test_trailers_of_the_worst_shapes(self):
         for unit in (b"a", b"\r", b"\n\ra", b"a:b\r\n"):
@@ -2335,9 +2372,18 @@ class Answer(NamedTuple):
         return ", ".join(values) if values else None
 
 
-def anext_of(iterator):
-    """anext(), which Python 3.9 does not have."""
-    return iterator.__anext__()
+async def anext_of(iterator):
+    """anext(), which Python 3.9 does not have, with the deadline."""
+    return await asyncio.wait_for(iterator.__anext__(), DEADLINE)
+
+
+async def rest_of(iterator):
+    """All that it gives until its end."""
+    found = []
+    with contextlib.suppress(StopAsyncIteration):
+        while True:
+            found.append(await anext_of(iterator))
+    return found
 
 
 def ask(target="/sse", *fields, method="GET", version="1.1", body=b""):
@@ -2381,6 +2427,12 @@ class Client:
             sock.close()
             raise
         return cls(sock)
+
+    @property
+    def name(self):
+        """What the server knows it by."""
+        host, port = self.sock.getsockname()
+        return f"{host}:{port}"
 
     async def send(self, data):
         sending = asyncio.get_running_loop().sock_sendall(self.sock, data)
@@ -2453,7 +2505,8 @@ class Client:
 
     async def open(self, data):
         """Send the request for a stream and read the head of the answer."""
-        await self.send(data)
+        if data:
+            await self.send(data)
         self.answer = await self.read_head()
         assert self.answer.status == 200, self.answer
         if self.answer.field("transfer-encoding") == "chunked":
@@ -2495,10 +2548,10 @@ class Client:
         return [event.data for event in await self.events(count)]
 
     async def until(self, last):
-        """The data of the next events up to this one."""
+        """The next events up to the one of this data."""
         found = []
-        while not found or found[-1] != last:
-            found += await self.data(1)
+        while not found or found[-1].data != last:
+            found += await self.events(1)
         return found
 
     async def rest(self):
@@ -2513,7 +2566,7 @@ class Client:
         with contextlib.suppress(ConnectionResetError):
             while await self.read_stream():
                 pass
-        assert not self.chunks.ended, "the last chunk"
+        assert self.chunks is None or not self.chunks.ended, "the last chunk"
         return self._take_all()
 
     def _take_all(self):
@@ -2521,16 +2574,56 @@ class Client:
         return taken
 
 
-class TLSClient(Client):
-    """The same over TLS."""
+OPENSSL = shutil.which("openssl")
 
-    async def handshake(self, context):
+
+@functools.cache
+def certificate():
+    """The files of a certificate for localhost and 127.0.0.1, and of its key."""
+    folder = tempfile.mkdtemp()
+    unittest.addModuleCleanup(certificate.cache_clear)
+    unittest.addModuleCleanup(shutil.rmtree, folder)
+    files = [os.path.join(folder, name) for name in ("certificate.pem", "key.pem")]
+    command = [OPENSSL, "req", "-x509", "-nodes", "-days", "1", "-newkey", "ec"]
+    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command += ["-out", files[0], "-keyout", files[1]]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return files
+
+
+def tls_context():
+    """What a server speaks TLS with."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate())
+    return context
+
+
+class TLSClient(Client):
+    """The same over TLS, by the standard library's layer that has no socket.
+
+    Who reads to the end answers the server's close_notify, as clients do.
+    """
+
+    def __init__(self, sock):
+        super().__init__(sock)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_hostname="localhost"
+        self._tls = None
+        self._over = False  # both sides have said close_notify
+
+    @classmethod
+    async def connect(cls, port, host="127.0.0.1", receive_buffer=None):
+        client = await super().connect(port, host, receive_buffer)
+        context = ssl.create_default_context(cafile=certificate()[0])
+        client._tls = context.wrap_bio(
+            client._incoming, client._outgoing, server_hostname=host
         )
-        await self._run(self._tls.do_handshake)
-        return self
+        try:
+            await client._run(client._tls.do_handshake)
+        except BaseException:
+            client.close()
+            raise
+        return client
 
     async def _run(self, operation, *arguments):
         while True:
@@ -2550,15 +2643,29 @@ class TLSClient(Client):
             await super().send(self._outgoing.read())
 
     async def send(self, data):
-        await self._run(self._tls.write, data)
+        if data:  # Python 3.9 takes the write of nothing for an error
+            await self._run(self._tls.write, data)
 
     async def receive(self):
-        try:
-            return await self._run(self._tls.read, 64 * KIB)
-        except ssl.SSLZeroReturnError:
+        if self._over:
             return b""
+        try:
+            data = await self._run(self._tls.read, 64 * KIB)
+        except ssl.SSLZeroReturnError:  # close_notify, where ours was said before
+            data = b""
         except ssl.SSLEOFError as error:
             raise ConnectionResetError("no close_notify") from error
+        if not data:
+            self._over = True
+            with contextlib.suppress(ConnectionError):  # the server may have gone
+                await self._run(self._tls.unwrap)
+        return data
+
+    def end_of_input(self):
+        with contextlib.suppress(ssl.SSLWantReadError):  # for the server's answer
+            self._tls.unwrap()
+        self.sock.send(self._outgoing.read())
+        super().end_of_input()
 
 
 class ServerTestCase(unittest.IsolatedAsyncioTestCase):
@@ -2569,6 +2676,7 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
     """
 
     send_buffer = None  # of the kernel, for the server's connections
+    tls = False  # whether servers and clients speak it: see OverTLS
 
     async def asyncSetUp(self):
         asyncio.get_running_loop().set_debug(False)  # it is slow, and logs what is slow
@@ -2654,9 +2762,7 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
 
             return await start_server(accepted, *arguments, **options)
 
-        patch = mock.patch.object(asyncio, "start_server", start)
-        patch.start()
-        self.addCleanup(patch.stop)
+        self.change(asyncio, start_server=start)
 
     def _close_clients(self):
         for client in self.clients:
@@ -2688,33 +2794,71 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
         except AssertionError:
             self.fail(f"not within {DEADLINE:g} s: {expected}, but {server.stats}")
 
+    def new_server(self, host="127.0.0.1", port=0, **options):
+        """A server that has yet to start."""
+        if self.tls:
+            options.setdefault("ssl", tls_context())
+        return SSEServer(host, port, **options)
+
     async def start(self, host="127.0.0.1", port=0, **options):
         """A server that runs until the test ends."""
         options.setdefault("shutdown_timeout", 2.0)
-        server = SSEServer(host, port, **options)
+        server = self.new_server(host, port, **options)
         await server.__aenter__()
         self.addAsyncCleanup(self._stop, server)
         return server
 
     async def _stop(self, server):
         self._close_clients()
-        await server.close()
+        await asyncio.wait_for(server.close(), DEADLINE)
+
+    def change(self, holder, **values):
+        """Have these attributes be others until the test ends."""
+        patch = mock.patch.multiple(holder, **values)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    async def in_thread(self, function, *arguments):
+        """What the function returns, called where nothing else runs."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, function, *arguments)
+
+    async def let_pass(self, seconds, since):
+        """Give a timer its time, counted from a moment, to show that it does nothing."""
+        over = since + seconds
+        await self.until(lambda: time.monotonic() > over, "the timer's time")
 
     def give_way_after(self, writes):
         """Have a sweep's turn end after so many writes, and not after a time."""
-        for patch in (
-            mock.patch.object(sse_server, "STEPS_PER_LOOK", writes),
-            mock.patch.object(
-                sse_server._Broadcaster, "_turn_is_over", lambda self: True
-            ),
-        ):
-            patch.start()
-            self.addCleanup(patch.stop)
+        self.change(sse_server, STEPS_PER_LOOK=writes)
+        self.change(sse_server._Broadcaster, _turn_is_over=lambda self: True)
 
-    async def connect(self, server, **options):
-        client = await Client.connect(server.port, **options)
+    async def visit(self, port, kind=Client, **options):
+        """A client of whatever listens there, which the end of the test closes."""
+        client = await kind.connect(port, **options)
         self.clients.append(client)
         return client
+
+    async def asking(self, data, permission=True, **options):
+        """A client whose request is being authorized; gate.set() answers it.
+
+        Returns the server, the client and the gate.
+        """
+        gate = asyncio.Event()
+
+        async def authorize(request):
+            await gate.wait()
+            return permission
+
+        server = await self.start(authorize=authorize, **options)
+        client = await self.connect(server)
+        await client.send(data)
+        await self.until(lambda: server.registry.count("asking"), "the question")
+        return server, client, gate
+
+    async def connect(self, server, **options):
+        kind = TLSClient if self.tls else Client
+        return await self.visit(server.port, kind, **options)
 
     async def ask(self, server, data, **options):
         """The answer to one request on a connection of its own."""
@@ -2740,6 +2884,13 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
             await server.drain()
         await self.until(lambda: server.stats.behind > behind, "one that is behind")
         return client, published
+
+
+@unittest.skipUnless(OPENSSL, "the openssl program is not here")
+class OverTLS:
+    """Before a class of tests, in the bases of another: the same tests over TLS."""
+
+    tls = True
 
 
 # ------------------------------------------------------------------------------------
@@ -3268,9 +3419,7 @@ class BroadcastTest(ServerTestCase):
         await publishing
         last = numbers([server.last_event_id])[0]
         for client in clients:
-            events = []
-            while not events or events[-1].data != "end":
-                events += await client.events(1)
+            events = await client.until("end")
             found = numbers(event.last_event_id for event in events)
             self.assertEqual(found, list(range(found[0], last + 1)))
 
@@ -3306,6 +3455,22 @@ class BroadcastTest(ServerTestCase):
         server.publish("a")
         self.assertEqual(await framed.data(1), ["a"])
 
+    async def test_heartbeats_go_on_while_events_pour_in(self):
+        server = await self.start(heartbeat=0.02)
+        quiet = await self.stream(server, "/sse?channel=quiet")
+        await self.stream(server)
+
+        async def pour():
+            while True:
+                server.publish("x")
+                await asyncio.sleep(0)
+
+        pouring = asyncio.ensure_future(pour())
+        comments = len(quiet.decoder.comments)
+        while len(quiet.decoder.comments) < comments + 3:
+            await quiet.read_stream()
+        pouring.cancel()
+
     async def test_without_heartbeats_nothing_is_sent_unasked(self):
         server = await self.start(heartbeat=None)
         other = await self.start(heartbeat=0.01)
@@ -3336,9 +3501,7 @@ class BroadcastTest(ServerTestCase):
 
     async def test_stats_count_while_others_catch_up(self):
         self.give_way_after(1)
-        batch = mock.patch.object(sse_server, "BATCH_EVENTS", 1)
-        batch.start()
-        self.addCleanup(batch.stop)
+        self.change(sse_server, BATCH_EVENTS=1)
         server = await self.start()
         start = server.last_event_id
         for n in range(40):
@@ -3365,6 +3528,10 @@ class BroadcastTest(ServerTestCase):
         server.publish("a")
         for client in clients:
             self.assertEqual(await client.data(1), ["a"])
+
+
+class BroadcastOverTLSTest(OverTLS, BroadcastTest):
+    pass
 
 
 class ResumeTest(ServerTestCase):
@@ -3523,9 +3690,7 @@ class ResumeTest(ServerTestCase):
     async def test_an_id_that_the_live_have_not_been_given_yet(self):
         """Rule 2: the position is ahead of `sent`."""
         self.give_way_after(1)
-        batch = mock.patch.object(sse_server, "BATCH_EVENTS", 1)
-        batch.start()
-        self.addCleanup(batch.stop)
+        self.change(sse_server, BATCH_EVENTS=1)
         server = await self.start()
         clients = [await self.stream(server) for _ in range(10)]
         ids = [server.publish(str(n), id=str(n)) for n in range(300)]
@@ -3585,21 +3750,31 @@ class SlowClientTest(ServerTestCase):
             self.assertTrue(chunk.endswith(b"\n\n"))
 
     async def test_who_reads_again_too_late_is_told_of_the_gap(self):
-        """Rule 3."""
+        """Rule 3; of more than one, where the kernel took something in between."""
         server = await self.start(history=10)
-        client, sent = await self.stall(server)
+        client, published = await self.stall(server)
         for n in range(50):
-            server.publish(str(n))
+            published.append(str(n))
+            server.publish(published[-1])
         await server.drain()
-        events = []
-        while not events or events[-1].data != "49":
-            events += await client.events(1)
-        gap = [event.type for event in events].index("gap")
-        before, after = events[:gap], events[gap + 1 :]
-        self.assertEqual([e.data for e in before], sent[: len(before)])
-        self.assertEqual([e.data for e in after], [*map(str, range(40, 50))])
-        self.assertEqual(events[gap].data, '{"reason":"history"}')
-        self.assertEqual(server.stats.gaps, 1)
+        events = await client.until("49")
+        position, gap = 0, False
+        for event in events:
+            if event.type == "gap":
+                self.assertEqual(event.data, '{"reason":"history"}')
+                self.assertFalse(gap, "two gaps at once")
+                gap = True
+                continue
+            found = published.index(event.data)
+            if gap:
+                self.assertGreater(found, position)
+            else:
+                self.assertEqual(found, position)
+            position, gap = found + 1, False
+        last = [event.data for event in events[-11:]]
+        self.assertEqual(last, ['{"reason":"history"}', *map(str, range(40, 50))])
+        gaps = sum(event.type == "gap" for event in events)
+        self.assertEqual(server.stats.gaps, gaps)
 
     async def test_one_who_left_while_behind_finds_its_events_again(self):
         server = await self.start(write_timeout=0.3, history=100_000)
@@ -3632,7 +3807,7 @@ class SlowClientTest(ServerTestCase):
     async def test_a_little_that_is_never_read_is_noticed_at_the_heartbeat(self):
         """Rule 4."""
         server = await self.start(write_timeout=0.3, heartbeat=0.05)
-        client = await self.stream(server, receive_buffer=BUFFER)
+        await self.stream(server, receive_buffer=BUFFER)
         transport = self.transports[0]
         largest = 0
 
@@ -3647,7 +3822,6 @@ class SlowClientTest(ServerTestCase):
         await self.until(dropped, "the drop")
         self.assertLess(largest, sse_server.BATCH_BYTES)
         self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
-        self.assertTrue(client.answer)
 
     async def test_a_little_that_is_read_late_is_no_harm(self):
         server = await self.start(heartbeat=0.02)
@@ -3663,6 +3837,27 @@ class SlowClientTest(ServerTestCase):
         server.publish("end")
         self.assertEqual(await client.data(1), ["end"])
 
+    async def test_who_reads_again_among_heartbeats_catches_up(self):
+        """Rule 2; with heartbeats, which look at what was not taken."""
+        server = await self.start(write_timeout=1.5, history=100_000, heartbeat=0.02)
+        client = await self.stream(server, receive_buffer=BUFFER)
+        transport = self.transports[0]
+        published = []
+
+        def fell_behind():
+            if not transport.get_write_buffer_size():
+                published.append(str(len(published)).ljust(8 * KIB, "x"))
+                server.publish(published[-1])
+            return server.stats.behind
+
+        await self.until(fell_behind, "one that is behind")
+        for n in range(100):
+            published.append(str(n).ljust(8 * KIB, "y"))
+            server.publish(published[-1])
+        self.assertEqual(await client.data(len(published)), published)
+        await self.until_stats(server, live=1, behind=0)
+        self.assertEqual((server.stats.dropped, server.stats.gaps), (0, 0))
+
     async def test_drain_waits_for_those_behind_only_if_asked(self):
         server = await self.start(history=100_000)
         client, expected = await self.stall(server)
@@ -3670,11 +3865,22 @@ class SlowClientTest(ServerTestCase):
             server.publish(str(n).ljust(8 * KIB, "x"))
         await asyncio.wait_for(server.drain(), DEADLINE)
         draining = asyncio.ensure_future(server.drain(behind=True))
+        await asyncio.sleep(0)
         server.publish("after")
         await asyncio.wait_for(server.drain(), DEADLINE)
         self.assertFalse(draining.done())
         await client.data(len(expected) + 200)
         await asyncio.wait_for(draining, DEADLINE)
+
+    async def test_drain_of_those_behind_ends_when_they_leave(self):
+        server = await self.start(write_timeout=1000, history=100_000)
+        client, _ = await self.stall(server)
+        draining = asyncio.ensure_future(server.drain(behind=True))
+        await asyncio.sleep(0)
+        self.assertFalse(draining.done())
+        client.reset()
+        await asyncio.wait_for(draining, DEADLINE)
+        self.assertEqual(server.stats.behind, 0)
 
     async def test_drain_of_those_behind_ends_when_they_are_dropped(self):
         server = await self.start(write_timeout=0.3, history=100_000)
@@ -3682,7 +3888,7 @@ class SlowClientTest(ServerTestCase):
         for n in range(200):
             server.publish(str(n).ljust(8 * KIB, "x"))
         await asyncio.wait_for(server.drain(behind=True), DEADLINE)
-        self.assertEqual(server.stats.dropped, 1)
+        await self.until_stats(server, behind=0, dropped=1)
 
     async def test_who_has_not_read_the_answers_before_is_not_given_a_stream_yet(self):
         """Rule 4: what a connection holds is bounded, whatever it asks for."""
@@ -3704,36 +3910,44 @@ class SlowClientTest(ServerTestCase):
         await self.until_stats(server, live=1, behind=0)
 
 
+class SlowClientOverTLSTest(OverTLS, SlowClientTest):
+    pass
+
+
 class DepartureTest(ServerTestCase):
     async def test_ways_to_leave_are_noticed_without_a_write(self):
         """Rule 6."""
         ways = {"close": Client.close, "reset": Client.reset}
         server = await self.start(heartbeat=None)
         stays = await self.stream(server)
-        for name, leave in ways.items():
+        for way, leave in ways.items():
             for version in ("1.1", "1.0"):
-                with self.subTest(name, version=version):
+                with self.subTest(way, version=version):
                     client = await self.stream(server, version=version)
                     self.logged()
-                    host, port = client.sock.getsockname()
+                    name = client.name
                     leave(client)
                     await self.until_stats(server, live=1, behind=0)
                     await self.until(lambda: self.records, "the departure in the log")
                     (line,) = self.logged()
-                    self.assertRegex(line, f"^{host}:{port} left, .+; 1 remain$")
+                    self.assertRegex(line, f"^{name} left, .+; 1 remain$")
         server.publish("a")
         self.assertEqual(await stays.data(1), ["a"])
         self.assertEqual(server.stats.events_written, 1)
 
     async def test_who_ends_its_input_is_told_to_come_back(self):
+        # asyncio's TLS before Python 3.11 does not say so, and closes by itself.
+        told = not self.tls or sys.version_info >= (3, 11)
         for version in ("1.1", "1.0"):
             with self.subTest(version):
                 server = await self.start(heartbeat=None)
                 client = await self.stream(server, version=version)
                 client.end_of_input()
-                self.assertEqual(await client.rest(), [])
-                self.assertTrue(2500 <= client.decoder.retry <= 7500)
-                self.assertEqual(server.stats.live, 0)
+                rest = await (client.rest() if told else client.rest_of_cut())
+                self.assertEqual(rest, [])
+                if told:
+                    self.assertTrue(2500 <= client.decoder.retry <= 7500)
+                await self.until_stats(server, live=0)
 
     async def test_two_hundred_visits_leave_nothing(self):
         server = await self.start()
@@ -3763,24 +3977,55 @@ class DepartureTest(ServerTestCase):
             await server.drain()
         await self.until_stats(server, live=0, behind=0)
 
+    async def test_one_that_leaves_while_it_is_authorized_is_no_subscriber(self):
+        ways = {
+            "close": (Client.close, b""),
+            "reset": (Client.reset, b""),
+            "end of input": (lambda client: client.end_of_input(), b""),
+            "end of input after data": (lambda client: client.end_of_input(), b"x"),
+        }
+        for name, (leave, data) in ways.items():
+            with self.subTest(name):
+                server, client, gate = await self.asking(ask(), heartbeat=None)
+                await client.send(data)
+                leave(client)
+                await self.look_around()
+                gate.set()
+                await self.until(self.transports[-1].is_closing, "the end")
+                await self.until_stats(server, live=0, behind=0)
+
+    async def test_one_that_sent_much_while_it_was_authorized_is_seen_to_leave(self):
+        """Rule 6: its input was not read any more."""
+        server, client, gate = await self.asking(ask(), heartbeat=None)
+        await client.send(b"x" * 300_000)
+        gate.set()
+        await client.open(b"")
+        client.close()
+        await self.until_stats(server, live=0)
+
+    async def look_around(self):
+        """Let the event loop see what has come."""
+        other = await self.start()
+        await self.ask(other, ask("/", "Connection: close"))
+        self.transports.pop()
+
     async def test_arrivals_and_departures_are_logged(self):
         server = await self.start()
         self.logged()
         first = await self.stream(server)
         second = await self.stream(server)
+        one, two = first.name, second.name
         first.close()
         await self.until_stats(server, live=1)
-        one, two = self.peer(0), self.peer(1)
         lines = self.logged()
         self.assertEqual(
             lines[:2], [f"{one} joined; 1 connected", f"{two} joined; 2 connected"]
         )
         self.assertRegex(lines[2], f"^{one} left, .*client; 1 remain$")
-        self.assertTrue(second)
 
-    def peer(self, number):
-        host, port = self.transports[number].get_extra_info("peername")
-        return f"{host}:{port}"
+
+class DepartureOverTLSTest(OverTLS, DepartureTest):
+    pass
 
 
 class ChannelTest(ServerTestCase):
@@ -3803,7 +4048,7 @@ class ChannelTest(ServerTestCase):
         for target, expected in targets.items():
             with self.subTest(target):
                 found = await clients[target].until("end")
-                self.assertEqual(found, [*expected, "end"])
+                self.assertEqual([e.data for e in found], [*expected, "end"])
 
     async def test_one_sequence_of_ids_resumes_them_all(self):
         server = await self.start()
@@ -3843,26 +4088,12 @@ class ChannelTest(ServerTestCase):
         self.assertEqual((await client.events(1))[0].type, "gap")
         self.assertEqual(server.stats.gaps, 2)
 
-    async def test_bad_channels_are_refused(self):
+    async def test_up_to_100_channels_of_up_to_256_bytes(self):
         server = await self.start()
-        longest, long = "x" * 256, "x" * 257
-        many = "&".join(f"channel={n}" for n in range(101))
-        cases = {
-            "channel=": "channel has 0 bytes; allowed are 1 to 256 (UTF-8)",
-            f"channel={long}": "channel has 257 bytes; allowed are 1 to 256 (UTF-8)",
-            "channel=a%0Ab": r"channel 'a\nb' has a LF at index 1",
-            "channel=a%00": r"channel 'a\x00' has a NUL at index 1",
-            many: "101 channels asked for; allowed are 100",
-        }
-        for query, text in cases.items():
-            with self.subTest(text):
-                answer = await self.ask(server, ask(f"/sse?{query}"))
-                self.assertEqual(
-                    (answer.status, answer.body), (400, f"{text}\n".encode())
-                )
-        self.assertEqual(server.stats.live, 0)
+        longest = "x" * 256
+        many = "&".join(f"channel={n}" for n in range(100))
         client = await self.stream(server, f"/sse?channel={longest}")
-        hundred = await self.stream(server, f"/sse?{many.rpartition('&')[0]}")
+        hundred = await self.stream(server, f"/sse?{many}")
         server.publish("a", channel=longest)
         server.publish("b", channel="99")
         self.assertEqual(await client.data(1), ["a"])
@@ -4101,50 +4332,87 @@ class CompressionTest(ServerTestCase):
 # 7. The server
 # ------------------------------------------------------------------------------------
 
+
+async def coroutine_function(argument):
+    """No hook, because nobody would await it."""
+
+
 NOT_SECONDS = (0, -1, float("nan"), float("inf"), "1", None, True)
-BAD_ARGUMENTS = [
-    *[("port", port, "integers from 0 to 65535") for port in (-1, 65536, "80", 1.0)],
-    *[("history", n, "integers from 0") for n in (-1, "5", 1.5, None, True)],
-    *[("history_bytes", n, "integers from 0") for n in (-1, None)],
-    *[("max_event_bytes", n, "integers from 1") for n in (0, None)],
-    *[("max_connections", n, "integers from 1") for n in (0, 1.5, False)],
-    *[("heartbeat", s, "seconds above 0") for s in NOT_SECONDS if s is not None],
-    *[
-        (f"{name}{timeout}", seconds, "seconds above 0")
-        for name, timeout in (
-            ("retry", ""),
-            ("header", "_timeout"),
-            ("body", "_timeout"),
-            ("keepalive", "_timeout"),
-            ("write", "_timeout"),
-            ("shutdown", "_timeout"),
+ORIGINS = "allowed are https://example.com and the like, without a path, and *"
+HOSTS = "allowed are names and addresses without a port, IPv6 in brackets, and *"
+
+# (parameter of SSEServer, value that it refuses, ValueError or TypeError, message)
+REFUSED_ARGUMENTS = [
+    *(
+        (name, value, ValueError, f"{name} is {value!r}; allowed {allowed}")
+        for name, allowed, values in (
+            ("port", "are integers from 0 to 65535", (-1, 65536, "80", 1.0)),
+            ("history", "are integers from 0", (-1, "5", 1.5, None, True)),
+            ("history_bytes", "are integers from 0", (-1, None)),
+            ("replay", "are integers from 0", (-1, 1.5, True)),
+            ("max_event_bytes", "are integers from 1", (0, None)),
+            ("max_connections", "are integers from 1", (0, 1.5, False)),
+            ("heartbeat", "are seconds above 0", NOT_SECONDS[:5] + NOT_SECONDS[6:]),
+            ("retry", "are seconds above 0", NOT_SECONDS),
+            ("header_timeout", "are seconds above 0", NOT_SECONDS),
+            ("body_timeout", "are seconds above 0", NOT_SECONDS),
+            ("keepalive_timeout", "are seconds above 0", NOT_SECONDS),
+            ("write_timeout", "are seconds above 0", NOT_SECONDS),
+            ("shutdown_timeout", "are seconds above 0", NOT_SECONDS),
+            (
+                "path",
+                "is ASCII that begins with /",
+                ("", "sse", "/s?", "/s#", "/é", "/a b", "/a\n"),
+            ),
         )
-        for seconds in NOT_SECONDS
-    ],
-    *[
-        ("path", path, "ASCII that begins with /")
-        for path in ("", "sse", "/s?", "/s#", "/é", "/a b", "/a\n")
-    ],
+        for value in values
+    ),
+    *(
+        (
+            name,
+            "example.com",
+            ValueError,
+            f"{name} is a str; allowed is a sequence of them",
+        )
+        for name in ("cors_origins", "hosts")
+    ),
+    *(
+        ("cors_origins", ["*", origin], ValueError, f"origin is {origin!r}; {ORIGINS}")
+        for origin in ("https://a.example/", "a.example", "", "https://")
+    ),
+    *(
+        ("hosts", ["*", host], ValueError, f"host is {host!r}; {HOSTS}")
+        for host in ("example.com:80", "http://a", "::1", "")
+    ),
+    *(
+        (name, 1, TypeError, f"{name} is 1; allowed is a function or None")
+        for name in ("authorize", "id_order", "on_open", "on_close", "dumps")
+    ),
+    *(
+        (
+            name,
+            coroutine_function,
+            TypeError,
+            f"{name} is a coroutine function; allowed is a plain one",
+        )
+        for name in ("on_open", "on_close", "dumps")
+    ),
+    (
+        "ssl",
+        "cert.pem",
+        TypeError,
+        "ssl is 'cert.pem'; allowed is an ssl.SSLContext or None",
+    ),
 ]
 
 
 class ConstructorTest(unittest.TestCase):
-    def test_bad_arguments(self):
-        for name, value, allowed in BAD_ARGUMENTS:
+    def test_what_is_refused(self):
+        for name, value, kind, message in REFUSED_ARGUMENTS:
             with self.subTest(name, value=value):
-                with self.assertRaises(ValueError) as caught:
+                with self.assertRaises(kind) as caught:
                     SSEServer(**{name: value})
-                verb = "is" if name == "path" else "are"
-                expected = f"{name} is {value!r}; allowed {verb} {allowed}"
-                self.assertEqual(str(caught.exception), expected)
-
-    def test_one_origin_is_not_a_list_of_them(self):
-        with self.assertRaises(ValueError) as caught:
-            SSEServer(cors_origins="https://example.com")
-        self.assertEqual(
-            str(caught.exception),
-            "cors_origins is a str; allowed is a sequence of them",
-        )
+                self.assertEqual(str(caught.exception), message)
 
     def test_the_limits_of_what_is_allowed(self):
         SSEServer(port=65535, history=0, history_bytes=0, max_event_bytes=1)
@@ -4238,76 +4506,47 @@ ANSWERS = {
         (200, [*STREAM_FIELDS, ("transfer-encoding", "chunked"), CLOSE], b""),
     ),
     "OPTIONS": (ask(method="OPTIONS"), (204, [ALLOW], b"")),
-    "POST without a token to publish": (
-        post("/sse", b"a"),
-        not_allowed("POST", ": no token is set to publish with (--publish-token)"),
-    ),
     "PUT": (ask(method="PUT"), not_allowed("PUT")),
     "DELETE of an encoded path": (
         ask("/%73s%65?a", method="DELETE"),
         not_allowed("DELETE"),
     ),
-    "a malformed request line": (
-        b"GET  / HTTP/1.1\r\n\r\n",
-        refused(400, "malformed request line 'GET  / HTTP/1.1'"),
+    "a body above the limit, whatever the method": (
+        ask("/sse", "Transfer-Encoding: chunked", method="PUT", body=b"19\r\n"),
+        refused(413, "body of 25 bytes or more; allowed are 24"),
     ),
-    "no Host": (
-        b"GET / HTTP/1.1\r\n\r\n",
-        refused(400, "0 Host fields; there must be one"),
-    ),
-    "both framings": (
-        ask("/", "Content-Length: 1", "Transfer-Encoding: chunked", method="POST"),
-        refused(400, "Content-Length together with Transfer-Encoding"),
-    ),
-    "a broken chunk": (
-        ask("/", "Transfer-Encoding: chunked", method="POST", body=b"x\r\n"),
-        refused(400, "malformed chunk size 'x'"),
-    ),
-    "a body over the limit": (
-        ask("/", "Content-Length: 101", method="POST"),
-        refused(413, "body of 101 bytes or more; allowed are 100"),
-    ),
-    "a chunk over the limit": (
-        ask("/sse", "Transfer-Encoding: chunked", method="PUT", body=b"65\r\n"),
-        refused(413, "body of 101 bytes or more; allowed are 100"),
-    ),
-    "an expectation": (ask("/", "Expect: tea"), refused(417, "Expect 'tea'")),
-    "a large head": (
-        ask("/", "A: " + "x" * 16 * KIB),
-        refused(431, "request head is larger than 16384 bytes"),
-    ),
-    "CONNECT": (
-        ask("example.com:80", method="CONNECT"),
-        refused(501, "CONNECT is for proxies, and this is none"),
-    ),
-    "another coding": (
-        ask("/", "Transfer-Encoding: gzip", method="POST"),
-        refused(501, "Transfer-Encoding 'gzip'"),
-    ),
-    "HTTP/2": (
-        b"PRI * HTTP/2.0\r\n\r\n",
-        refused(505, "HTTP version 2.0; served is 1.x"),
-    ),
-}
-REASONS = {
-    200: "OK",
-    204: "No Content",
-    400: "Bad Request",
-    405: "Method Not Allowed",
-    413: "Content Too Large",
-    417: "Expectation Failed",
-    431: "Request Header Fields Too Large",
-    501: "Not Implemented",
-    505: "HTTP Version Not Supported",
 }
 
 
 class AnswerTest(ServerTestCase):
     async def test_answers(self):
-        server = await self.start(max_event_bytes=100)
+        server = await self.start(max_event_bytes=LIMIT)
         for name, (data, expected) in ANSWERS.items():
             with self.subTest(name):
                 await self.check_answer(server, data, *expected)
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+
+    async def test_what_is_no_request(self):
+        server = await self.start(max_event_bytes=LIMIT)
+        cases = REFUSED_HEADS + [
+            (CHUNKED + body, status, message)
+            for body, status, message in REFUSED_BODIES
+        ]
+        for data, status, message in cases:
+            if data.startswith(b"\r\n"):
+                continue  # an empty line before a request is none (RFC 9112, 2.2)
+            with self.subTest(data[:80]):
+                await self.check_answer(server, data, *refused(status, message))
+
+    async def test_queries_that_get_400(self):
+        server = await self.start()
+        client = await self.connect(server)
+        for query, message in REFUSED_QUERIES:
+            with self.subTest(query[:60]):
+                answer = await client.request(ask(f"/sse?{query}"))
+                self.assertEqual(
+                    (answer.status, answer.body), (400, f"{message}\n".encode())
+                )
         self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
 
     async def check_answer(self, server, data, status, fields, body):
@@ -4324,12 +4563,13 @@ class AnswerTest(ServerTestCase):
         self.assertEqual(
             (answer.status, rest, answer.body), (status, sorted(fields), body)
         )
-        self.assertEqual(answer.reason, REASONS[status])
+        self.assertEqual(answer.reason, HTTPError(status).message)
         if CLOSE in fields:
             self.assertTrue(await client.ended())
         else:
             again = await client.request(ask("/"))
             self.assertEqual((again.status, again.body), (200, b"ok"))
+        client.close()
 
     async def test_another_path_for_the_stream(self):
         server = await self.start(path="/%7Eevents/live")
@@ -4379,14 +4619,14 @@ class ConnectionTest(ServerTestCase):
                 await asyncio.sleep(0)
             self.assertEqual((await client.read_answer()).body, b"ok")
 
-    async def test_a_silent_connection_is_told_and_closed(self):
+    async def test_a_silent_connection_gets_408(self):
         """Rule 4."""
+        self.change(sse_server, LINGER_SECONDS=0.2)
         server = await self.start(header_timeout=0.1)
         client = await self.connect(server)
-        rest = bytearray()
-        while data := await client.receive():
-            rest += data
-        self.assertTrue(not rest or b" 408 " in rest, rest)
+        answer = await client.read_answer()
+        self.assertEqual(answer.status, 408)
+        self.assertTrue(await client.ended())
 
     async def test_an_idle_kept_connection_is_closed_without_a_word(self):
         """Rule 4."""
@@ -4397,8 +4637,9 @@ class ConnectionTest(ServerTestCase):
         self.assertTrue(await client.ended())
         self.assertGreater(time.monotonic() - began, 0.05)
 
-    async def test_a_head_that_is_not_complete_in_time(self):
+    async def test_a_head_that_is_not_complete_in_time_gets_408(self):
         """Rule 4."""
+        self.change(sse_server, LINGER_SECONDS=0.2)
         server = await self.start(header_timeout=0.2)
         for before in (b"", ask("/")):
             with self.subTest(before=before):
@@ -4413,7 +4654,7 @@ class ConnectionTest(ServerTestCase):
                 self.assertEqual(answer.body, b"request head not complete in 0.2 s\n")
                 self.assertTrue(await client.ended())
 
-    async def test_a_body_that_is_not_complete_in_time(self):
+    async def test_a_body_that_is_not_complete_in_time_gets_408(self):
         """Rule 4."""
         server = await self.start(body_timeout=0.1)
         answer = await self.ask(server, post("/", b"12345", token=None)[:-1])
@@ -4433,21 +4674,16 @@ class ConnectionTest(ServerTestCase):
     async def test_who_reads_the_last_answer_slowly_gets_all_of_it(self):
         """Rule 4: the timer of a connection that has ended does nothing."""
         self.send_buffer = 4 * KIB
-        linger = mock.patch.object(sse_server, "LINGER_SECONDS", 0.2)
-        linger.start()
-        self.addCleanup(linger.stop)
+        self.change(sse_server, LINGER_SECONDS=0.2)
         server = await self.start()
         client = await self.connect(server, receive_buffer=4 * KIB)
         await client.send(ask("/sse", "Accept: text/html", "Connection: close"))
-        await self.until(
-            lambda: self.transports and self.transports[0].is_closing(), "the end"
-        )
+        await self.until(lambda: server.registry.count("leaving"), "the end")
         self.assertGreater(self.transports[0].get_write_buffer_size(), 0)
-        over = time.monotonic() + 0.3
+        await self.let_pass(0.3, since=time.monotonic())
         answer = await client.read_answer()
         self.assertTrue(answer.body.endswith(b"</html>\n"))
         self.assertTrue(await client.ended())
-        await self.until(lambda: time.monotonic() > over, "the timer's time")
 
     async def test_who_does_not_read_the_last_answer_is_cut(self):
         """Rule 4."""
@@ -4489,20 +4725,25 @@ class ConnectionTest(ServerTestCase):
                 self.assertEqual(answer.status, status)
 
     async def test_an_error_is_read_by_who_still_uploads_megabytes(self):
-        server = await self.start(publish_token="secret")
+        server = await self.start(publish_token="secret", shutdown_timeout=0.2)
         body = b"x" * (3 * 1024 * KIB)
-        cases = {
-            "wrong token": (post("/sse", body, token="x"), 401),
-            "too large": (post("/", body), 413),
-            "malformed": (post("/ /", body), 400),
-        }
-        for name, (data, status) in cases.items():
-            with self.subTest(name):
-                client = await self.connect(server)
-                await client.send(data)
-                answer = await client.read_answer()
-                self.assertEqual(answer.status, status)
-                self.assertTrue(await client.ended())
+
+        async def upload(data):
+            client = await self.connect(server)
+            # So that it is only sent to its end while the server reads.
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+            self.assertEqual((await client.request(ask("/"))).status, 200)
+            await client.send(data)
+            answer = await client.read_answer()
+            self.assertTrue(await client.ended())
+            return answer.status
+
+        found = await asyncio.gather(
+            upload(post("/sse", body, token="wrong")),
+            upload(post("/", body)),
+            upload(post("/ /", body)),
+        )
+        self.assertEqual(found, [401, 413, 400])
 
     async def test_lingering_is_bounded_in_time_and_in_bytes(self):
         """Rule 4."""
@@ -4515,12 +4756,15 @@ class ConnectionTest(ServerTestCase):
                 client = await self.connect(server)
                 await client.send(b"x y z\r\n\r\n")
                 self.assertEqual((await client.read_answer()).status, 400)
-                transport = self.transports[-1]
                 if "LINGER_BYTES" in limit:
-                    self.assertFalse(transport.is_closing())
+                    self.assertEqual(server.registry.count("lingering"), 1)
                     with contextlib.suppress(ConnectionError):
                         await client.send(b"x" * 100_000)
-                await self.until(transport.is_closing, "the server to close")
+                await self.until(
+                    lambda server=server: not server.registry.count("lingering"),
+                    "the server to close",
+                )
+                self.assertTrue(await client.ended())
 
     async def test_a_client_that_leaves_within_a_request(self):
         server = await self.start()
@@ -4528,9 +4772,14 @@ class ConnectionTest(ServerTestCase):
             for leave in (Client.close, Client.reset):
                 client = await self.connect(server)
                 await client.send(data)
-                await self.until(lambda: self.transports, "the connection")
+                await self.until(lambda: server.registry, "the connection")
                 leave(client)
+                await self.until(lambda: not server.registry, "the departure")
         self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
+
+
+class ConnectionOverTLSTest(OverTLS, ConnectionTest):
+    pass
 
 
 class StreamTest(ServerTestCase):
@@ -4554,8 +4803,8 @@ class StreamTest(ServerTestCase):
         self.assertEqual(fields, [*STREAM_FIELDS, CLOSE, newest])
         server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
-        await server.close()
-        self.assertEqual(await client.rest(), [])
+        rest, _ = await asyncio.gather(client.rest(), server.close())
+        self.assertEqual(rest, [])
         self.assertRegex(
             client.content.decode(),
             r"\A: open\nretry: [0-9]+\nid: [0-9a-f]{8}-1\ndata: a\n\nretry: [0-9]+\n\Z",
@@ -4626,6 +4875,10 @@ class StreamTest(ServerTestCase):
         self.assertEqual(await client.data(1), ["a"])
 
 
+class StreamOverTLSTest(OverTLS, StreamTest):
+    pass
+
+
 class PublishTest(ServerTestCase):
     async def test_it_returns_the_ids_and_takes_the_callers(self):
         server = await self.start()
@@ -4647,29 +4900,29 @@ class PublishTest(ServerTestCase):
 
     async def test_what_is_refused(self):
         server = await self.start(max_event_bytes=10)
-        client = await self.stream(server)
-        size = "has {} bytes; allowed are 1 to 256 (UTF-8)".format
         cases = [
-            (ValueError, "data has 11 bytes; allowed are 10", "x" * 11, {}),
-            (ValueError, "data has 12 bytes; allowed are 10", "é" * 6, {}),
-            (ValueError, "data has 11 bytes; allowed are 10", {"a": 12345}, {}),
-            (ValueError, f"event {size(0)}", "", {"event": ""}),
-            (ValueError, f"event {size(257)}", "", {"event": "x" * 257}),
-            (ValueError, f"id {size(0)}", "", {"id": ""}),
-            (ValueError, f"id {size(258)}", "", {"id": "é" * 129}),
-            (ValueError, f"channel {size(0)}", "", {"channel": ""}),
-            (ValueError, f"channel {size(257)}", "", {"channel": "x" * 257}),
-            (ValueError, r"id 'a\nb' has a LF at index 1", "", {"id": "a\nb"}),
-            (ValueError, r"event '\r' has a CR at index 0", "", {"event": "\r"}),
-            (ValueError, r"channel '\x00' has a NUL at index 0", "", {"channel": "\0"}),
-            (TypeError, "bytes cannot be sent as JSON; decode it first", b"", {}),
-            (TypeError, "object cannot be sent as JSON", object(), {}),
+            ({"data": "x" * 11}, ValueError, "data has 11 bytes; allowed are 10"),
+            ({"data": "é" * 6}, ValueError, "data has 12 bytes; allowed are 10"),
+            ({"data": {"a": 12345}}, ValueError, "data has 11 bytes; allowed are 10"),
         ]
-        for error, text, data, options in cases:
-            with self.subTest(text), self.assertRaises(error) as caught:
-                server.publish(data, **options)
-            self.assertEqual(str(caught.exception), text)
+        cases += [case for case in REFUSED_EVENTS if case[1] is TypeError]
+        for parameter in ("event", "id", "channel"):
+            cases.append(
+                ({parameter: 5}, TypeError, f"{parameter} is 5; allowed is a str")
+            )
+            cases += [
+                ({parameter: name}, ValueError, message.format(parameter))
+                for name, message in REFUSED_NAMES
+            ]
+        for arguments, kind, message in cases:
+            with self.subTest(arguments), self.assertRaises(kind) as caught:
+                server.publish(**{"data": "", **arguments})
+            self.assertEqual(str(caught.exception), message)
         self.assertEqual(server.stats.published, 0)
+
+    async def test_what_is_just_allowed(self):
+        server = await self.start(max_event_bytes=10)
+        client = await self.stream(server)
         longest = "é" * 128
         server.publish("x" * 10, event=longest, id=longest)
         server.publish("\n" * 10)
@@ -4692,14 +4945,15 @@ class PublishTest(ServerTestCase):
             await asyncio.wait_for(server.drain(), DEADLINE)
 
     async def test_after_the_end_is_an_error(self):
-        server = await self.start()
-        await server.close()
-        with self.assertRaises(RuntimeError) as caught:
-            server.publish("a")
-        self.assertEqual(
-            str(caught.exception), "the server is closed; nothing can be published"
-        )
-        self.assertEqual(server.stats.published, 0)
+        ran, never_ran = await self.start(), SSEServer("127.0.0.1", 0)
+        for server in (ran, never_ran):
+            await server.close()
+            with self.assertRaises(RuntimeError) as caught:
+                server.publish("a")
+            self.assertEqual(
+                str(caught.exception), "the server is closed; nothing can be published"
+            )
+            self.assertEqual(server.stats.published, 0)
 
     async def test_from_many_threads_in_the_order_of_each(self):
         server = await self.start()
@@ -4726,13 +4980,13 @@ class PublishTest(ServerTestCase):
 
     async def test_drain_returns_when_the_live_were_written_everything(self):
         server = await self.start()
-        clients = [await self.stream(server) for _ in range(300)]
+        for _ in range(300):
+            await self.stream(server)
         for n in range(3):
             server.publish(str(n))
         await asyncio.wait_for(server.drain(), DEADLINE)
         self.assertEqual(server.stats.events_written, 900)
         await asyncio.wait_for(server.drain(), DEADLINE)
-        self.assertEqual(len(clients), 300)
 
     async def test_drain_belongs_into_the_event_loop_of_the_server(self):
         text = "drain() belongs into the event loop of the server"
@@ -4746,7 +5000,7 @@ class PublishTest(ServerTestCase):
                 asyncio.run(server.drain())
             self.assertEqual(str(caught.exception), text)
 
-        await asyncio.get_running_loop().run_in_executor(None, elsewhere)
+        await self.in_thread(elsewhere)
 
 
 class AuthorizeTest(ServerTestCase):
@@ -4803,6 +5057,16 @@ class AuthorizeTest(ServerTestCase):
             logged = self.logged(logging.ERROR)
             self.assertEqual(logged, ["authorize() failed for /sse"] * 3)
 
+    async def test_a_304_has_no_body(self):
+        async def authorize(request):
+            raise HTTPError(304)
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        await client.send(ask())
+        answer = await client.read_head()
+        self.assertEqual((answer.status, answer.field("content-type")), (304, None))
+
     async def test_it_is_given_the_request_and_not_asked_elsewhere(self):
         requests = []
 
@@ -4819,8 +5083,7 @@ class AuthorizeTest(ServerTestCase):
         self.assertEqual((request.method, request.path), ("GET", "/sse"))
         self.assertEqual(request.parameters, {"channel": ["a"], "x": ["1"]})
         self.assertEqual(request.header("cookie"), "é=1")
-        host, port = client.sock.getsockname()
-        self.assertEqual(request.peer, f"{host}:{port}")
+        self.assertEqual(request.peer, client.name)
 
     async def test_one_that_takes_its_time_holds_up_nobody(self):
         go = threading.Event()
@@ -4844,76 +5107,33 @@ class AuthorizeTest(ServerTestCase):
         self.assertEqual(await slow.data(1), ["b"])
 
     async def test_it_may_take_longer_than_every_timeout(self):
-        gate = asyncio.Event()
-
-        async def authorize(request):
-            return await gate.wait()
-
-        server = await self.start(
-            authorize=authorize,
+        began = time.monotonic()
+        server, client, gate = await self.asking(
+            ask(),
             header_timeout=0.1,
             body_timeout=0.1,
             keepalive_timeout=0.1,
             write_timeout=0.1,
         )
-        client = await self.connect(server)
-        await client.send(ask())
-        over = time.monotonic() + 0.3
-        await self.until(lambda: time.monotonic() > over, "the timeouts")
+        await self.let_pass(0.3, since=began)
         gate.set()
         await client.open(b"")
         server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
 
-    async def test_a_client_that_left_meanwhile_is_no_subscriber(self):
-        ways = {
-            "close": (Client.close, b""),
-            "reset": (Client.reset, b""),
-            "end of input": (Client.end_of_input, b""),
-            "end of input after data": (Client.end_of_input, b"x"),
-        }
-        for name, (leave, data) in ways.items():
-            with self.subTest(name):
-                asked, gate = asyncio.Event(), asyncio.Event()
-
-                async def authorize(request, asked=asked, gate=gate):
-                    asked.set()
-                    return await gate.wait()
-
-                server = await self.start(authorize=authorize, heartbeat=None)
-                client = await self.connect(server)
-                await client.send(ask())
-                await asked.wait()
-                await client.send(data)
-                leave(client)
-                await self.look_around()
-                gate.set()
-                await self.until(self.transports[-1].is_closing, "the end")
-                await self.until_stats(server, live=0, behind=0)
-
-    async def test_one_that_sent_much_meanwhile_is_still_seen_to_leave(self):
-        """Rule 6: its input was not read any more."""
-        asked, gate = asyncio.Event(), asyncio.Event()
-
+    async def test_one_that_takes_too_long_gets_503(self):
         async def authorize(request):
-            asked.set()
-            return await gate.wait()
+            await asyncio.Event().wait()
 
-        server = await self.start(authorize=authorize, heartbeat=None)
+        server = await self.start(authorize=authorize)
         client = await self.connect(server)
-        await client.send(ask())
-        await asked.wait()
-        await client.send(b"x" * 300_000)
-        gate.set()
-        await client.open(b"")
-        client.close()
-        await self.until_stats(server, live=0)
-
-    async def look_around(self):
-        """Let the event loop see what has come."""
-        other = await self.start()
-        await self.ask(other, ask("/", "Connection: close"))
-        self.transports.pop()
+        with (
+            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
+            self.assertLogs("sse_server", "ERROR"),
+        ):
+            answer = await client.request(ask())
+        self.assertEqual(answer.status, 503)
+        self.assertEqual(answer.body, b"asking for permission took too long\n")
 
 
 class DisconnectTest(ServerTestCase):
@@ -4941,15 +5161,13 @@ class DisconnectTest(ServerTestCase):
         client, sent = await self.stall(server)
         for n in range(50):
             server.publish(str(n))
-        await asyncio.get_running_loop().run_in_executor(
-            None, server.disconnect, lambda request: True
-        )
+        await self.in_thread(server.disconnect, lambda request: True)
         await self.until_stats(server, live=0, behind=0)
-        over = time.monotonic() + 0.7
+        began = time.monotonic()
         events = await client.rest()
         self.assertEqual([e.data for e in events], sent[: len(events)])
         self.assertGreater(len(events), 0)
-        await self.until(lambda: time.monotonic() > over, "the write timeout")
+        await self.let_pass(0.7, since=began)
 
     async def test_of_one_that_never_reads(self):
         """Rule 4."""
@@ -4972,17 +5190,39 @@ class DisconnectTest(ServerTestCase):
         self.assertEqual(await client.data(1), ["a"])
 
     async def test_of_a_server_that_does_not_run_is_nothing(self):
-        SSEServer().disconnect(lambda request: True)
+        asked = []
+        SSEServer().disconnect(asked.append)
         server = await self.start()
+        await self.stream(server)
+        self._close_clients()
         await server.close()
-        server.disconnect(lambda request: True)
+        server.disconnect(asked.append)
+        await asyncio.sleep(0)
+        self.assertEqual(asked, [])
 
     async def test_just_before_the_end(self):
         server = await self.start()
         client = await self.stream(server)
         server.disconnect(lambda request: True)
-        await server.close()
-        self.assertEqual(await client.rest(), [])
+        rest, _ = await asyncio.gather(client.rest(), server.close())
+        self.assertEqual(rest, [])
+
+
+class DisconnectOverTLSTest(OverTLS, DisconnectTest):
+    async def test_a_stream_that_ended_does_not_wait_for_who_does_not_answer(self):
+        """Rule 4."""
+        self.change(sse_server, LINGER_SECONDS=0.2)
+        server = await self.start(write_timeout=0.3)
+        before = len(os.listdir(DESCRIPTORS)) if os.path.isdir(DESCRIPTORS) else None
+        if before is None:
+            self.skipTest(f"no {DESCRIPTORS}")
+        await self.stream(server)
+        server.disconnect(lambda request: True)
+        await self.until_stats(server, live=0)
+        # The client's own descriptor stays.
+        await self.until(
+            lambda: len(os.listdir(DESCRIPTORS)) <= before + 1, "the server to close"
+        )
 
 
 class PostTest(ServerTestCase):
@@ -5019,7 +5259,7 @@ class PostTest(ServerTestCase):
         self.assertEqual(answer.status, 200)
         self.assertEqual(await client.data(1), ["abc"])
 
-    async def test_tokens(self):
+    async def test_a_wrong_token_gets_401(self):
         wrong = "publishing needs Authorization: Bearer and the right token\n"
         cases = [
             ["Authorization: Bearer wrong"],
@@ -5055,37 +5295,50 @@ class PostTest(ServerTestCase):
                 answer = await self.ask(server, post("/sse", b"a", token=token))
                 self.assertEqual(answer.status, 200)
 
-    async def test_without_a_token_it_is_off(self):
+    async def test_without_a_token_it_gets_405(self):
+        why = ": no token is set to publish with (--publish-token)"
+        status, _, body = not_allowed("POST", why)
         for token in (None, ""):
             server = await self.start(publish_token=token)
             for given in ("", "secret"):
                 answer = await self.ask(server, post("/sse", b"a", token=given))
-                self.assertEqual(answer.status, 405)
-                self.assertEqual(answer.field("allow"), "GET, HEAD, OPTIONS")
+                self.assertEqual((answer.status, answer.body), (status, body))
+                self.assertEqual(answer.field("allow"), ALLOW[1])
 
     async def test_what_is_refused(self):
-        size = "has {} bytes; allowed are 1 to 256 (UTF-8)\n".format
+        size = "body of 101 bytes or more; allowed are 100"
+        utf_8 = (
+            "the body is not UTF-8: 'utf-8' codec can't decode byte 0xff in position 1: "
+            "invalid start byte"
+        )
+        allowed = "allowed are event, channel, id and retain=1, each once"
         cases = [
-            ("", b"x" * 101, 413, "body of 101 bytes or more; allowed are 100\n"),
+            ("", b"x" * 101, 413, size),
+            ("", b"a\xff", 400, utf_8),
+            ("evnt=a", b"", 400, f"parameter 'evnt', 1 times; {allowed}"),
             (
-                "",
-                b"a\xff",
+                "channel=a&channel=b",
+                b"",
                 400,
-                (
-                    "the body is not UTF-8: 'utf-8' codec can't decode byte 0xff in "
-                    "position 1: invalid start byte\n"
-                ),
+                f"parameter 'channel', 2 times; {allowed}",
             ),
-            ("?event=", b"", 400, f"event {size(0)}"),
-            (f"?event={'x' * 257}", b"", 400, f"event {size(257)}"),
-            ("?channel=", b"", 400, f"channel {size(0)}"),
-            ("?id=", b"", 400, f"id {size(0)}"),
-            ("?id=a%0Db", b"", 400, "id 'a\\rb' has a CR at index 1\n"),
+            ("retain=0", b"", 400, f"parameter 'retain', 1 times; {allowed}"),
+            ("retain=", b"", 400, f"parameter 'retain', 1 times; {allowed}"),
+            ("retain=1&retain=1", b"", 400, f"parameter 'retain', 2 times; {allowed}"),
         ]
+        for parameter in ("event", "channel", "id"):
+            cases += [
+                (query, b"", 400, message)
+                for query, message in queries_of_refused_names(parameter)
+            ]
         for query, body, status, text in cases:
-            with self.subTest(text):
-                answer = await self.ask(self.server, post(f"/sse{query}", body))
-                self.assertEqual((answer.status, answer.body.decode()), (status, text))
+            with self.subTest(query=query[:60], text=text):
+                answer = await self.ask(self.server, post(f"/sse?{query}", body))
+                found = answer.status, answer.body.decode()
+                self.assertEqual(found, (status, f"{text}\n"))
+        self.assertEqual(self.server.stats.published, 0)
+
+    async def test_a_body_of_the_limit(self):
         answer = await self.ask(self.server, post("/sse", b"x" * 100))
         self.assertEqual(answer.status, 200)
         self.assertEqual(self.server.stats.published, 1)
@@ -5095,7 +5348,7 @@ class PostTest(ServerTestCase):
             answer = await self.ask(self.server, ask(method=method))
             self.assertEqual(answer.field("allow"), "GET, HEAD, OPTIONS, POST")
 
-    async def test_a_body_that_ends_after_the_server_is_closed(self):
+    async def test_a_body_that_ends_after_the_server_is_closed_gets_503(self):
         client = await self.connect(self.server)
         data = post("/sse", b"abc")
         await client.send(data[:-1])
@@ -5204,7 +5457,7 @@ class CorsTest(ServerTestCase):
 
 
 class FullTest(ServerTestCase):
-    async def test_both_kinds_of_client(self):
+    async def test_who_is_refused_gets_503_or_as_an_event_source_a_retry(self):
         server = await self.start(max_connections=2)
         streams = [await self.stream(server) for _ in range(2)]
         event_stream = "Accept: text/event-stream"
@@ -5315,12 +5568,12 @@ class EndingTest(ServerTestCase):
         clients.append(await self.stream(server, version="1.0"))
         server.publish("last")
         began = time.monotonic()
-        await server.close()
+        closing = asyncio.ensure_future(server.close())
+        rests = await asyncio.gather(*[client.rest() for client in clients])
+        await closing
         self.assertLess(time.monotonic() - began, 1.5)
-        retries = set()
-        for client in clients:
-            self.assertEqual([event.data for event in await client.rest()], ["last"])
-            retries.add(client.decoder.retry)
+        self.assertEqual([[e.data for e in rest] for rest in rests], [["last"]] * 21)
+        retries = {client.decoder.retry for client in clients}
         self.assertTrue(2500 <= min(retries) <= max(retries) <= 7500, retries)
         self.assertGreater(len(retries), 10)
         self.assertEqual(server.stats.live, 0)
@@ -5364,9 +5617,11 @@ class EndingTest(ServerTestCase):
     async def test_twice_and_at_once(self):
         server = await self.start()
         client = await self.stream(server)
-        await asyncio.gather(*[server.close() for _ in range(3)])
+        rest, *_ = await asyncio.gather(
+            client.rest(), *[server.close() for _ in range(3)]
+        )
         await server.close()
-        self.assertEqual(await client.rest(), [])
+        self.assertEqual(rest, [])
         async with await self.start() as other:
             await other.close()
 
@@ -5376,7 +5631,7 @@ class EndingTest(ServerTestCase):
         await self.stall(server)
         with self.assertRaises(asyncio.TimeoutError):
             await asyncio.wait_for(server.close(), 0.01)
-        await server.close()
+        await asyncio.wait_for(server.close(), DEADLINE)
         self.assertEqual(server.stats.behind, 0)
 
     async def test_stalled_clients_are_cut_within_the_shutdown_timeout(self):
@@ -5392,7 +5647,7 @@ class EndingTest(ServerTestCase):
             await (await self.connect(server)).send(data)
         await self.until(lambda: len(self.transports) == 5, "the connections")
         began = time.monotonic()
-        await server.close()
+        await asyncio.wait_for(server.close(), DEADLINE)
         self.assertTrue(0.25 < time.monotonic() - began < 1.3)
         self.assertEqual(await reading.rest(), [])
         await stalled.rest_of_cut()
@@ -5408,13 +5663,13 @@ class EndingTest(ServerTestCase):
         while not transport.get_write_buffer_size():
             server.publish("x" * 8 * KIB)
             await server.drain()
-        over = time.monotonic() + 0.5
+        began = time.monotonic()
         closing = asyncio.ensure_future(server.close())
         await asyncio.sleep(0)
         events = await client.rest()
         self.assertEqual(len(events), server.stats.published)
         await closing
-        await self.until(lambda: time.monotonic() > over, "the timer's time")
+        await self.let_pass(0.5, since=began)
 
     async def test_idle_connections_are_closed_at_once(self):
         server = await self.start()
@@ -5423,16 +5678,15 @@ class EndingTest(ServerTestCase):
         silent = await self.connect(server)
         await self.until(lambda: len(self.transports) == 2, "the connections")
         began = time.monotonic()
-        await server.close()
+        ended = await asyncio.gather(kept.ended(), silent.ended(), server.close())
         self.assertLess(time.monotonic() - began, 1.5)
-        self.assertTrue(await kept.ended())
-        self.assertTrue(await silent.ended())
+        self.assertEqual(ended[:2], [True, True])
 
     async def test_a_request_in_progress_is_answered_and_the_connection_closed(self):
         server = await self.start()
         client = await self.connect(server)
         await client.send(post("/", b"abc", token=None)[:-1])
-        await self.ask(server, ask("/", "Connection: close"))
+        await self.until(lambda: server.registry.count("body"), "the head")
         closing = asyncio.ensure_future(server.close())
         await asyncio.sleep(0)
         answer = await client.request(b"c")
@@ -5441,17 +5695,9 @@ class EndingTest(ServerTestCase):
         await closing
 
     async def test_a_stream_that_was_being_authorized_does_not_open(self):
-        gate = asyncio.Event()
-        asked = asyncio.Event()
-
-        async def authorize(request):
-            asked.set()
-            return await gate.wait()
-
-        server = await self.start(authorize=authorize, shutdown_timeout=5)
-        client = await self.connect(server)
-        await client.send(ask("/sse", "Accept: text/event-stream"))
-        await asked.wait()
+        server, client, gate = await self.asking(
+            ask("/sse", "Accept: text/event-stream"), shutdown_timeout=5
+        )
         began = time.monotonic()
         closing = asyncio.ensure_future(server.close())
         await asyncio.sleep(0)
@@ -5465,50 +5711,50 @@ class EndingTest(ServerTestCase):
         self.assertLess(time.monotonic() - began, 2.5)
 
     async def test_serve_forever_ends_with_close(self):
-        server = SSEServer("127.0.0.1", 0)
+        server = self.new_server()
         serving = asyncio.ensure_future(server.serve_forever())
         await self.until(lambda: server.port, "the start")
         client = await self.stream(server)
         server.publish("a")
-        await server.close()
+        rest, _ = await asyncio.gather(client.rest(), server.close())
         self.assertIsNone(await asyncio.wait_for(serving, DEADLINE))
-        self.assertEqual([event.data for event in await client.rest()], ["a"])
+        self.assertEqual([event.data for event in rest], ["a"])
 
     async def test_serve_forever_ends_politely_when_it_is_cancelled(self):
-        server = SSEServer("127.0.0.1", 0)
+        server = self.new_server()
         serving = asyncio.ensure_future(server.serve_forever())
         await self.until(lambda: server.port, "the start")
         client = await self.stream(server)
         server.publish("a")
         serving.cancel()
+        self.assertEqual([event.data for event in await client.rest()], ["a"])
         with self.assertRaises(asyncio.CancelledError):
             await serving
-        self.assertEqual([event.data for event in await client.rest()], ["a"])
-        self.assertTrue(client.chunks.ended)
 
     async def test_an_error_in_the_block_ends_it_too(self):
         with self.assertRaises(ZeroDivisionError):
-            async with SSEServer("127.0.0.1", 0) as server:
+            async with self.new_server() as server:
                 client = await self.stream(server)
+                reading = asyncio.ensure_future(client.rest())
                 raise ZeroDivisionError
-        self.assertEqual(await client.rest(), [])
+        self.assertEqual(await reading, [])
 
     async def test_a_server_that_never_started(self):
-        server = SSEServer("127.0.0.1", 0)
+        server = self.new_server()
         await server.close()
         await server.close()
-        with self.assertRaises(RuntimeError):
-            server.publish("a")
+        self.assertEqual(server.port, 0)
 
     async def test_a_server_runs_once(self):
-        server = await self.start()
-        await server.close()
-        for start in (server.__aenter__, server.serve_forever):
-            with self.assertRaises(RuntimeError) as caught:
-                await start()
-            self.assertEqual(
-                str(caught.exception), "the server was closed; a server runs once"
-            )
+        ran, never_ran = await self.start(), self.new_server()
+        for server in (ran, never_ran):
+            await server.close()
+            for start in (server.__aenter__, server.serve_forever):
+                with self.assertRaises(RuntimeError) as caught:
+                    await start()
+                self.assertEqual(
+                    str(caught.exception), "the server was closed; a server runs once"
+                )
 
     async def test_a_server_belongs_to_one_event_loop(self):
         server = await self.start()
@@ -5519,8 +5765,21 @@ class EndingTest(ServerTestCase):
             text = "the server runs in another event loop"
             self.assertEqual(str(caught.exception), text)
 
-        await asyncio.get_running_loop().run_in_executor(None, elsewhere)
+        await self.in_thread(elsewhere)
         self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
+
+
+class EndingOverTLSTest(OverTLS, EndingTest):
+    async def test_the_end_does_not_wait_for_who_does_not_answer(self):
+        """Rule 4: a client that never says close_notify."""
+        server = await self.start(shutdown_timeout=0.4)
+        await self.stream(server)
+        silent = await self.connect(server)
+        await silent.request(ask("/"))
+        await self.stall(server)
+        began = time.monotonic()
+        await asyncio.wait_for(server.close(), DEADLINE)
+        self.assertLess(time.monotonic() - began, 1.5)
 
 
 class ListenTest(ServerTestCase):
@@ -5654,15 +5913,11 @@ class ListenTest(ServerTestCase):
         def run():
             return [asyncio.run(visit()) for _ in range(3)]
 
-        loop = asyncio.get_running_loop()
-        self.assertEqual(await loop.run_in_executor(None, run), [["a"]] * 3)
+        self.assertEqual(await self.in_thread(run), [["a"]] * 3)
 
 
 class ThreadTest(ServerTestCase):
     """`with SSEServer()`: the blocks run where nothing else does."""
-
-    async def in_thread(self, function):
-        return await asyncio.get_running_loop().run_in_executor(None, function)
 
     async def test_leaving_the_block_delivers_and_closes(self):
         server = SSEServer("127.0.0.1", 0, history=100_000)
@@ -5772,180 +6027,25 @@ class ThreadTest(ServerTestCase):
             cwd=os.path.dirname(os.path.abspath(sse_server.__file__)),
         )
         port = int(await process.stdout.readline())
-        client = await Client.connect(port)
-        self.clients.append(client)
+        client = await self.visit(port)
         await client.open(ask())
         _, err = await asyncio.wait_for(process.communicate(b"\n"), DEADLINE)
         self.assertEqual((process.returncode, err), (0, b""))
         self.assertEqual([e.data for e in await client.rest()], [*map(str, range(500))])
 
 
-OPENSSL = shutil.which("openssl")
-
-
-@unittest.skipUnless(OPENSSL, "the openssl program is not here")
-class TLSTest(ServerTestCase):
-    send_buffer = BUFFER
-
-    @classmethod
-    def setUpClass(cls):
-        folder = tempfile.mkdtemp()
-        cls.addClassCleanup(shutil.rmtree, folder)
-        cls.certificate = os.path.join(folder, "certificate.pem")
-        cls.key = os.path.join(folder, "key.pem")
-        command = [OPENSSL, "req", "-x509", "-nodes", "-days", "1"]
-        command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-        command += ["-keyout", cls.key, "-out", cls.certificate]
-        command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-
-    async def start_tls(self, **options):
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.certificate, self.key)
-        return await self.start(ssl=context, **options)
-
-    async def connect(self, server, **options):
-        client = await TLSClient.connect(server.port, **options)
-        self.clients.append(client)
-        context = ssl.create_default_context(cafile=self.certificate)
-        return await client.handshake(context)
-
-    async def test_a_stream(self):
-        server = await self.start_tls()
+class TLSTest(OverTLS, ServerTestCase):
+    async def test_the_url_is_of_https(self):
+        server = await self.start()
         self.assertEqual(server.url, f"https://127.0.0.1:{server.port}/sse")
-        clients = [await self.stream(server, version=v) for v in ("1.1", "1.0")]
-        for n in range(300):
-            server.publish(str(n) * 300)
-        for client in clients:
-            self.assertEqual(await client.data(300), [str(n) * 300 for n in range(300)])
-        clients[0].close()
-        await self.until_stats(server, live=1)
-        closing = asyncio.ensure_future(server.close())
-        self.assertEqual(await clients[1].rest(), [])
-        clients[1].close()
-        await closing
-
-    async def test_requests(self):
-        server = await self.start_tls()
-        client = await self.connect(server)
-        for _ in range(2):
-            self.assertEqual((await client.request(ask("/"))).body, b"ok")
-        client.close()
-        client = await self.connect(server)
-        answer = await client.request(ask("/", "Connection: close"))
-        self.assertEqual(answer.body, b"ok")
-        self.assertTrue(await client.ended())
-        for leave in (Client.reset, Client.close):
-            client = await self.connect(server)
-            await client.send(b"GET")
-            leave(client)
-        for data in (b"x y z\r\n\r\n", post("/", b"x" * 2 * 1024 * KIB)):
-            client = await self.connect(server)
-            await client.send(data)
-            self.assertIn((await client.read_answer()).status, (400, 413))
-            client.close()
-
-    async def test_departures_are_logged_with_who(self):
-        server = await self.start_tls()
-        for leave in (Client.close, Client.reset):
-            with self.subTest(leave.__name__):
-                client = await self.stream(server)
-                self.logged()
-                host, port = client.sock.getsockname()
-                leave(client)
-                await self.until_stats(server, live=0)
-                (line,) = self.logged()
-                self.assertRegex(line, f"^{host}:{port} left, .+; 0 remain$")
-
-    async def test_one_that_leaves_while_it_is_authorized(self):
-        asked, gate = asyncio.Event(), asyncio.Event()
-
-        async def authorize(request):
-            asked.set()
-            return await gate.wait()
-
-        server = await self.start_tls(authorize=authorize)
-        client = await self.connect(server)
-        await client.send(ask())
-        await asked.wait()
-        client.reset()
-        other = await self.connect(server)
-        self.assertEqual((await other.request(ask("/"))).body, b"ok")
-        gate.set()
-        self.assertEqual((await other.request(ask("/"))).body, b"ok")
-        self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
-
-    async def test_one_that_stalls_is_dropped(self):
-        """Rule 4."""
-        server = await self.start_tls(write_timeout=0.4, history=100_000)
-        client, sent = await self.stall(server)
-        other = await self.stream(server)
-        server.publish("a")
-        self.assertEqual(await other.data(1), ["a"])
-        await self.until_stats(server, live=1, behind=0, dropped=1)
-        self.assertTrue(client.answer and sent)
-
-    async def test_one_that_reads_again_catches_up(self):
-        """Rule 2; with heartbeats, which look at what was not taken."""
-        server = await self.start_tls(
-            write_timeout=1.5, history=100_000, heartbeat=0.02
-        )
-        client = await self.stream(server, receive_buffer=BUFFER)
-        transport = self.transports[0]
-        published = []
-
-        def fell_behind():
-            if not transport.get_write_buffer_size():
-                published.append(str(len(published)).ljust(8 * KIB, "x"))
-                server.publish(published[-1])
-            return server.stats.behind
-
-        await self.until(fell_behind, "one that is behind")
-        for n in range(100):
-            published.append(str(n).ljust(8 * KIB, "y"))
-            server.publish(published[-1])
-        self.assertEqual(await client.data(len(published)), published)
-        await self.until_stats(server, live=1, behind=0)
-        self.assertEqual((server.stats.dropped, server.stats.gaps), (0, 0))
-
-    async def test_the_end_does_not_wait_for_who_does_not_answer(self):
-        """Rule 4: a client that never says close_notify."""
-        server = await self.start_tls(shutdown_timeout=0.4)
-        await self.stream(server)
-        silent = await self.connect(server)
-        await silent.request(ask("/"))
-        await self.stall(server)
-        began = time.monotonic()
-        await server.close()
-        self.assertLess(time.monotonic() - began, 1.5)
-
-    async def test_a_stream_that_ended_does_not_wait_for_who_does_not_answer(self):
-        """Rule 4."""
-        linger = mock.patch.object(sse_server, "LINGER_SECONDS", 0.2)
-        linger.start()
-        self.addCleanup(linger.stop)
-        server = await self.start_tls(write_timeout=0.3)
-        before = len(os.listdir(DESCRIPTORS)) if os.path.isdir(DESCRIPTORS) else None
-        if before is None:
-            self.skipTest(f"no {DESCRIPTORS}")
-        client = await self.stream(server)
-        server.disconnect(lambda request: True)
-        await self.until_stats(server, live=0)
-        # The client's own descriptor stays.
-        await self.until(
-            lambda: len(os.listdir(DESCRIPTORS)) <= before + 1, "the server to close"
-        )
-        self.assertTrue(client.answer)
 
     async def test_who_does_not_speak_tls(self):
-        server = await self.start_tls(header_timeout=0.3)
-        plain = await Client.connect(server.port)
-        self.clients.append(plain)
+        server = await self.start(header_timeout=0.3)
+        plain = await self.visit(server.port)
         await plain.send(ask("/"))
         with contextlib.suppress(ConnectionResetError):
             self.assertNotIn(b"HTTP", await plain.receive())
-        silent = await Client.connect(server.port)
-        self.clients.append(silent)
+        silent = await self.visit(server.port)
         self.assertTrue(await silent.ended())
 
 
@@ -6074,8 +6174,7 @@ class CommandLineTestCase(ServerTestCase):
         return process, int(listening[2])
 
     async def watch(self, port, target="/sse", **options):
-        client = await Client.connect(port, **options)
-        self.clients.append(client)
+        client = await self.visit(port, **options)
         return await client.open(ask(target))
 
     async def errors_until(self, process, pattern):
@@ -6125,8 +6224,7 @@ class CommandLineTest(CommandLineTestCase):
 
     async def test_a_second_signal_ends_it_at_once(self):
         process, port = await self.serve()
-        client = await Client.connect(port)
-        self.clients.append(client)
+        client = await self.visit(port)
         await client.send(b"GET")
         await self.watch(port)
         process.send_signal(signal.SIGTERM)
@@ -6148,8 +6246,7 @@ class CommandLineTest(CommandLineTestCase):
         process, port = await self.serve(
             program=["-c", program], environment={"PYTHONPATH": folder}
         )
-        client = await Client.connect(port)
-        self.clients.append(client)
+        client = await self.visit(port)
         await client.send(b"GET")
         await self.watch(port)
         process.terminate()
@@ -6178,7 +6275,6 @@ class CommandLineTest(CommandLineTestCase):
         """One clear line and exit status 2."""
         name = "name has {} bytes; allowed are 1 to 256 (UTF-8)".format
         cases = {
-            "--port x": "argument --port: invalid int value: 'x'",
             "--port 65536": "port is 65536; allowed are integers from 0 to 65535",
             "--port -1": "port is -1; allowed are integers from 0 to 65535",
             "--history -1": "history is -1; allowed are integers from 0",
@@ -6189,6 +6285,7 @@ class CommandLineTest(CommandLineTestCase):
             "--event=": name(0),
             f"--channel {'x' * 257}": name(257),
             "--lossless": "--lossless goes with -, the lines of standard input",
+            "--keyfile key.pem": "--keyfile goes with --certfile",
             "--verbose --quiet": "argument --quiet: not allowed with argument --verbose",
             "--what": "unrecognized arguments: --what",
         }
@@ -6197,13 +6294,7 @@ class CommandLineTest(CommandLineTestCase):
                 error = f"sse_server: {text}; --help shows all options\n"
                 self.assertEqual(self.main(*line.split(" ")), (2, "", error))
 
-    async def test_a_key_without_a_certificate_is_refused(self):
-        with mock.patch.object(asyncio, "run", lambda running: running.close()):
-            status, _, error = self.main("--keyfile", "key.pem")
-        self.assertEqual(status, 2)
-        self.assertRegex(error, r"\Asse_server: --keyfile .+\n\Z")
-
-    async def test_bad_numbers_as_the_shell_sees_them(self):
+    async def test_a_refusal_as_the_shell_sees_it(self):
         process = await self.run_command("--port", "1e3")
         status, err = await self.finish(process)
         expected = "sse_server: argument --port: invalid int value: '1e3'; --help"
@@ -6229,10 +6320,7 @@ class CommandLineTest(CommandLineTestCase):
         for line, text in cases.items():
             with self.subTest(line):
                 arguments = line.split(" ")
-                loop = asyncio.get_running_loop()
-                status, out, err = await loop.run_in_executor(
-                    None, lambda a=arguments: self.main(*a)
-                )
+                status, out, err = await self.in_thread(self.main, *arguments)
                 self.assertEqual((status, out), (1, ""))
                 self.assertRegex(err, rf"\Asse_server: {re.escape(text)}.+\n\Z")
 
@@ -6265,8 +6353,7 @@ class CommandLineTest(CommandLineTestCase):
         silent = await self.watch(port)
         while silent.content.count(b":\n") < 2:
             await silent.read_stream()
-        client = await Client.connect(port)
-        self.clients.append(client)
+        client = await self.visit(port)
         answer = await client.request(
             post("/sse", b"x" * 40, "Origin: https://b.example")
         )
@@ -6279,8 +6366,7 @@ class CommandLineTest(CommandLineTestCase):
         client.close()
         late = await self.admitted(port, "/sse")
         self.assertEqual(await late.data(1), ["x" * 40])
-        full = await Client.connect(port)
-        self.clients.append(full)
+        full = await self.visit(port)
         self.assertEqual((await full.request(ask("/"))).status, 503)
 
     async def test_the_clock(self):
@@ -6292,11 +6378,10 @@ class CommandLineTest(CommandLineTestCase):
         (retained,) = await late.events(1)
         self.assertEqual(retained.type, "tick")
 
-    async def test_another_host_is_told_what_to_set(self):
+    async def test_another_host_gets_421(self):
         _, port = await self.serve("--allow-host=a.example")
         for host, status in (("a.example", 200), ("localhost", 421)):
-            client = await Client.connect(port)
-            self.clients.append(client)
+            client = await self.visit(port)
             data = f"HEAD /sse HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
             answer = await client.request(data, head_only=True)
             self.assertEqual(answer.status, status)
@@ -6314,8 +6399,7 @@ class CommandLineTest(CommandLineTestCase):
             "--verbose",
             environment={"SSE_PUBLISH_TOKEN": "é secret"},
         )
-        client = await Client.connect(port)
-        self.clients.append(client)
+        client = await self.visit(port)
         answer = await client.request(post("/sse", b"a", token="é secret"))
         self.assertEqual(answer.status, 200)
         process.terminate()
@@ -6345,15 +6429,9 @@ class CommandLineTest(CommandLineTestCase):
 
     @unittest.skipUnless(OPENSSL, "the openssl program is not here")
     async def test_https(self):
-        TLSTest.setUpClass()
-        self.addCleanup(TLSTest.doClassCleanups)
-        _, port = await self.serve(
-            f"--certfile={TLSTest.certificate}", f"--keyfile={TLSTest.key}"
-        )
-        client = await TLSClient.connect(port)
-        self.clients.append(client)
-        context = ssl.create_default_context(cafile=TLSTest.certificate)
-        await client.handshake(context)
+        certfile, keyfile = certificate()
+        _, port = await self.serve(f"--certfile={certfile}", f"--keyfile={keyfile}")
+        client = await self.visit(port, TLSClient)
         await client.open(ask())
         self.assertRegex((await client.data(1))[0], TIMESTAMP)
 
@@ -6414,7 +6492,7 @@ class StandardInputTest(CommandLineTestCase):
 
     async def test_a_stalled_viewer_holds_up_neither_the_pipe_nor_the_others(self):
         process, port = await self.serve("-", "--history=100000")
-        stalled = await self.watch(port, receive_buffer=BUFFER)
+        await self.watch(port, receive_buffer=BUFFER)  # and does not read
         reading = await self.watch(port)
         count = 400
         data = b"".join(b"%d %b\n" % (n, b"x" * 20_000) for n in range(count))
@@ -6428,7 +6506,6 @@ class StandardInputTest(CommandLineTestCase):
         numbers = [int(d.split()[0]) for d in await reading.data(count)]
         self.assertEqual(numbers, list(range(count)))
         await asyncio.wait_for(feeding, DEADLINE)
-        self.assertTrue(stalled.answer)
 
     async def test_lossless_waits_for_the_slowest(self):
         process, port = await self.serve("-", "--lossless", "--history=3")
@@ -6448,13 +6525,7 @@ class StandardInputTest(CommandLineTestCase):
             self.assertEqual(numbers, list(range(count)))
 
     async def test_lossless_without_a_history(self):
-        process = await self.run_command("--port=0", "-", "--lossless", "--history=0")
-        line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
-        if not line:
-            status, err = await self.finish(process)
-            self.assertEqual(status, 2, err)
-            return
-        port = int(re.search(rb":([0-9]+)/", line)[1])
+        process, port = await self.serve("-", "--lossless", "--history=0")
         slow = await self.watch(port, receive_buffer=BUFFER)
         data = b"".join(b"%d %b\n" % (n, b"x" * 80_000) for n in range(100))
         process.stdin.write(data)
@@ -6664,6 +6735,17 @@ class FailureTest(ServerTestCase):
         client.close()
         await self.until(lambda: not server.registry, "the departures")
 
+    async def test_the_sockets_are_looked_at_before_anybody_is_cut(self):
+        """As after SIGSTOP and SIGCONT, when timers are due before what came is read."""
+        server = await self.start()
+        client, connection = await self.half_a_head(server)
+        client.sock.send(b"Host: a\r\n\r\n")
+        server.registry.members["head"][connection] = (
+            0  # the time was over while the process did nothing
+        )
+        server.registry._look_at_sockets()
+        self.assertEqual((await client.read_answer()).status, 200)
+
     async def test_no_delivery_goes_to_a_descriptor_that_was_reused(self):
         """Rule 5; the kernel gives a new connection the lowest descriptor."""
         self.give_way_after(1)
@@ -6698,7 +6780,7 @@ class FailureTest(ServerTestCase):
         self.assertEqual(await newcomer.data(1), ["b"])
 
     async def test_broadcasting_that_fails_ends_the_server(self):
-        server = await self.start()
+        server = await self.start(shutdown_timeout=0.2)
         client = await self.stream(server)
         kept = await self.connect(server)
         await kept.request(ask("/"))
@@ -6731,7 +6813,7 @@ class FailureTest(ServerTestCase):
             loop.run_until_complete(asyncio.sleep(0))
             loop.close()
 
-        await asyncio.get_running_loop().run_in_executor(None, run)
+        await self.in_thread(run)
         self.logged(logging.CRITICAL)
         server.broadcaster.closed_because = ""
         with self.assertRaisesRegex(RuntimeError, "event loop was closed"):
@@ -6749,21 +6831,26 @@ class FailureTest(ServerTestCase):
     async def test_a_logging_handler_and_a_signal_may_publish(self):
         server = await self.start()
         client = await self.stream(server)
-        with server.broadcaster.lock:  # as if within publish()
+        lock = server.broadcaster.lock
+        with lock:  # as if within publish()
+            self.assertTrue(lock.acquire(blocking=False), "it would wait for ever")
+            lock.release()
             server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
 
     async def test_an_order_that_asks_the_server_does_not_lock_it(self):
+        answered = []
+
         def order(id):
-            threading.Thread(target=lambda: asked.append(server.last_event_id)).start()
-            while not asked:
-                time.sleep(0.001)
+            asking = threading.Thread(target=lambda: server.last_event_id, daemon=True)
+            asking.start()
+            asking.join(DEADLINE)
+            answered.append(not asking.is_alive())
             return int(id)
 
-        asked = []
         server = await self.start(id_order=order)
         server.publish("a", id="1")
-        self.assertEqual(len(asked), 1)
+        self.assertEqual(answered, [True])
 
 
 class LifeTest(ServerTestCase):
@@ -6795,7 +6882,7 @@ class LifeTest(ServerTestCase):
         def close():
             asyncio.run(server.close())
 
-        await asyncio.get_running_loop().run_in_executor(None, close)
+        await self.in_thread(close)
         self.assertEqual(await client.rest(), [])
 
     async def test_the_port_is_not_known_before_it_listens(self):
@@ -6818,12 +6905,11 @@ class LifeTest(ServerTestCase):
 
     async def test_the_port_is_known_when_it_listens(self):
         server = SSEServer("127.0.0.1", 0)
-        loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(None, server.start)
+        starting = asyncio.ensure_future(self.in_thread(server.start))
         await self.until(lambda: server.port, "the port")
         self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
         await starting
-        await loop.run_in_executor(None, server.stop)
+        await self.in_thread(server.stop)
         with self.assertRaisesRegex(RuntimeError, "started before"):
             server.start()
 
@@ -6834,23 +6920,20 @@ class LifeTest(ServerTestCase):
             with server:
                 asyncio.run_coroutine_threadsafe(server.close(), server._loop)
 
-        await asyncio.wait_for(
-            asyncio.get_running_loop().run_in_executor(None, run), DEADLINE
-        )
-
-    async def test_what_arguments_are_refused_for_their_type(self):
-        for name, value in (("ssl", "cert.pem"), ("authorize", True), ("id_order", 1)):
-            with self.subTest(name), self.assertRaisesRegex(TypeError, f"^{name} is "):
-                SSEServer(**{name: value})
+        await asyncio.wait_for(self.in_thread(run), DEADLINE)
+        with self.assertRaises(RuntimeError):
+            server.publish("a")
 
     async def test_drain_waits_once_for_one_who_takes_little(self):
-        server = await self.start(write_timeout=0.3, history=10_000)
+        server = await self.start(write_timeout=0.5, history=10_000)
         client, _ = await self.stall(server)
+        for _ in range(1000):
+            server.publish("x" * 8 * KIB)
 
         async def trickle():
             while True:
-                await asyncio.get_running_loop().sock_recv(client.sock, 1)
-                await asyncio.sleep(0.001)
+                await client.receive()  # enough for the server to see it
+                await asyncio.sleep(0.05)  # the pace of the client
 
         trickling = asyncio.ensure_future(trickle())
         began = time.monotonic()
@@ -6860,9 +6943,11 @@ class LifeTest(ServerTestCase):
         began = time.monotonic()
         await asyncio.wait_for(server.drain(behind=True), DEADLINE)
         again = time.monotonic() - began
+        self.assertEqual((server.stats.behind, server.stats.dropped), (1, 0))
         trickling.cancel()
         await asyncio.wait([trickling])
-        self.assertLess(again, first)
+        self.assertGreater(first, 0.4)
+        self.assertLess(again, first / 2)
 
     async def test_drain_does_not_wait_for_one_who_is_ahead(self):
         server = await self.start(id_order=int)
@@ -6876,7 +6961,7 @@ class LifeTest(ServerTestCase):
 class SeamTest(ServerTestCase):
     """Where requests, answers and streams follow each other on one connection."""
 
-    async def test_another_protocol_is_told_at_once(self):
+    async def test_tls_on_a_plain_port_gets_400_at_once(self):
         server = await self.start()
         client = await self.connect(server)
         answer = await client.request(b"\x16\x03\x01\x02\x00\x01")
@@ -6884,41 +6969,26 @@ class SeamTest(ServerTestCase):
         self.assertIn(b"this port does not speak TLS", answer.body)
         self.assertTrue(await client.ended())
 
-    async def asked(self, allowed):
-        """A server whose hook answers when told to, and a client."""
-        answer = asyncio.Event()
-
-        async def authorize(request):
-            await answer.wait()
-            return allowed
-
-        server = await self.start(authorize=authorize)
-        return server, await self.connect(server), answer
-
     async def test_an_end_of_input_behind_a_pipelined_request_is_seen(self):
-        server, client, answer = await self.asked(True)
-        await client.send(ask("/sse", "Accept: text/html") + ask())
+        requests = ask("/sse", "Accept: text/html") + ask()
+        server, client, gate = await self.asking(requests)
         client.end_of_input()
-        await self.until(lambda: server.registry.count("asking"), "the question")
-        answer.set()
+        gate.set()
         await client.read_answer()
-        await client.read_head()
-        client.chunks = ChunkDecoder()
-        client._decode(bytes(client.received))
+        await client.open(b"")
         self.assertEqual(await client.rest(), [])
         await self.until_stats(server, live=0, behind=0)
 
-    async def test_much_that_is_sent_ahead_is_not_held(self):
-        server, client, answer = await self.asked(False)
+    async def test_reading_pauses_when_much_is_sent_ahead(self):
+        server, client, gate = await self.asking(ask(), permission=False)
         sending = asyncio.ensure_future(client.send(ask() * 200_000))
-        await self.until(lambda: server.registry.count("asking"), "the question")
         (connection,) = server.registry.all("asking")
         await self.until(lambda: not connection.transport.is_reading(), "the pause")
         self.assertLess(len(connection.received), 512 * KIB)
         sending.cancel()
         client.reset()
         await asyncio.wait([sending])
-        answer.set()
+        gate.set()
         await self.until(lambda: not server.registry, "its departure")
 
     async def test_a_stream_that_is_asked_for_with_close_says_so(self):
@@ -6956,42 +7026,27 @@ class SeamTest(ServerTestCase):
 
     async def test_a_blocked_hook_does_not_hold_the_end(self):
         release = threading.Event()
+        self.addCleanup(release.set)
         server = SSEServer("127.0.0.1", 0, authorize=lambda request: release.wait())
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, server.start)
+        await self.in_thread(server.start)
         client = await self.connect(server)
         await client.send(ask())
         await self.until(lambda: server.registry.count("asking"), "the question")
         server._shutdown_timeout = 0.1
-        await asyncio.wait_for(loop.run_in_executor(None, server.stop), DEADLINE)
+        await asyncio.wait_for(self.in_thread(server.stop), DEADLINE)
         release.set()
 
     async def test_disconnect_holds_for_those_who_are_being_let_in(self):
-        async def authorize(request):
-            await asked.wait()
-            return True
-
-        asked = asyncio.Event()
-        server = await self.start(authorize=authorize)
-        client = await self.connect(server)
-        await client.send(ask("/sse", "Accept: text/event-stream"))
-        await self.until(lambda: server.registry.count("asking"), "the question")
+        server, client, gate = await self.asking(
+            ask("/sse", "Accept: text/event-stream")
+        )
         chosen = []
         server.disconnect(lambda request: chosen.append(request) or True)
         await self.until(lambda: chosen, "the predicate")
-        asked.set()
+        gate.set()
         answer = await client.read_answer()
         self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
         self.assertEqual(server.stats.live, 0)
-
-    async def test_a_name_that_is_not_utf_8_is_refused(self):
-        server = await self.start(publish_token="secret")
-        for query in ("channel=%FF", "event=%FF", "id=%C3"):
-            with self.subTest(query):
-                answer = await self.ask(server, post(f"/sse?{query}", b"a"))
-                self.assertEqual(answer.status, 400)
-        self.assertEqual((await self.ask(server, ask("/sse?channel=%FF"))).status, 400)
-        self.assertEqual(server.stats.published, 0)
 
     async def test_no_visit_leaves_a_cycle_for_the_garbage_collector(self):
         def alive():
@@ -7010,19 +7065,6 @@ class SeamTest(ServerTestCase):
         self.transports.clear()
         await self.until(lambda: not server.registry, "the departures")
         await self.until(lambda: alive() == before, "the end of the connections")
-
-    async def test_the_sockets_are_looked_at_before_anybody_is_cut(self):
-        """As after SIGSTOP and SIGCONT, when timers are due before what came is read."""
-        server = await self.start()
-        client = await self.connect(server)
-        await client.send(b"GET / HTTP/1.1\r\n")
-        heads = server.registry.members["head"]
-        await self.until(lambda: any(c.received for c in heads), "the line")
-        client.sock.send(b"Host: a\r\n\r\n")
-        (connection,) = heads
-        heads[connection] = 0  # the time was over while the process did nothing
-        server.registry._look_at_sockets()
-        self.assertEqual((await client.read_answer()).status, 200)
 
     async def test_the_kernel_holds_little_for_who_does_not_read(self):
         server = await self.start()
@@ -7143,9 +7185,6 @@ class RetainedTest(ServerTestCase):
         self.assertEqual(answer.status, 200)
         id = answer.body.decode()
         self.assertEqual(await self.seen(server, 1), [("s", "state", id)])
-        for query in ("retain=0", "retain=", "retain=1&retain=1"):
-            answer = await self.ask(server, post(f"/sse?{query}", b"state"))
-            self.assertEqual(answer.status, 400, query)
 
 
 class ReplayTest(ServerTestCase):
@@ -7194,18 +7233,11 @@ class ReplayTest(ServerTestCase):
         client = await self.stream(server)
         self.assertEqual(await client.data(2), ["2", "3"])
 
-    async def test_what_is_no_number_is_refused(self):
-        server = await self.start()
-        for value in ("", "-1", "1.5", "ALL", "\u0663", "1" * 10):
-            target = "/sse?replay=" + urllib.parse.quote(value)
-            answer = await self.ask(server, ask(target))
-            self.assertEqual(answer.status, 400, value)
-
 
 class PermissionTest(ServerTestCase):
     """`authorize` may return the channels that a client may use."""
 
-    async def test_the_channels_that_may_be_heard(self):
+    async def test_a_channel_that_may_not_be_heard_gets_403(self):
         for allowed, query, status in (
             (["mine"], "?channel=mine", 200),
             (("mine",), "?channel=mine&channel=mine", 200),
@@ -7287,7 +7319,7 @@ class HostTest(ServerTestCase):
         data = f"HEAD {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         return (await self.ask(server, data, head_only=True)).status
 
-    async def test_on_loopback_its_names_alone(self):
+    async def test_on_loopback_another_name_gets_421(self):
         server = await self.start()
         for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:9", "[::1]",
                      "a.localhost", "localhost."):  # fmt: skip
@@ -7297,7 +7329,7 @@ class HostTest(ServerTestCase):
             self.assertEqual(await self.status(server, host), 421, host)
             self.assertEqual(await self.status(server, host, "/"), 200, host)
 
-    async def test_the_refusal_says_what_to_set(self):
+    async def test_the_421_says_what_to_set(self):
         server = await self.start()
         answer = await self.ask(server, b"GET /sse HTTP/1.1\r\nHost: a.b\r\n\r\n")
         self.assertIn("--allow-host", answer.body.decode())
@@ -7313,11 +7345,6 @@ class HostTest(ServerTestCase):
     async def test_where_others_can_connect_any_name_will_do(self):
         server = await self.start("0.0.0.0")
         self.assertEqual(await self.status(server, "evil.example"), 200)
-
-    async def test_what_is_no_name_is_refused(self):
-        for hosts in ("example.com", ["example.com:80"], ["http://a"], ["::1"], [""]):
-            with self.assertRaises(ValueError):
-                SSEServer(hosts=hosts)
 
 
 class IteratorTest(ServerTestCase):
@@ -7335,7 +7362,7 @@ class IteratorTest(ServerTestCase):
         """So many events, in the order in which they come."""
         decoder, events = Decoder(), []
         while len(events) < count:
-            events += decoder.feed(await asyncio.wait_for(anext_of(iterator), DEADLINE))
+            events += decoder.feed(await anext_of(iterator))
         return [event.data for event in events]
 
     async def test_it_gets_what_a_connection_gets(self):
@@ -7368,7 +7395,7 @@ class IteratorTest(ServerTestCase):
         for _ in range(3):
             server.publish("x" * 100_000)
         await self.until_stats(server, dropped=1, live=0, behind=0)
-        rest = [data async for data in iterator]
+        rest = await rest_of(iterator)
         self.assertEqual(rest, [])
 
     async def test_it_ends_with_the_server_and_with_disconnect(self):
@@ -7382,11 +7409,11 @@ class IteratorTest(ServerTestCase):
             self.assertEqual(server.requests()[0].channels, {"a", "b"})
             server.publish("last", channel="a")
             ending = end()
-            rest = b"".join([data async for data in iterator])
+            rest = b"".join(await rest_of(iterator))
             self.assertIn(b"data: last\n\nretry: ", rest)
             if ending:
                 await ending
-        after = [data async for data in server.stream()]
+        after = await rest_of(server.stream())
         self.assertEqual(len(after), 1)
         self.assertTrue(after[0].startswith(b"retry: "))
 
@@ -7407,37 +7434,37 @@ class IteratorTest(ServerTestCase):
         iterator = self.reading(server)
         await anext_of(iterator)
         server.publish("never read")
-        await server.close()
+        await asyncio.wait_for(server.close(), DEADLINE)
         self.assertEqual(len(server.registry), 0)
 
     async def test_one_above_the_limit_is_told_to_come_back(self):
         server = await self.start(port=None, max_connections=1)
         await anext_of(self.reading(server))
-        self.assertEqual(len([data async for data in server.stream()]), 1)
+        self.assertEqual(len(await rest_of(server.stream())), 1)
         self.assertEqual(server.stats.refused, 1)
 
-    async def test_bad_channels_and_another_loop_are_refused(self):
+    async def test_what_is_refused(self):
         server = await self.start(port=None)
-        for channels in (["a\nb"], [""], [str(number) for number in range(101)]):
-            with self.assertRaises(ValueError):
-                await anext_of(server.stream(channels=channels))
-        for replay in (-1, 1.5, True):
-            with self.assertRaises(ValueError):
-                await anext_of(server.stream(replay=replay))
-            with self.assertRaises(ValueError):
-                SSEServer(replay=replay)
-        with self.assertRaises(RuntimeError):
+        cases = [
+            ({"channels": ["a", name]}, message.format("channel"))
+            for name, message in REFUSED_NAMES
+        ]
+        many = [str(number) for number in range(101)]
+        cases.append(({"channels": many}, "101 channels; allowed are 100"))
+        cases += [
+            ({name: value}, message)
+            for name, value, _, message in REFUSED_ARGUMENTS
+            if name == "replay"
+        ]
+        for parameters, message in cases:
+            with self.subTest(parameters), self.assertRaises(ValueError) as caught:
+                await anext_of(server.stream(**parameters))
+            self.assertEqual(str(caught.exception), message)
+        self.assertEqual(server.stats.live, 0)
+
+    async def test_it_belongs_into_the_event_loop_of_the_server(self):
+        with self.assertRaisesRegex(RuntimeError, "belongs into the event loop"):
             await anext_of(SSEServer().stream())
-
-
-class HookTest(unittest.TestCase):
-    def test_a_coroutine_function_would_never_run_and_is_refused(self):
-        async def hook(argument):
-            pass
-
-        for name in ("on_open", "on_close", "dumps"):
-            with self.assertRaisesRegex(TypeError, f"{name} is a coroutine function"):
-                SSEServer(**{name: hook})
 
 
 class MonitorTest(ServerTestCase):
@@ -7465,87 +7492,6 @@ class MonitorTest(ServerTestCase):
         wrong = await self.start(dumps=lambda data: b"bytes")
         with self.assertRaisesRegex(TypeError, "allowed is a str"):
             wrong.publish(1)
-
-
-class UnderLoadTest(ServerTestCase):
-    """What must happen however much is published."""
-
-    async def test_heartbeats_go_on_while_events_pour_in(self):
-        server = await self.start(heartbeat=0.02)
-        quiet = await self.stream(server, "/sse?channel=quiet")
-        await self.stream(server)
-
-        async def pour():
-            while True:
-                server.publish("x")
-                await asyncio.sleep(0)
-
-        pouring = asyncio.ensure_future(pour())
-        comments = len(quiet.decoder.comments)
-        while len(quiet.decoder.comments) < comments + 3:
-            await quiet.read_stream()
-        pouring.cancel()
-
-    async def test_a_server_that_was_closed_before_its_start_does_not_start(self):
-        server = SSEServer(port=0)
-        await server.close()
-        with self.assertRaisesRegex(RuntimeError, "a server runs once"):
-            await server.serve_forever()
-
-    async def test_authorize_has_a_deadline(self):
-        async def authorize(request):
-            await asyncio.Event().wait()
-
-        server = await self.start(authorize=authorize)
-        client = await self.connect(server)
-        with (
-            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
-            self.assertLogs("sse_server", "ERROR"),
-        ):
-            answer = await client.request(ask())
-        self.assertEqual(answer.status, 503)
-        self.assertEqual(answer.body, b"asking for permission took too long\n")
-
-    async def test_an_answer_304_has_no_body(self):
-        async def authorize(request):
-            raise HTTPError(304)
-
-        server = await self.start(authorize=authorize)
-        client = await self.connect(server)
-        await client.send(ask())
-        answer = await client.read_head()
-        self.assertEqual((answer.status, answer.field("content-type")), (304, None))
-
-    def test_names_that_are_no_text_and_origins_that_never_match(self):
-        with self.assertRaisesRegex(TypeError, "id is 5; allowed is a str"):
-            SSEServer().publish("x", id=5)
-        for origin in ("https://a.example/", "a.example", "", "https://"):
-            with self.assertRaisesRegex(ValueError, "origin is"):
-                SSEServer(cors_origins=[origin])
-
-    def test_a_query_has_so_many_parameters_and_no_more(self):
-        most = sse_server.MAX_PARAMETERS
-        for count in (most - 1, most):
-            query = "&".join(f"a{n}=1" for n in range(count))
-            self.assertEqual(len(get(target=f"/sse?{query}").parameters), count)
-        with self.assertRaises(HTTPError) as caught:
-            get(target=f"/sse?{query}&b=1").parameters  # noqa: B018
-        self.assertEqual(
-            str(caught.exception), f"400 query of more than {most} parameters"
-        )
-
-    async def test_a_publication_that_is_misspelled_or_meant_for_two_is_refused(self):
-        server = await self.start(publish_token="secret")
-        for query, what in (
-            ("channel=a&channel=b", "parameter 'channel', 2 times"),
-            ("evnt=a", "parameter 'evnt', 1 times"),
-        ):
-            client = await self.connect(server)
-            answer = await client.request(post(f"/sse?{query}", b"x"))
-            allowed = "; allowed are event, channel, id and retain=1, each once\n"
-            self.assertEqual(answer.status, 400)
-            self.assertEqual(answer.body.decode(), what + allowed)
-        self.assertEqual(server.stats.published, 0)
 
 
 # ------------------------------------------------------------------------------------
@@ -7620,13 +7566,12 @@ class ReadmeTest(ServerTestCase):
                 watched.wait(DEADLINE)
                 return self
 
-        loop = asyncio.get_running_loop()
         with (
             mock.patch.object(sse_server, "SSEServer", Server),
             mock.patch.object(time, "sleep"),
         ):
-            running = loop.run_in_executor(None, self.run_example, "thread")
-            await loop.run_in_executor(None, entered.wait, DEADLINE)
+            running = asyncio.ensure_future(self.in_thread(self.run_example, "thread"))
+            await self.in_thread(entered.wait, DEADLINE)
             client = await self.stream(servers[0])
             watched.set()
             await running
