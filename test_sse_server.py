@@ -4264,7 +4264,7 @@ class CompressionTest(ServerTestCase):
         self.assertGreater(len(turns), len(data) // sse_server.BATCH_BYTES)
         server.publish("next")
         for client in (*clients, late):
-            self.assertEqual(await client.until("next"), ["next"])
+            self.assertEqual(await client.data(1), ["next"])
         self.assertEqual(audience.members, 3)
 
     async def test_slow_ones_come_back_and_all_get_their_end(self):
@@ -4299,8 +4299,8 @@ class CompressionTest(ServerTestCase):
         resumed = await self.zipped(server, f"/sse?last_event_id={ids[3]}")
         lost = await self.zipped(server, f"/sse?last_event_id={ids[0]}")
         server.publish("end")
-        self.assertEqual(await new.until("end"), ["on", "end"])
-        self.assertEqual(await resumed.until("end"), ["4", "5", "end"])
+        self.assertEqual(await new.data(2), ["on", "end"])
+        self.assertEqual(await resumed.data(3), ["4", "5", "end"])
         found = [(e.type, e.data) for e in await lost.events(6)]
         expected = [("gap", '{"reason":"history"}'), ("state", "on")]
         expected += [("message", data) for data in ("3", "4", "5", "end")]
@@ -4377,7 +4377,12 @@ REFUSED_ARGUMENTS = [
         for name in ("cors_origins", "hosts")
     ),
     *(
-        ("cors_origins", ["*", origin], ValueError, f"origin is {origin!r}; {ORIGINS}")
+        (
+            "cors_origins",
+            ["*", origin],
+            ValueError,
+            f"cors_origin is {origin!r}; {ORIGINS}",
+        )
         for origin in ("https://a.example/", "a.example", "", "https://")
     ),
     *(
