@@ -1351,12 +1351,11 @@ class _Audience:
     has been paid as often for the joined as it would be for the live.
     """
 
-    __slots__ = ("batches", "channels", "compressor", "direct", "joined", "live",
-                 "members", "waited", "wish", "write")  # fmt: skip
+    __slots__ = ("batches", "compressor", "direct", "joined", "live", "members",
+                 "waited", "wish", "write")  # fmt: skip
 
     def __init__(self, wish: _Wish, direct: bool) -> None:
         self.wish = wish
-        self.channels = wish.channels
         # By descriptor where they are written to directly: a sweep then touches nothing
         # of a subscriber whose socket takes all.  In the order of arrival, which is
         # about that in memory; a set's order costs some 3 % more.
@@ -1718,7 +1717,7 @@ class _Broadcaster:
             if audience in losers:
                 yield from self._leave_behind(audience, position)
             del self._pending[audience]
-            wanted = _wanted(frames, audience.channels)
+            wanted = _wanted(frames, audience.wish.channels)
             if wanted:
                 yield from self._write_all(audience, b"".join(wanted), len(wanted))
             if self._turn_is_over():
@@ -1731,7 +1730,7 @@ class _Broadcaster:
         if position >= self.log.base:
             return set()
         audiences = self._audiences.values()
-        return {a for a in audiences if self.log.missed(position, a.channels)}
+        return {a for a in audiences if self.log.missed(position, a.wish.channels)}
 
     def _leave_behind(self, audience: _Audience, position: int) -> Iterator[None]:
         """Let those who lost something go on alone, and be told of the gap."""
@@ -2030,11 +2029,10 @@ class _Broadcaster:
             log = self.log
             # After an outage many come back to one position: they share the bytes too.
             owed = subscriber.position, subscriber.gap, subscriber.snapshot
-            key = audience, owed, log.sent, log.base, log.retained_changes
-            batch = self._next_batch
-            if self._next_batch_key != key:
-                batch = self._encode_next(audience, subscriber)
-        if self._next_batch_key != key:
+            key = audience, owed, log.sent, log.base, log.newest, log.retained_changes
+            known = self._next_batch_key == key
+            batch = self._next_batch if known else self._encode_next(subscriber)
+        if not known:
             payload = batch.payload
             if payload and audience.wish.gzip:
                 payload = yield from self._in_turns(_deflate(payload))
@@ -2051,9 +2049,10 @@ class _Broadcaster:
         if batch.payload:
             self._write_rest(subscriber, batch.payload)
 
-    def _encode_next(self, audience: _Audience, subscriber: _Subscriber) -> _Batch:
+    def _encode_next(self, subscriber: _Subscriber) -> _Batch:
         """What it is given next, neither compressed nor framed yet."""
-        log, channels = self.log, audience.channels
+        assert subscriber.audience
+        log, channels = self.log, subscriber.audience.wish.channels
         position, snapshot = subscriber.position, subscriber.snapshot
         gaps: list[bytes] = []
         reason = subscriber.gap
@@ -2078,7 +2077,10 @@ class _Broadcaster:
                 told = None if snapshot or frames else id
                 gaps = [format_event({"reason": reason}, event="gap", id=told)]
         if snapshot is None:
-            batch, position = log.read(position, log.sent)
+            # Of what it was to be given all may be forgotten by now.  Then it is given
+            # what is held, ahead of the live, or it would lose that, too.
+            end = log.sent if log.base < log.sent else log.newest
+            batch, position = log.read(position, end)
             wanted = channels | {EVERYBODY}
             frames += [entry.frame for entry in batch if entry.channel in wanted]
         payload = b"".join(gaps + frames)
@@ -2127,7 +2129,7 @@ class _Broadcaster:
         if not audience.members:
             del self._audiences[audience.wish, audience.direct]
             self._compressing.pop(audience, None)
-            for channel in audience.channels:
+            for channel in audience.wish.channels:
                 del self._by_channel[channel][audience]
                 if not self._by_channel[channel]:
                     del self._by_channel[channel]
