@@ -1270,9 +1270,10 @@ def _error_response(error: HTTPError) -> _Response:
 # ------------------------------------------------------------------------------------
 # 6. Audiences and the broadcaster.
 #
-#    Everything here runs in the event loop, but for publish().  A sweep fixes who gets
-#    a batch in the moment in which `sent` moves: who joins later starts at the new
-#    position, and joins an audience whose turn is yet to come only after the sweep.
+#    Everything here runs in the event loop, except publish().  A sweep decides who is
+#    given its batch in the moment in which it moves `sent`: a subscriber that joins
+#    later begins at the new position, and it becomes live only when its audience has
+#    been written to.
 # ------------------------------------------------------------------------------------
 
 _HANDSHAKE, _HEAD, _BODY, _ASKING = "handshake", "head", "body", "asking"
@@ -1281,7 +1282,7 @@ _READY, _FULL, _AHEAD, _LIVE = "ready", "full", "ahead", "live"
 _LEAVING, _CLOSED = "leaving", "closed"
 _STREAMING = (_LIVE, _READY, _FULL, _AHEAD)  # the states of an open stream
 
-# What may follow each state; the prologue says what they mean.
+# Which states may follow each state; the prologue says what they mean.
 _TRANSITIONS = {
     _HANDSHAKE: {_HEAD, _LEAVING, _CLOSED},
     _HEAD: {_BODY, _ASKING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
@@ -1292,36 +1293,42 @@ _TRANSITIONS = {
     _LINGERING: {_LEAVING, _CLOSED},
     _READY: {_READY, _FULL, _LIVE, _LEAVING, _CLOSED},
     _FULL: {_FULL, _READY, _LEAVING, _CLOSED},
-    _AHEAD: {_READY, _LEAVING, _CLOSED},
+    _AHEAD: {_READY, _FULL, _LEAVING, _CLOSED},
     _LIVE: {_FULL, _READY, _LEAVING, _CLOSED},
     _LEAVING: {_CLOSED},
 }
 
+_Hook = Optional[Callable[[Request], object]]
+
 
 class _Subscriber:
-    """What the broadcaster knows of a stream: a position, and where to write."""
+    """What the broadcaster knows of a stream: its position, and where to write."""
 
-    __slots__ = ("audience", "awaited", "descriptor", "gap", "looks", "lower", "peer",
-                 "position", "snapshot", "state", "transport", "unsent")  # fmt: skip
+    __slots__ = ("audience", "awaited", "gap", "looks", "lower", "peer", "position",
+                 "snapshot", "state", "target", "transport", "unsent")  # fmt: skip
 
     state: str
-    transport: asyncio.Transport
-    lower: asyncio.Transport  # what TLS writes to; without TLS the same
-    peer: str  # its address and port
-    descriptor: int | None  # to be written to directly; None: through the transport
-    audience: _Audience | None  # None before the stream opens and once it has ended
-    position: int  # of its own, while it is behind
-    gap: str | None  # the reason of a gap to announce
-    # While it is given what is retained: up to which position it has that, and the id
-    # of its own position, with which it has it all.
+    position: int  # while it is behind: its own
+    gap: str | None  # the reason of the gap that it must be told of
+    # While it is given retained events: the position up to which it has them, and the
+    # id that its own position has, from which it may resume once it has them all.
     snapshot: tuple[int, str] | None
-    awaited: tuple[str, Any]  # while it is ahead: the id it has seen, and its key
+    awaited: tuple[str, Any]  # while it is ahead: the id it has seen, and that id's key
     unsent: int  # while its socket is full: what the transport held at the last look
-    looks: int  # and how many more times it may be found to have taken nothing
+    looks: int  # at how many more looks it may have taken nothing
+
+    def __init__(self, transport: asyncio.Transport, peer: str) -> None:
+        self.transport = transport
+        self.lower = transport  # what TLS writes to; without TLS it is the same
+        self.peer = peer  # its address and port
+        # What a sweep writes to: the transport, or directly its socket's descriptor.
+        self.target: Any = transport
+        self.audience: _Audience | None = None  # only while the stream is open
 
     def count_unsent(self) -> int:
         """The bytes that wait for room, in every layer below."""
-        return _unsent(self.transport)
+        lower = 0 if self.lower is self.transport else _unsent(self.lower)
+        return _unsent(self.transport) + lower
 
     def request(self) -> Request:
         """The request that opened the stream."""
@@ -1333,86 +1340,66 @@ class _Subscriber:
 
 
 class _Wish(NamedTuple):
-    """What a subscriber wants to get, and how: with it come the bytes."""
+    """What a stream consists of, and how it is written: equal wishes, equal bytes."""
 
     channels: Channels
-    chunked: bool  # HTTP/1.1; to HTTP/1.0 the stream goes unframed
+    chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
     gzip: bool
+    direct: bool  # written to descriptors, past the transports
 
 
 class _Audience:
-    """The subscribers who want identical bytes, and are written to in the same way.
+    """The subscribers with equal wishes.
 
-    Where they are compressed, one compressor goes on for all who are `live`.  It can
-    do so only for those who got all that it made, so who has joined since it was new is
-    among the `joined`, and those get each batch from a compressor of its own, until
-    this one is new again.  A new one makes a batch about as large as if it were alone,
-    for all who are live; waiting does that for the joined.  So it is time when that
-    has been paid as often for the joined as it would be for the live.
+    If they want gzip, one compressor goes on from batch to batch for all in `live`,
+    which is possible only for those who got all of its output.  A subscriber that
+    joins later is in `joined`, whose batches are compressed alone, until the compressor
+    starts anew for everybody.  A new start makes one batch as large as if it were
+    compressed alone, for all in `live`; each batch without one has this price for all
+    in `joined`.  So it starts anew when the second sum has reached the first.
     """
 
-    __slots__ = ("batches", "compressor", "direct", "joined", "live", "members",
-                 "waited", "wish", "write")  # fmt: skip
+    __slots__ = ("batches", "compressor", "joined", "live", "members", "waited",
+                 "wish", "write")  # fmt: skip
 
-    def __init__(self, wish: _Wish, direct: bool) -> None:
+    def __init__(self, wish: _Wish) -> None:
         self.wish = wish
-        # By descriptor where they are written to directly: a sweep then touches nothing
-        # of a subscriber whose socket takes all.  In the order of arrival, which is
-        # about that in memory; a set's order costs some 3 % more.
+        # By target: a sweep then touches nothing of a subscriber whose socket takes
+        # all.  In the order of arrival, which is about the order in memory: the order
+        # of a set costs some 3 % more.
         self.live: dict[Any, _Subscriber] = {}
         self.joined: dict[Any, _Subscriber] = {} if wish.gzip else self.live
-        self.direct = direct  # written to past their transports
-        self.write = os.write if direct else _write_through
+        self.write = os.write if wish.direct else _write_through
         self.members = 0  # live and behind
         self.compressor: Any = None  # None: the next batch begins a new one
-        self.batches = 0  # that it has made
-        self.waited = 0  # batches that it has not made for the joined, for each of them
-
-    def find(self, key: Any) -> _Subscriber:
-        """The live subscriber with this key, which may be itself."""
-        found = self.live.get(key) or self.joined.get(key)
-        return found or cast(_Subscriber, key)
+        self.batches = 0  # that it has compressed
+        self.waited = 0  # batches, times subscribers who got them compressed alone
 
     def frame(self, payload: bytes) -> bytes:
-        """The payload as it is written to each of them; it is compressed already."""
+        """The payload, compressed already if need be, as it is written."""
         return _chunk(payload) if self.wish.chunked else payload
 
-    def encode(self, payload: bytes) -> bytes:
-        """Something short as it is written to any of them, framed and compressed."""
-        if self.wish.gzip:
-            payload = b"".join(_deflate(payload))
-        return self.frame(payload)
 
-
-def _write_through(subscriber: _Subscriber, payload: bytes) -> int:
-    """Write by the transport, which calls pause_writing if not all was taken."""
-    subscriber.transport.write(payload)
+def _write_through(transport: asyncio.Transport, payload: bytes) -> int:
+    """Write to a transport, which calls pause_writing() if its socket is full."""
+    transport.write(payload)
     return len(payload)
 
 
-class _Batch(NamedTuple):
-    """What one who is behind is given next, and where it is then."""
-
-    payload: bytes
-    events: int
-    gaps: int
-    position: int
-    snapshot: tuple[int, str] | None  # as in _Subscriber
-
-
 class _Registry:
-    """Who is in which state, since when, and for how long they may be.
+    """Who is in which state, and until when.
 
-    `seconds` is how long each state may last; where it is not named, for ever.  As that
-    is the same for all who are in a state, those who entered first are due first.
+    `seconds` tells how long each state may last; one that is not named may last for
+    ever.  The time is the same for all who are in a state, so they are due in the order
+    in which they entered it.
     """
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self.members: dict[str, dict[_Subscriber, float]] = {
             state: {} for state in _TRANSITIONS
         }
-        # Descriptors that were live when the sweep began and are no longer.
-        self.departed: set[Any] = set()
+        # While a sweep runs: the targets that were live and are no longer.
+        self.departed: dict[Any, _Subscriber] | None = None
         self._size = 0
         self._seconds = seconds
         self._timer: asyncio.TimerHandle | None = None
@@ -1438,94 +1425,125 @@ class _Registry:
         return [s for state in states for s in list(self.members[state])]
 
     def add(self, subscriber: _Subscriber, state: str) -> None:
-        """Take somebody in, who begins in this state."""
+        """Take in somebody who begins in this state."""
         subscriber.state = state
         self._size += 1
         self._set_deadline(subscriber, state)
 
     def enter(self, subscriber: _Subscriber, state: str) -> None:
-        """The one place where a state changes, and what follows from it."""
-        old = subscriber.state
+        """The only place where a state changes, and what follows from it."""
+        old, audience = subscriber.state, subscriber.audience
         assert state in _TRANSITIONS[old], f"{old} to {state}"
         del self.members[old][subscriber]
-        audience = subscriber.audience
-        if old == _LIVE:
-            assert audience
-            key = _key(subscriber)
-            del (audience.live if key in audience.live else audience.joined)[key]
-            self.departed.add(key)
         subscriber.state = state
+        if audience and old == _LIVE:
+            target = subscriber.target
+            del (audience.live if target in audience.live else audience.joined)[target]
+            if self.departed is not None:
+                self.departed[target] = subscriber
+        if audience and state == _LIVE:
+            audience.joined[subscriber.target] = subscriber
         if state == _CLOSED:
             self._size -= 1
-            return
-        if state == _LIVE:
-            assert audience
-            audience.joined[_key(subscriber)] = subscriber
-        self._set_deadline(subscriber, state)
+        else:
+            self._set_deadline(subscriber, state)
 
     def _set_deadline(self, subscriber: _Subscriber, state: str) -> None:
-        seconds = self._seconds.get(state)
-        if seconds is None:
-            self.members[state][subscriber] = math.inf
-            return
-        deadline = self._loop.time() + seconds
+        deadline = math.inf
+        if state in self._seconds:
+            deadline = self._loop.time() + self._seconds[state]
+            # A timer that is early costs less than one that is set for each deadline.
+            if self._timer is None or deadline < self._timer.when():
+                self._set_timer(deadline)
         self.members[state][subscriber] = deadline
-        # Setting a timer costs more than letting an old one find that it is early.
-        if self._timer is None or deadline < self._timer.when():
-            self.stop()
-            self._timer = self._loop.call_at(deadline, self._look_at_sockets)
+
+    def _set_timer(self, deadline: float) -> None:
+        self.stop()
+        self._timer = self._loop.call_at(deadline, self._look_at_sockets)
 
     def _look_at_sockets(self) -> None:
-        """Somebody may be due.  But this process may have been stopped for a while, and
-        what came meanwhile is to be seen first: by the loop's next two rounds."""
-        self._loop.call_soon(self._loop.call_soon, self._end_waiting)
+        """Somebody may be due.  But the process may have been stopped for a while: what
+        has come meanwhile is read first, in the next two rounds of the loop."""
+        self._loop.call_soon(self._loop.call_soon, self._expire_due)
 
-    def _end_waiting(self) -> None:
+    def _expire_due(self) -> None:
         self._timer = None
         now = self._loop.time()
         for state in self._seconds:
-            due = itertools.takewhile(
-                lambda item: item[1] <= now, list(self.members[state].items())
-            )
-            for subscriber, _ in due:
-                if subscriber.state != state:
-                    continue
-                try:
-                    subscriber.expire()
-                except Exception:
-                    logger.exception("%s: ending it failed", subscriber.peer)
-                    subscriber.transport.abort()
+            for subscriber, deadline in list(self.members[state].items()):
+                if deadline > now:
+                    break
+                if subscriber.state == state:  # and no other one's end has ended it
+                    self._expire(subscriber)
         first = [next(iter(self.members[s].values()), math.inf) for s in self._seconds]
-        deadline = min(first, default=math.inf)
-        if deadline < math.inf:
-            self.stop()
-            self._timer = self._loop.call_at(deadline, self._look_at_sockets)
+        if min(first) < math.inf:
+            self._set_timer(min(first))
+
+    def _expire(self, subscriber: _Subscriber) -> None:
+        try:
+            subscriber.expire()
+        except Exception:
+            logger.exception("%s: ending it failed", subscriber.peer)
+            subscriber.transport.abort()
 
 
-def _key(subscriber: _Subscriber) -> Any:
-    """What a live subscriber is found by in its audience, and written to."""
-    return subscriber if subscriber.descriptor is None else subscriber.descriptor
+class _Turns:
+    """Shares the time of the event loop: some milliseconds in each of its rounds.
+
+    Whoever finds that its turn is over leaves the rest to the next round.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: dict[_Connection, None] = {}  # those who go on in the next round
+        self._ends = 0.0
+        self._begun = False
+
+    def is_over(self) -> bool:
+        """Whether no time is left in this round."""
+        now = time.monotonic()
+        if not self._begun:
+            self._begun = True
+            self._ends = now + TURN_SECONDS
+            asyncio.get_running_loop().call_soon(self._begin_round)
+        return now >= self._ends
+
+    def _begin_round(self) -> None:
+        self._begun = False
+        while self.waiting and not self.is_over():
+            connection = next(iter(self.waiting))
+            del self.waiting[connection]
+            connection.proceed()
 
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
     """What a server has done since its start, in one moment.
 
-    A subscriber counts from the moment its stream opens until it has left.
+    A subscriber counts from the moment in which its stream opens until it has left.
     """
 
     live: int  # subscribers who were given everything that was published
     behind: int  # subscribers who are resuming or slow
     published: int  # events
-    events_written: int  # an event that is written to ten subscribers counts ten
+    events_written: int  # an event that is written to ten subscribers counts ten times
     bytes_written: int  # of events, gaps and heartbeats, as they are framed and coded
-    gaps: int  # announced to subscribers
+    gaps: int  # that subscribers were told of
     dropped: int  # subscribers ended because they took nothing for write_timeout
     refused: int  # connections turned away because the server was full or closing
 
 
+class _Batch(NamedTuple):
+    """What one who is behind is given next, and where it is then."""
+
+    payload: bytes
+    events: int
+    gaps: int
+    position: int
+    snapshot: tuple[int, str] | None  # as in _Subscriber
+
+
 class _Broadcaster:
-    """Moves the live subscribers through the log, and those behind to the live."""
+    """Moves the live subscribers through the log, and brings those behind to them."""
 
     def __init__(
         self,
@@ -1534,39 +1552,38 @@ class _Broadcaster:
         heartbeat: float | None,
         write_timeout: float,
         id_order: Callable[[str], Any] | None,
-        on_open: Callable[[Request], object] | None,
-        on_close: Callable[[Request], object] | None,
+        on_open: _Hook,
+        on_close: _Hook,
     ) -> None:
         self.log = log
         self.registry = registry
         # Guards the log, and whether the bell is rung.  Re-entrant, because a signal's
-        # handler may publish in the midst of publish().
+        # handler may call publish() while publish() runs.
         self.lock = threading.RLock()
+        self.turns = _Turns()
         self.events_written = self.bytes_written = self.gaps = self.dropped = 0
         self.closed_because = ""  # why nothing can be published; "": it can
         self._heartbeat = heartbeat
         self._write_timeout = write_timeout
         self._id_order = id_order
-        self._on_open = on_open
-        self._on_close = on_close
-        self._audiences: dict[tuple[_Wish, bool], _Audience] = {}
-        # Whose compressors go on; the one that was used last stands last.
+        self._on_open, self._on_close = on_open, on_close
+        self._audiences: dict[_Wish, _Audience] = {}
+        self._by_channel: dict[str | None, dict[_Audience, None]] = {}
+        # Those whose compressors go on; the one that was used last stands last.
         self._compressing: collections.OrderedDict[_Audience, None] = (
             collections.OrderedDict()
         )
-        self._by_channel: dict[str | None, dict[_Audience, None]] = {}
-        self._pending: dict[_Audience, None] = {}  # yet to be written in this sweep
+        self._pending: dict[_Audience, None] = {}  # not yet written to in this sweep
         self._swept = 0  # the position up to which sweeps are complete
-        self._turn_ends = 0.0
         self._next_batch_key: tuple[object, ...] = ()  # what _next_batch belongs to
         self._next_batch = _Batch(b"", 0, 0, 0, None)
         self._loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
-        self._process = 0  # that in which it began
-        self._rung = False  # from another thread
+        self._process = 0  # the process in which it began
+        self._rung = False  # by publish()
         self._heartbeat_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Future[None]] = set()
-        # Those behind for whom a drain has waited as long as it does.
+        # Those behind for whom a drain has waited as long as a drain does.
         self._not_waited_for: set[_Subscriber] = set()
 
     # Publishing: from any thread.
@@ -1575,58 +1592,40 @@ class _Broadcaster:
         """What an id is sorted by; None where ids have no order.
 
         What the program's function raises is raised.  TypeError for a key that is not
-        made of numbers and texts, which alone can be compared while the log is locked.
+        made of numbers and texts: only these are compared by code that cannot publish.
         """
         if self._id_order is None:
             return None
         key = self._id_order(id)
         parts = key if isinstance(key, tuple) else (key,)
         if not all(type(part) in (int, float, str, bytes) for part in parts):
-            raise TypeError(
-                f"id_order gave {key!r}; allowed are int, float, str, bytes and tuples "
-                "of them"
-            )
+            allowed = "int, float, str, bytes and tuples of them"
+            raise TypeError(f"id_order gave {key!r}; allowed are {allowed}")
         return key
 
-    def publish(
-        self,
-        body: bytes,
-        channel: str | None,
-        id: str | None,
-        retain: str | None,
-    ) -> str:
+    def publish(self, append: Callable[[_EventLog], str]) -> str:
         """Append to the log and ring the bell; never waits for a client."""
-        key = None if id is None else self.key_of(id)
-        return self._publish(lambda log: log.append(body, channel, id, key, retain))
-
-    def publish_gap(self, body: bytes) -> str:
-        """The same for the event that says that the publisher has missed something."""
-        return self._publish(lambda log: log.append_gap(body))
-
-    def _publish(self, append: Callable[[_EventLog], str]) -> str:
         loop = self._loop
         if loop and os.getpid() != self._process:
             raise RuntimeError(
-                "the server runs in the process that this one was forked from; publish "
-                "there"
+                "this process was forked from the one in which the server runs; "
+                "publish there"
             )
         with self.lock:
             if self.closed_because:
                 raise RuntimeError(self.closed_because + "; nothing can be published")
-            if loop is None:
-                name = append(self.log)
-                self.log.advance(self.log.newest)
-                return name
-            if loop.is_closed():
+            if loop and loop.is_closed():
                 raise RuntimeError(
                     "the server's event loop was closed before the server; nothing can "
                     "be published"
                 )
-            name = append(self.log)
-            if not self._rung:
+            id = append(self.log)
+            if loop is None:
+                self.log.advance(self.log.newest)
+            elif not self._rung:
                 loop.call_soon_threadsafe(self._bell.set)
                 self._rung = True
-        return name
+        return id
 
     # Beginning and ending.
 
@@ -1642,7 +1641,7 @@ class _Broadcaster:
         return loop.create_task(self._run())
 
     def stop(self, why: str) -> None:
-        """Publish nothing more; end each stream when it was given everything."""
+        """Let nothing more be published; end each stream that was given everything."""
         with self.lock:
             self.closed_because = self.closed_because or why
         if self._timer:
@@ -1660,7 +1659,6 @@ class _Broadcaster:
                 self._rung = False
             for _ in self.work():
                 await asyncio.sleep(0)
-                self._begin_turn()
 
     def _is_done(self) -> bool:
         swept = self.log.sent == self.log.newest
@@ -1668,11 +1666,11 @@ class _Broadcaster:
 
     def work(self) -> Iterator[None]:
         """Do what there is to do; each yield is the end of a turn."""
-        self._begin_turn()
         while True:
             if self._heartbeat_due:
                 self._heartbeat_due = False
-                yield from self._send_heartbeat()
+                everybody = list(self._audiences.values())
+                yield from self._write_to(everybody, lambda wish: (HEARTBEAT, 0))
             if self.log.sent < self.log.newest:
                 yield from self._sweep()
             yield from self._serve_ready()
@@ -1681,156 +1679,12 @@ class _Broadcaster:
                 break
             yield
         if self.closed_because:
-            yield from self._end_all()
+            for subscriber in self.registry.all(_LIVE):
+                if subscriber.state == _LIVE:
+                    self.end(subscriber, "the server ends")
+                if self.turns.is_over():
+                    yield
             self._notify()
-
-    def _begin_turn(self) -> None:
-        self._turn_ends = time.monotonic() + TURN_SECONDS
-
-    def _turn_is_over(self) -> bool:
-        return time.monotonic() >= self._turn_ends
-
-    # The sweep: one batch to all who are live in this moment.
-
-    def _sweep(self) -> Iterator[None]:
-        position = self.log.sent
-        with self.lock:
-            batch, end = self.log.read(position, self.log.newest)
-        for channel in {entry.channel for entry in batch}:
-            if channel == EVERYBODY:
-                self._pending.update(dict.fromkeys(self._audiences.values()))
-            self._pending.update(self._by_channel.get(channel, {}))
-            if self._turn_is_over():
-                yield
-        with self.lock:
-            # Read again: the log may have forgotten some of it meanwhile.
-            batch, _ = self.log.read(position, end)
-            # Taken out before the log moves on, which forgets their bytes.
-            frames: dict[str | None, list[tuple[int, bytes]]] = {}
-            for number, entry in enumerate(batch):
-                frames.setdefault(entry.channel, []).append((number, entry.frame))
-            losers = self._losers(position)
-            self.log.advance(max(end, self.log.base))
-        self._pending.update(dict.fromkeys(losers))
-        self.registry.departed.clear()
-        for audience in list(self._pending):
-            if audience in losers:
-                yield from self._leave_behind(audience, position)
-            del self._pending[audience]
-            wanted = _wanted(frames, audience.wish.channels)
-            if wanted:
-                yield from self._write_all(audience, b"".join(wanted), len(wanted))
-            if self._turn_is_over():
-                yield
-        self._swept = self.log.sent
-        self._end_being_ahead()
-
-    def _losers(self, position: int) -> set[_Audience]:
-        """The audiences who lose an event that the log could not hold."""
-        if position >= self.log.base:
-            return set()
-        audiences = self._audiences.values()
-        return {a for a in audiences if self.log.missed(position, a.wish.channels)}
-
-    def _leave_behind(self, audience: _Audience, position: int) -> Iterator[None]:
-        """Let those who lost something go on alone, and be told of the gap."""
-        for subscriber in [*audience.live.values(), *audience.joined.values()]:
-            if subscriber.state == _LIVE:
-                subscriber.position = position
-                self.registry.enter(subscriber, _READY)
-            if self._turn_is_over():
-                yield
-
-    def _write_all(
-        self, audience: _Audience, payload: bytes, events: int
-    ) -> Iterator[None]:
-        """Write to each who is live now, compressed where they want it."""
-        if not audience.wish.gzip:
-            keys, payload = list(audience.live), audience.frame(payload)
-            yield from self._write(audience, keys, payload, events)
-            return
-        if not (audience.live or audience.joined):
-            return
-        waited_long = audience.batches >= JOIN_BATCHES and audience.joined
-        if waited_long or audience.waited >= len(audience.live):
-            audience.compressor = None
-        if audience.compressor is None:
-            audience.live.update(audience.joined)
-            audience.joined.clear()
-            audience.compressor = _new_compressor()
-            audience.batches = audience.waited = 0
-        # Who joins while this gives way was given the batch already.
-        groups = [(list(audience.live), audience.compressor)]
-        groups += [(list(audience.joined), None)]
-        audience.batches += 1
-        audience.waited += len(audience.joined)
-        self._keep_compressor(audience)
-        for keys, compressor in groups:
-            if keys:
-                deflated = yield from self._in_turns(_deflate(payload, compressor))
-                yield from self._write(audience, keys, audience.frame(deflated), events)
-
-    def _keep_compressor(self, audience: _Audience) -> None:
-        """Let it go on, and the one that was not used for the longest time end."""
-        self._compressing[audience] = None
-        self._compressing.move_to_end(audience)
-        if len(self._compressing) > MAX_COMPRESSORS:
-            self._compressing.popitem(last=False)[0].compressor = None
-
-    def _in_turns(self, pieces: Iterable[bytes]) -> Generator[None, None, bytes]:
-        """All of these bytes, giving way while they are made."""
-        made = []
-        for piece in pieces:
-            made.append(piece)
-            if self._turn_is_over():
-                yield
-        return b"".join(made)
-
-    def _write(
-        self, audience: _Audience, keys: list[Any], payload: bytes, events: int
-    ) -> Iterator[None]:
-        """Write the same bytes to each of these who is still live."""
-        write, size = audience.write, len(payload)
-        departed = self.registry.departed
-        for start in range(0, len(keys), STEPS_PER_LOOK):
-            if start and self._turn_is_over():
-                yield
-            part = keys[start : start + STEPS_PER_LOOK]
-            if departed:
-                # A descriptor may be another connection's by now; and who has paused
-                # by itself, as TLS may, is still owed this batch.
-                for key in part:
-                    if key in departed and isinstance(key, _Subscriber):
-                        key.position = self._swept
-                part = [key for key in part if key not in departed]
-            for key in part:
-                try:
-                    taken = write(key, payload)
-                except Exception as error:
-                    self._write_failed(audience.find(key), payload, error)
-                else:
-                    if taken != size:
-                        self._write_rest(audience.find(key), payload[taken:])
-            self.events_written += len(part) * events
-            self.bytes_written += len(part) * size
-
-    def _write_failed(
-        self, subscriber: _Subscriber, payload: bytes, error: Exception
-    ) -> None:
-        """Nothing was taken; an OSError is the transport's to judge."""
-        if subscriber.descriptor is not None and isinstance(error, OSError):
-            self._write_rest(subscriber, payload)
-        else:
-            logger.error("%s: writing failed", subscriber.peer, exc_info=error)
-            self._drop(subscriber, "an error")
-
-    def _write_rest(self, subscriber: _Subscriber, rest: bytes) -> None:
-        """Leave the rest to the transport, which calls pause_writing if it holds it."""
-        try:
-            subscriber.transport.write(rest)
-        except Exception as error:
-            logger.error("%s: writing failed", subscriber.peer, exc_info=error)
-            self._drop(subscriber, "an error")
 
     def _schedule_heartbeat(self) -> None:
         if self._heartbeat is not None and self._loop:
@@ -1841,12 +1695,156 @@ class _Broadcaster:
         self._bell.set()
         self._schedule_heartbeat()
 
-    def _send_heartbeat(self) -> Iterator[None]:
-        self.registry.departed.clear()
-        for audience in list(self._audiences.values()):
-            yield from self._write_all(audience, HEARTBEAT, 0)
-            if self._turn_is_over():
+    # The sweep: one batch to all who are live in this moment.
+
+    def _sweep(self) -> Iterator[None]:
+        position = self.log.sent
+        with self.lock:
+            batch, end = self.log.read(position, self.log.newest)
+            # The frames themselves: the log may forget them before they are written.
+            frames: _Frames = {}
+            for number, entry in enumerate(batch):
+                frames.setdefault(entry.channel, []).append((number, entry.frame))
+            lost = position < self.log.base  # before the live were given it
+        if lost or EVERYBODY in frames:
+            self._pending.update(dict.fromkeys(self._audiences.values()))
+        for channel in frames:
+            self._pending.update(self._by_channel.get(channel, {}))
+            if self.turns.is_over():
                 yield
+        losers = []
+        for audience in list(self._pending) if lost else ():
+            if self.log.missed(position, audience.wish.channels):
+                losers.append(audience)
+            if self.turns.is_over():
+                yield
+        with self.lock:
+            self.log.advance(end)
+        for audience in losers:
+            yield from self._leave_behind(audience, position)
+        yield from self._write_to(
+            list(self._pending), lambda wish: _payload_for(wish.channels, frames)
+        )
+        self._swept = self.log.sent
+        self._end_being_ahead()
+
+    def _leave_behind(self, audience: _Audience, position: int) -> Iterator[None]:
+        """Let those who lost something go on alone, and be told of the gap."""
+        for subscriber in [*audience.live.values(), *audience.joined.values()]:
+            if subscriber.state == _LIVE:
+                subscriber.position = position
+                self.registry.enter(subscriber, _READY)
+            if self.turns.is_over():
+                yield
+
+    def _write_to(
+        self,
+        audiences: list[_Audience],
+        payload_for: Callable[[_Wish], tuple[bytes, int]],
+    ) -> Iterator[None]:
+        """Write to each of these audiences what is for its wish, of so many events."""
+        self.registry.departed = {}
+        for audience in audiences:
+            self._pending.pop(audience, None)
+            payload, events = payload_for(audience.wish)
+            if payload and (audience.live or audience.joined):
+                yield from self._write_all(audience, payload, events)
+            if self.turns.is_over():
+                yield
+        self.registry.departed = None
+
+    def _write_all(
+        self, audience: _Audience, payload: bytes, events: int
+    ) -> Iterator[None]:
+        """Write to each who is live now, compressed if the audience wants that."""
+        if not audience.wish.gzip:
+            keys, payload = list(audience.live), audience.frame(payload)
+            yield from self._write(audience, keys, payload, events)
+            return
+        self._choose_compressor(audience)
+        # Fixed now: a subscriber that joins while this gives way has the batch already.
+        groups = [(list(audience.live), audience.compressor)]
+        groups += [(list(audience.joined), None)]
+        for targets, compressor in groups:
+            if targets:
+                deflated = yield from self._in_turns(_deflate(payload, compressor))
+                framed = audience.frame(deflated)
+                yield from self._write(audience, targets, framed, events)
+
+    def _choose_compressor(self, audience: _Audience) -> None:
+        """Let it go on, or start anew for those who have joined; see _Audience."""
+        waited_long = audience.batches >= JOIN_BATCHES and audience.joined
+        paid = audience.waited >= len(audience.live)
+        if audience.compressor is None or waited_long or paid:
+            audience.live.update(audience.joined)
+            audience.joined.clear()
+            audience.compressor = _new_compressor()
+            audience.batches = audience.waited = 0
+        audience.batches += 1
+        audience.waited += len(audience.joined)
+        self._compressing[audience] = None
+        self._compressing.move_to_end(audience)
+        if len(self._compressing) > MAX_COMPRESSORS:
+            self._compressing.popitem(last=False)[0].compressor = None
+
+    def _in_turns(self, pieces: Iterable[bytes]) -> Generator[None, None, bytes]:
+        """All of these bytes, giving way while they are made."""
+        made = []
+        for piece in pieces:
+            made.append(piece)
+            if self.turns.is_over():
+                yield
+        return b"".join(made)
+
+    def _write(
+        self, audience: _Audience, targets: list[Any], payload: bytes, events: int
+    ) -> Iterator[None]:
+        """Write the same bytes to each of these targets that is still live."""
+        write, size = audience.write, len(payload)
+        departed = self.registry.departed
+        assert departed is not None
+        for start in range(0, len(targets), STEPS_PER_LOOK):
+            if start and self.turns.is_over():
+                yield
+            part = targets[start : start + STEPS_PER_LOOK]
+            if departed:
+                # A descriptor may be another connection's by now.  And a transport may
+                # have paused by itself, as TLS does: then it is still owed this batch.
+                for target in part:
+                    if target in departed:
+                        departed[target].position = self._swept
+                part = [target for target in part if target not in departed]
+            for target in part:
+                try:
+                    taken = write(target, payload)
+                except Exception as error:
+                    self._write_failed(audience, target, payload, error)
+                else:
+                    if taken != size:
+                        self._write_failed(audience, target, payload[taken:], None)
+            self.events_written += len(part) * events
+            self.bytes_written += len(part) * size
+
+    def _write_failed(
+        self, audience: _Audience, target: Any, rest: bytes, error: Exception | None
+    ) -> None:
+        """The socket did not take the rest: its transport takes it, or judges why."""
+        subscriber = audience.live.get(target) or audience.joined.get(target)
+        if subscriber and audience.wish.direct:
+            self._write_by_transport(subscriber, rest)
+        elif subscriber and error:
+            self._drop_broken(subscriber, error)
+
+    def _write_by_transport(self, subscriber: _Subscriber, payload: bytes) -> None:
+        """Write by the transport, which calls pause_writing() if the socket is full."""
+        try:
+            subscriber.transport.write(payload)
+        except Exception as error:
+            self._drop_broken(subscriber, error)
+
+    def _drop_broken(self, subscriber: _Subscriber, error: Exception) -> None:
+        logger.error("%s: writing failed", subscriber.peer, exc_info=error)
+        self._drop(subscriber, "an error")
 
     # Subscribers come, fall behind, catch up and leave.
 
@@ -1857,14 +1855,11 @@ class _Broadcaster:
         last_event_id: str | None,
         replay: float,
     ) -> None:
-        """Take in somebody who is `answering`, and whose stream's head is written.
+        """Take in an `answering` subscriber whose stream's head is written.
 
-        Who has no last event's id is given the newest `replay` events first.
+        Without a `last_event_id` it is first given the newest `replay` events.
         """
-        direct = subscriber.descriptor is not None
-        audience = self._audiences.get((wish, direct))
-        if audience is None:
-            audience = self._add_audience(wish, direct)
+        audience = self._audiences.get(wish) or self._add_audience(wish)
         audience.members += 1
         subscriber.audience = audience
         subscriber.gap = subscriber.snapshot = None
@@ -1880,10 +1875,18 @@ class _Broadcaster:
         logger.info("%s joined; %d connected", subscriber.peer, self.connected)
         self._call(self._on_open, subscriber)
 
+    def _add_audience(self, wish: _Wish) -> _Audience:
+        audience = self._audiences[wish] = _Audience(wish)
+        if self._swept == self.log.sent < self.log.newest:
+            self._pending[audience] = None  # the next batch may be for it as well
+        for channel in wish.channels:
+            self._by_channel.setdefault(channel, {})[audience] = None
+        return audience
+
     def _begin_anew(
         self, subscriber: _Subscriber, channels: Channels, replay: float
     ) -> None:
-        """Have a new client begin with what is retained, and with the newest events."""
+        """Let a new client begin with what is retained, and with the newest events."""
         with self.lock:
             position = self.log.sent
             if replay:
@@ -1894,41 +1897,12 @@ class _Broadcaster:
             if self.log.retains(channels):
                 subscriber.snapshot = 0, self.log.id_at(position)
 
-    def _call(
-        self, hook: Callable[[Request], object] | None, subscriber: _Subscriber
-    ) -> None:
-        """Call the program soon, when everything here is in order."""
-        if hook and self._loop:
-            self._loop.call_soon(self._call_hook, hook, subscriber)
-
-    def _call_hook(
-        self, hook: Callable[[Request], object], subscriber: _Subscriber
-    ) -> None:
-        try:
-            hook(subscriber.request())
-        except Exception:
-            logger.exception("%s: a hook failed", subscriber.peer)
-
-    @property
-    def connected(self) -> int:
-        """The number of open streams."""
-        return self.registry.count(*_STREAMING)
-
-    def _add_audience(self, wish: _Wish, direct: bool) -> _Audience:
-        audience = self._audiences[wish, direct] = _Audience(wish, direct)
-        if self._swept == self.log.sent < self.log.newest:
-            self._pending[audience] = None  # the next batch may be for it as well
-        for channel in wish.channels:
-            self._by_channel.setdefault(channel, {})[audience] = None
-        return audience
-
     def _resume(self, subscriber: _Subscriber, id: str) -> bool:
-        """Find where to go on after `id`; False where that event is yet to come."""
-        key = None
-        if len(id) > MAX_NAME_BYTES:
-            position = None
-        else:
-            with contextlib.suppress(Exception):  # it is none of the publisher's
+        """Find where to go on after `id`; False if that event is yet to come."""
+        position = None
+        if len(id) <= MAX_NAME_BYTES:
+            key = None
+            with contextlib.suppress(Exception):  # the publisher never gave such an id
                 key = self.key_of(id)
             with self.lock:
                 position = self.log.find(id, key)
@@ -1941,31 +1915,47 @@ class _Broadcaster:
         return True
 
     def _end_being_ahead(self) -> None:
-        """The event that some have seen elsewhere may have come."""
+        """The event that some have seen at another process may have come."""
         for subscriber in self.registry.all(_AHEAD):
             id, key = subscriber.awaited
             if not self.log.is_ahead(key) and self._resume(subscriber, id):
                 self._fall_behind(subscriber)
 
+    def _call(self, hook: _Hook, subscriber: _Subscriber) -> None:
+        """Call the program soon: not before everything here is in order."""
+        if hook and self._loop:
+            self._loop.call_soon(self._call_now, hook, subscriber.request())
+
+    def _call_now(self, hook: Callable[[Request], object], request: Request) -> None:
+        try:
+            hook(request)
+        except Exception:
+            logger.exception("%s: a hook failed", request.peer)
+
+    @property
+    def connected(self) -> int:
+        """The number of open streams."""
+        return self.registry.count(*_STREAMING)
+
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
         return (
-            subscriber.position == self.log.sent
+            # A sweep has yet to find out who misses something before `base`.
+            self.log.base <= subscriber.position == self.log.sent
             and subscriber.gap is None
             and subscriber.snapshot is None
-            # While a sweep writes, `sent` is where an audience is once it is written.
+            # Until the sweep has written to an audience, that is still before `sent`.
             and (
                 self._swept == self.log.sent or subscriber.audience not in self._pending
             )
         )
 
     def _fall_behind(self, subscriber: _Subscriber) -> None:
-        """Give it what it is owed, from its own position on, as its socket has room."""
+        """Give it what it is owed from its own position on, as its socket has room."""
         if _unsent(subscriber.transport):
             self._enter_full(subscriber)
         else:
-            self.registry.enter(subscriber, _READY)
-            self._bell.set()
+            self.resume(subscriber)
 
     def pause(self, subscriber: _Subscriber) -> None:
         """Its socket did not take everything that was written."""
@@ -1980,7 +1970,7 @@ class _Broadcaster:
         self.registry.enter(subscriber, _FULL)
 
     def resume(self, subscriber: _Subscriber) -> None:
-        """Its socket has room again."""
+        """Its socket has room."""
         self.registry.enter(subscriber, _READY)
         self._bell.set()
 
@@ -1988,7 +1978,7 @@ class _Broadcaster:
         """The time for its state is over."""
         if subscriber.state == _FULL:
             self._look(subscriber)
-        elif subscriber.state == _AHEAD:  # what it has seen elsewhere does not come
+        elif subscriber.state == _AHEAD:  # the event that it has seen does not come
             subscriber.position, subscriber.gap = self.log.base, "unknown id"
             self._fall_behind(subscriber)
         else:
@@ -2006,27 +1996,23 @@ class _Broadcaster:
             self._drop(subscriber, f"took nothing for {self._write_timeout:g} s")
 
     def _serve_ready(self) -> Iterator[None]:
-        """The next batch to some of those behind whose socket has room, in turn."""
+        """Write the next batch to some of those whose socket has room, in turn."""
         ready = self.registry.members[_READY]
         for subscriber in list(itertools.islice(ready, CATCH_UPS_PER_TURN)):
             if subscriber.state != _READY:
                 continue  # it has left while this gave way
             self.registry.enter(subscriber, _READY)  # to the end of the turn
-            if (
-                subscriber.position < self.log.sent
-                or subscriber.gap
-                or subscriber.snapshot
-            ):
+            owed = subscriber.position < self.log.sent
+            if owed or subscriber.gap or subscriber.snapshot:
                 yield from self._write_next(subscriber)
             if subscriber.state == _READY and self._is_in_step(subscriber):
                 self._not_waited_for.discard(subscriber)
                 self.registry.enter(subscriber, _LIVE)
 
     def _write_next(self, subscriber: _Subscriber) -> Iterator[None]:
-        audience = subscriber.audience
+        audience, log = subscriber.audience, self.log
         assert audience
         with self.lock:
-            log = self.log
             # After an outage many come back to one position: they share the bytes too.
             owed = subscriber.position, subscriber.gap, subscriber.snapshot
             key = audience, owed, log.sent, log.base, log.newest, log.retained_changes
@@ -2047,7 +2033,7 @@ class _Broadcaster:
         self.bytes_written += len(batch.payload)
         self.gaps += batch.gaps
         if batch.payload:
-            self._write_rest(subscriber, batch.payload)
+            self._write_by_transport(subscriber, batch.payload)
 
     def _encode_next(self, subscriber: _Subscriber) -> _Batch:
         """What it is given next, neither compressed nor framed yet."""
@@ -2055,30 +2041,28 @@ class _Broadcaster:
         log, channels = self.log, subscriber.audience.wish.channels
         position, snapshot = subscriber.position, subscriber.snapshot
         gaps: list[bytes] = []
+        frames: list[bytes] = []
         reason = subscriber.gap
         if not reason and log.missed(position, channels):
             reason = "history"
         if reason:
             position = max(position, log.base)
             snapshot = 0, log.id_at(position)
-        frames: list[bytes] = []
         if snapshot:
-            frames, upto = log.snapshot(snapshot[0], position, channels)
-            id = snapshot[1]
-            # Who breaks off before it has all must not resume behind it: so the last
-            # one has the id, and before it there is none.
+            (given, id), snapshot = snapshot, None
+            frames, upto = log.snapshot(given, position, channels)
+            # A client that breaks off before it has all of them must not resume after
+            # them.  So the last one carries the id, and none before it has one.
             if upto < position:
                 snapshot = upto, id
-            else:
-                snapshot = None
-                if frames:
-                    frames[-1] = b"id: %b\n%b" % (_encode(id), frames[-1])
+            elif frames:
+                frames[-1] = b"id: %b\n%b" % (_encode(id), frames[-1])
             if reason:
                 told = None if snapshot or frames else id
                 gaps = [format_event({"reason": reason}, event="gap", id=told)]
         if snapshot is None:
-            # Of what it was to be given all may be forgotten by now.  Then it is given
-            # what is held, ahead of the live, or it would lose that, too.
+            # If all that the live were given is forgotten, it is given what is held,
+            # ahead of the live: else it would soon lose that too.
             end = log.sent if log.base < log.sent else log.newest
             batch, position = log.read(position, end)
             wanted = channels | {EVERYBODY}
@@ -2086,25 +2070,18 @@ class _Broadcaster:
         payload = b"".join(gaps + frames)
         return _Batch(payload, len(frames), len(gaps), position, snapshot)
 
-    def _end_all(self) -> Iterator[None]:
-        """End the streams of those who were given everything."""
-        for subscriber in self.registry.all(_LIVE):
-            if subscriber.state == _LIVE:
-                self.end(subscriber, "the server ends")
-            if self._turn_is_over():
-                yield
-
     def end(self, subscriber: _Subscriber, why: str) -> None:
         """Tell the client when to come back, end its stream, close."""
-        audience = subscriber.audience
-        assert audience
+        assert subscriber.audience
+        wish = subscriber.audience.wish
         farewell = format_event(retry=_jittered_ms(RESTART_RETRY_SECONDS))
-        ending = audience.encode(farewell) + (
-            LAST_CHUNK if audience.wish.chunked else b""
-        )
+        if wish.gzip:
+            farewell = b"".join(_deflate(farewell))
+        if wish.chunked:
+            farewell = _chunk(farewell) + LAST_CHUNK
         self._leave(subscriber, _LEAVING, why)
         try:
-            subscriber.transport.write(ending)
+            subscriber.transport.write(farewell)
             subscriber.transport.close()
         except Exception:
             logger.exception("%s: ending the stream failed", subscriber.peer)
@@ -2127,7 +2104,7 @@ class _Broadcaster:
         self._not_waited_for.discard(subscriber)
         audience.members -= 1
         if not audience.members:
-            del self._audiences[audience.wish, audience.direct]
+            del self._audiences[audience.wish]
             self._compressing.pop(audience, None)
             for channel in audience.wish.channels:
                 del self._by_channel[channel][audience]
@@ -2139,25 +2116,11 @@ class _Broadcaster:
 
     # Waiting for it.
 
-    async def progress(self, seconds: float | None = None) -> None:
-        """Wait until something here may have changed, or for so many seconds."""
-        watcher = asyncio.get_running_loop().create_future()
-        self._watchers.add(watcher)
-        try:
-            await asyncio.wait([watcher], timeout=seconds)
-        finally:
-            self._watchers.discard(watcher)
-
-    def _notify(self) -> None:
-        for watcher in list(self._watchers):
-            if not watcher.done():
-                watcher.set_result(None)
-
     async def drain(self, behind: bool) -> None:
         """See SSEServer.drain."""
         target = self.log.newest
         while self._swept < target:
-            await self.progress()
+            await self._progress()
         deadline = time.monotonic() + self._write_timeout
         while behind:
             waited_for = [
@@ -2172,17 +2135,32 @@ class _Broadcaster:
             if left <= 0:
                 self._not_waited_for.update(waited_for)
                 break
-            await self.progress(left)
+            await self._progress(left)
+
+    async def _progress(self, seconds: float | None = None) -> None:
+        """Wait until something here may have changed, or for so many seconds."""
+        watcher = asyncio.get_running_loop().create_future()
+        self._watchers.add(watcher)
+        try:
+            await asyncio.wait([watcher], timeout=seconds)
+        finally:
+            self._watchers.discard(watcher)
+
+    def _notify(self) -> None:
+        for watcher in list(self._watchers):
+            if not watcher.done():
+                watcher.set_result(None)
 
 
-def _wanted(
-    frames: dict[str | None, list[tuple[int, bytes]]], channels: Channels
-) -> list[bytes]:
-    """The frames of these channels in their order, of a batch grouped by channel."""
+# The frames of a batch by channel, each with its place in the batch.
+_Frames = dict[Optional[str], list[tuple[int, bytes]]]
+
+
+def _payload_for(channels: Channels, frames: _Frames) -> tuple[bytes, int]:
+    """The events of these channels, in their order, and how many they are."""
     groups = [frames[c] for c in (*channels, EVERYBODY) if c in frames]
-    if len(groups) == 1:
-        return [frame for _, frame in groups[0]]
-    return [frame for _, frame in sorted(itertools.chain(*groups))]
+    wanted = groups[0] if len(groups) == 1 else sorted(itertools.chain(*groups))
+    return b"".join([frame for _, frame in wanted]), len(wanted)
 
 
 def _jittered_ms(seconds: float) -> int:
@@ -2193,58 +2171,16 @@ def _jittered_ms(seconds: float) -> int:
 def _unsent(transport: asyncio.WriteTransport) -> int:
     """The bytes that the transport holds.
 
-    asyncio's TLS before Python 3.11 fails to say that once its connection is gone: it
-    has no socket then.
+    asyncio's TLS before Python 3.11 cannot tell once its connection is gone.
     """
-    if transport.get_extra_info("socket") is None:
-        return 0
-    return transport.get_write_buffer_size()
+    gone = transport.get_extra_info("socket") is None
+    return 0 if gone else transport.get_write_buffer_size()
 
 
 # ------------------------------------------------------------------------------------
-# 7. The connection: one object from its first byte to its last, which its transport
-#    calls.  A request that needs no waiting is answered in the call that completed it.
+# 7. The connection: one object from its first byte to its last.  Its transport calls
+#    it, and it answers a request that needs no waiting in the call that completed it.
 # ------------------------------------------------------------------------------------
-
-
-class _Turns:
-    """Shares the event loop's time among connections that have something to do.
-
-    One that comes when the others have used up this round of the loop waits for the
-    next one.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[_Connection, None] = {}
-        self._ends = 0.0
-        self._begun = False
-
-    def __contains__(self, connection: _Connection) -> bool:
-        return connection in self._waiting
-
-    def are_over(self) -> bool:
-        """Whether no time is left in this round."""
-        now = time.monotonic()
-        if not self._begun:
-            self._begun = True
-            self._ends = now + TURN_SECONDS
-            asyncio.get_running_loop().call_soon(self._begin_round)
-        return now >= self._ends
-
-    def wait(self, connection: _Connection) -> None:
-        """Let it go on in the next round."""
-        self._waiting[connection] = None
-
-    def leave(self, connection: _Connection) -> None:
-        """It has nothing to do any more."""
-        self._waiting.pop(connection, None)
-
-    def _begin_round(self) -> None:
-        self._begun = False
-        while self._waiting and not self.are_over():
-            connection = next(iter(self._waiting))
-            del self._waiting[connection]
-            connection.proceed()
 
 
 class _Connection(_Subscriber, asyncio.Protocol):
@@ -2256,31 +2192,29 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def __init__(
         self, server: SSEServer, writer: asyncio.StreamWriter, state: str
     ) -> None:
+        transport = cast(asyncio.Transport, writer.transport)
+        super().__init__(transport, _peer_name(transport))
         self.server = server
-        self.transport = cast(asyncio.Transport, writer.transport)
-        self.lower = self.transport
-        self.descriptor = None
-        self.audience = None
         self.writer = _disarm(writer)
-        self.peer = _peer_name(self.transport)
-        self.received = bytearray()  # and not yet understood
-        self.searched = 0  # so much of it holds no end of a head
+        self.received = bytearray()  # and not yet parsed
+        self.searched = 0  # so many of these bytes hold no end of a head
         self.input_ended = False  # nothing more will be received
         self.head = b""  # of the request that is served
-        self.body: _BodyReader | None = None  # of it
+        self.body: _BodyReader | None = None  # of that request, while it is received
         self.task: asyncio.Task[None] | None = None  # that waits for somebody else
-        server.registry.add(self, state)
-        # pause_writing is to say at once that the socket did not take everything.
-        self.transport.set_write_buffer_limits(high=0)
+        server._registry.add(self, state)
+        # So pause_writing() says at once that the socket did not take everything.
+        transport.set_write_buffer_limits(high=0)
 
     def request(self) -> Request:
         """The request that is served, or that opened the stream."""
         return _parse_request(self.head, self.peer)
 
-    def count_unsent(self) -> int:
-        """The bytes that wait for room, in every layer below."""
-        lower = 0 if self.lower is self.transport else _unsent(self.lower)
-        return _unsent(self.transport) + lower
+    @property
+    def _receives(self) -> bool:
+        """Whether it may go on with what comes; else it comes back to that by itself."""
+        waits = self in self.server._turns.waiting
+        return self.state in (_HEAD, _IDLE, _BODY) and not waits
 
     # Called by the transport.
 
@@ -2291,20 +2225,18 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.received += data
         if self.state == _LINGERING:
             self._throw_away()
-        elif self.state in (_HEAD, _IDLE, _BODY) and self not in self.server.turns:
+        elif self._receives:
             self.proceed()
         elif len(self.received) > MAX_RECEIVED_BYTES:
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """The client will send no more, and may still read."""
+        """The client will send no more, but may still read."""
         self.input_ended = True
         if self.state in _STREAMING:
-            self.server.broadcaster.end(self, "closed by the client")
-        elif self.state == _LINGERING:
-            self._close()
-        elif self.state in (_HEAD, _IDLE, _BODY) and self not in self.server.turns:
-            self._close()  # nothing that was received is a request
+            self.server._broadcaster.end(self, "closed by the client")
+        elif self.state == _LINGERING or self._receives:
+            self._close()  # what was received is no complete request
         # A plain connection stays open for the answer; TLS closes in any case.
         return self.state != _LEAVING and self.lower is self.transport
 
@@ -2312,11 +2244,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """The connection is gone, whoever ended it."""
         if self.task:
             self.task.cancel()
-        self.server.turns.leave(self)
+        self.server._turns.waiting.pop(self, None)
         if self.state in _STREAMING:
-            self.server.broadcaster.forget(self, f"lost: {exc}" if exc else "closed")
+            self.server._broadcaster.forget(self, f"lost: {exc}" if exc else "closed")
         elif self.state != _CLOSED:
-            self.server.registry.enter(self, _CLOSED)
+            self.server._registry.enter(self, _CLOSED)
         if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
             self.transport.close()
         self.server._connection_closed(self)
@@ -2324,12 +2256,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def pause_writing(self) -> None:
         """The socket did not take everything."""
         if self.state in (_LIVE, _READY):
-            self.server.broadcaster.pause(self)
+            self.server._broadcaster.pause(self)
 
     def resume_writing(self) -> None:
         """The socket has taken everything."""
         if self.state == _FULL:
-            self.server.broadcaster.resume(self)
+            self.server._broadcaster.resume(self)
         elif self.state == _ANSWERING and self.task is None:
             self._expect_next()
 
@@ -2337,9 +2269,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     async def shake_hands(self, context: ssl_module.SSLContext, seconds: float) -> None:
         """Begin TLS."""
-        loop = asyncio.get_running_loop()
+        transport = None
         try:
-            transport = await loop.start_tls(
+            transport = await asyncio.get_running_loop().start_tls(
                 self.transport,
                 self,
                 context,
@@ -2348,31 +2280,29 @@ class _Connection(_Subscriber, asyncio.Protocol):
             )
         except (OSError, asyncio.TimeoutError) as error:
             logger.debug("%s: no TLS: %r", self.peer, error)
-            transport = None
         self.task = None
         if self.state != _HANDSHAKE:
             return
         if transport is None:
-            self.server.registry.enter(self, _CLOSED)
             self.lower.abort()
-            self.server._connection_closed(self)
+            self.connection_lost(None)
             return
-        self.transport = transport
+        self.transport = self.target = transport
         # asyncio's TLS of Python 3.11 and later pauses at 0 though it holds nothing.
         high = 1 if sys.version_info >= (3, 11) else 0
         self.transport.set_write_buffer_limits(high=high, low=0)
-        self.server.registry.enter(self, _HEAD)
+        self.server._registry.enter(self, _HEAD)
         self.proceed()
 
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
-        turns = self.server.turns
+        turns = self.server._turns
         try:
             while self.state in (_HEAD, _IDLE, _BODY):
                 if self.transport.is_closing():
-                    return  # writing an answer has failed
-                if turns.are_over():
-                    turns.wait(self)
+                    return  # an answer could not be written
+                if turns.is_over():
+                    turns.waiting[self] = None
                     if len(self.received) > MAX_RECEIVED_BYTES:
                         self.transport.pause_reading()
                     return
@@ -2392,12 +2322,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.transport.resume_reading()
 
     def _read_head(self) -> bool:
-        """Whether it got on: a head was complete."""
+        """Read a request's head; False if more of it must come first."""
         received = self.received
         while received.startswith(b"\r\n"):  # RFC 9112, 2.2
             del received[:2]
         if self.state == _IDLE and received:
-            self.server.registry.enter(self, _HEAD)
+            self.server._registry.enter(self, _HEAD)
         end = _find_head_end(received, self.searched)
         self.searched = 0 if end else len(received)
         if not end:
@@ -2410,7 +2340,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._serve(request, b"")
             return True
         self.body = body
-        self.server.registry.enter(self, _BODY)
+        self.server._registry.enter(self, _BODY)
         body.feed(received)
         self.received = body.rest
         if request._expects_continue and not body.complete and not body.busy:
@@ -2418,24 +2348,24 @@ class _Connection(_Subscriber, asyncio.Protocol):
         return True
 
     def _read_body(self) -> bool:
-        """Whether it got on: more of the body was decoded."""
+        """Decode more of the body; False if more of it must come first."""
         body = self.body
         assert body
         if not body.complete:
             body.feed()
-        if body.complete:
-            self.body = None
-            self._serve(self.request(), bytes(body.body))
-            return True
-        return body.busy
+        if not body.complete:
+            return body.busy
+        self.body = None
+        self._serve(self.request(), bytes(body.body))
+        return True
 
     def _serve(self, request: Request, body: bytes) -> None:
         """Answer a request that is complete."""
         if self.server._must_ask(request):
-            self.server.registry.enter(self, _ASKING)
+            self.server._registry.enter(self, _ASKING)
             self.task = asyncio.get_running_loop().create_task(self._ask(request, body))
         else:
-            self.server.registry.enter(self, _ANSWERING)
+            self.server._registry.enter(self, _ANSWERING)
             self._answer(request, body)
 
     async def _ask(self, request: Request, body: bytes) -> None:
@@ -2447,7 +2377,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             permission = error
         self.task = None
         if self.state == _ASKING:
-            self.server.registry.enter(self, _ANSWERING)
+            self.server._registry.enter(self, _ANSWERING)
             self._answer(request, body, permission)
 
     def _answer(
@@ -2456,27 +2386,28 @@ class _Connection(_Subscriber, asyncio.Protocol):
         body: bytes,
         permission: Channels | HTTPError | None = None,
     ) -> None:
+        """Write the answer; `permission` is what the program said, if it was asked."""
+        server = self.server
+        channels = permission if isinstance(permission, frozenset) else None
         refusal = permission if isinstance(permission, HTTPError) else None
         try:
-            response = self.server._respond(self, request, body, refusal)
-            if response.body is None and not isinstance(permission, frozenset):
-                permission = request.channels  # HTTPError where they are none
+            response = server._respond(self, request, body, refusal)
+            if response.body is None and channels is None:
+                channels = request.channels  # HTTPError if a name is bad
         except HTTPError as error:
             response = _error_response(error)
         except Exception:
             logger.exception("%s: serving a request failed", self.peer)
             response = _error_response(HTTPError(500))
-        response = self.server._add_fields(request, response)
+        response = server._add_fields(request, response)
         if response.body is None and request.method == "GET":
-            assert isinstance(permission, frozenset)
-            self._open_stream(request, response, permission)
+            self._open_stream(request, response, channels or _NO_CHANNEL)
             return
-        again = self.server._may_go_on(self, request)
+        again = server._may_go_on(self, request)
         keep = "keep-alive" if response.body is None else ""
-        keep = keep if again else "close"
-        self.transport.write(
-            response.render(time.time(), keep, request.method != "HEAD")
-        )
+        with_body = request.method != "HEAD"
+        answer = response.render(time.time(), keep if again else "close", with_body)
+        self.transport.write(answer)
         if not again:
             self._close()
         elif not _unsent(self.transport):
@@ -2485,13 +2416,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _expect_next(self) -> None:
         """The answer was taken; the next request may have come already."""
         self.head = b""
-        state = _HEAD if self.received else _IDLE
-        self.server.registry.enter(self, state)
+        self.server._registry.enter(self, _HEAD if self.received else _IDLE)
         if not self.received and not self.server._is_serving:
             self._close()
         elif self.received or self.input_ended:
-            self.server.turns.wait(self)
-            self.server.turns.are_over()
+            self.server._turns.waiting[self] = None
+            self.server._turns.is_over()  # so that there is a next round
         else:
             self._receive_more()
 
@@ -2499,28 +2429,28 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self, request: Request, response: _Response, channels: Channels
     ) -> None:
         server = self.server
-        chunked = request.version >= (1, 1)
-        wish = _Wish(channels, chunked, server._compresses(request))
-        prelude = server._prelude(wish.gzip)
-        connection = "keep-alive" if request.keep_alive else "close"
+        chunked, gzip = request.version >= (1, 1), server._compresses(request)
+        descriptor = _direct_descriptor(self.transport)
+        direct = descriptor is not None
+        self.target = descriptor if direct else self.transport
         self.received = bytearray()
-        self.descriptor = _direct_descriptor(self.transport)
-        self.transport.write(
-            response.render(time.time(), connection)
-            + (_chunk(prelude) if chunked else prelude)
-        )
+        first = server._first_bytes(gzip)
+        connection = "keep-alive" if request.keep_alive else "close"
+        head = response.render(time.time(), connection)
+        self.transport.write(head + (_chunk(first) if chunked else first))
         if not self.transport.is_closing():
             self.transport.resume_reading()
         replay = server._replay if request.replay is None else request.replay
-        server.broadcaster.add(self, wish, request.last_event_id, replay)
+        wish = _Wish(channels, chunked, gzip, direct)
+        server._broadcaster.add(self, wish, request.last_event_id, replay)
         if self.input_ended:
-            server.broadcaster.end(self, "closed by the client")
+            server._broadcaster.end(self, "closed by the client")
 
     def _refuse(self, error: HTTPError) -> None:
-        """Answer what is no request, or not one to its end; then close.
+        """Answer an invalid or incomplete request, then close.
 
-        The client may still be sending.  It has to read the answer before it sees a
-        reset, so what comes is read for a while (RFC 9112, 9.6).
+        The client may still be sending.  It must read the answer before it sees a
+        reset, so for a while its input is read and thrown away (RFC 9112, 9.6).
         """
         response = _error_response(error)
         with_body = True
@@ -2529,7 +2459,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
                 request = self.request()
                 response = self.server._add_fields(request, response)
                 with_body = request.method != "HEAD"
-        self.server.registry.enter(self, _LINGERING)
+        self.server._registry.enter(self, _LINGERING)
         self.body = None
         self.transport.write(response.render(time.time(), "close", with_body))
         if self.input_ended:
@@ -2552,61 +2482,56 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def expire(self) -> None:
         """The time for the present state is over."""
         state, server = self.state, self.server
-        if self in server.turns:
-            return  # it is not the client who is waited for
-        if state == _HEAD and not self.received and not self.head and self.searched:
+        if self in server._turns.waiting:
+            return  # it is the server that is late, not the client
+        nothing_came = not self.received and not self.head and self.searched
+        if state in (_IDLE, _LINGERING) or (state == _HEAD and nothing_came):
             self._close()
-        elif state == _HEAD:
-            seconds = f"{server._header_timeout:g} s"
-            self._refuse(HTTPError(408, f"request head not complete in {seconds}"))
-        elif state == _BODY:
-            seconds = f"{server._body_timeout:g} s"
-            self._refuse(HTTPError(408, f"request body not complete in {seconds}"))
-        elif state in (_IDLE, _LINGERING):
-            self._close()
+        elif state in (_HEAD, _BODY):
+            timeouts = {_HEAD: server._header_timeout, _BODY: server._body_timeout}
+            message = f"request {state} not complete in {timeouts[state]:g} s"
+            self._refuse(HTTPError(408, message))
         else:
-            server.broadcaster.expire(self)
+            server._broadcaster.expire(self)
 
     def _close(self) -> None:
         """Close when everything is sent."""
         if self.state not in (_LEAVING, _CLOSED):
-            self.server.registry.enter(self, _LEAVING)
+            self.server._registry.enter(self, _LEAVING)
             self.transport.close()
 
 
 class _Reader(_Subscriber):
     """A stream that is read in this process, by an iterator: see SSEServer.stream."""
 
-    __slots__ = ("asked", "pipe", "server")
+    __slots__ = ("_request", "pipe", "server")
 
     def __init__(self, server: SSEServer, request: Request) -> None:
+        self.pipe = _Pipe(self)
+        super().__init__(self.pipe, request.peer)
         self.server = server
-        self.asked = request
-        self.pipe = self.transport = self.lower = _Pipe(self)
-        self.descriptor = None
-        self.audience = None
-        self.peer = request.peer
-        server.registry.add(self, _ANSWERING)
+        self._request = request
+        server._registry.add(self, _ANSWERING)
 
     def request(self) -> Request:
-        """What stream() was called with, as a request."""
-        return self.asked
+        """The arguments of stream(), as a request."""
+        return self._request
 
     def expire(self) -> None:
         """It took nothing for too long, or waits for an event that does not come."""
-        self.server.broadcaster.expire(self)
+        self.server._broadcaster.expire(self)
 
     def leave(self) -> None:
         """Nobody reads any more."""
         if self.state in _STREAMING:
-            self.server.broadcaster.forget(self, "closed")
+            self.server._broadcaster.forget(self, "closed")
         elif self.state != _CLOSED:
-            self.server.registry.enter(self, _CLOSED)
+            self.server._registry.enter(self, _CLOSED)
         self.server._connection_closed(self)
 
 
 class _Pipe(asyncio.Transport):
-    """Holds what its reader has yet to take, and has room for a batch, as a socket."""
+    """Holds what its reader has yet to take, and has room for a batch, like a socket."""
 
     def __init__(self, reader: _Reader) -> None:
         super().__init__({"socket": self})
@@ -2616,23 +2541,23 @@ class _Pipe(asyncio.Transport):
         self._bell = asyncio.Event()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Hold it; if that is more than there is room for, nothing more is to come."""
+        """Hold the data; pause if there is no room for all of it."""
         if self._closing:
             return
         self._held += data
         self._bell.set()
         if self.get_write_buffer_size() and self._reader.state in (_LIVE, _READY):
-            self._reader.server.broadcaster.pause(self._reader)
+            self._reader.server._broadcaster.pause(self._reader)
 
     async def take(self) -> bytes:
-        """What has come, as soon as there is something; b"" at the end."""
+        """What is held, as soon as there is something; b"" at the end."""
         while not self._held and not self._closing:
             self._bell.clear()
             await self._bell.wait()
         taken = bytes(self._held)
         self._held.clear()
         if self._reader.state == _FULL:
-            self._reader.server.broadcaster.resume(self._reader)
+            self._reader.server._broadcaster.resume(self._reader)
         return taken
 
     def get_write_buffer_size(self) -> int:
@@ -2644,50 +2569,49 @@ class _Pipe(asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        """What is held may still be taken."""
+        """Take nothing more in; what is held may still be taken."""
         self._closing = True
         self._bell.set()
 
     def abort(self) -> None:
-        """Nothing may be taken any more."""
+        """Throw away what is held, too."""
         self._held.clear()
         self.close()
         asyncio.get_running_loop().call_soon(self._reader.leave)
 
 
-def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
-    """Part a writer from its transport; what is returned has to be kept.
-
-    asyncio.start_server made a protocol, a reader and a writer for the connection.
-    They are not needed, and they refer to each other, so that each visit would leave a cycle
-    for the garbage collector.  A writer that is collected closes its transport (Python
-    3.11 and later), so it is kept if it cannot be parted.
-    """
-    transport = writer.transport
-    protocol = cast(asyncio.Protocol, transport.get_protocol())
-    protocol.connection_lost(None)
-    if getattr(writer, "_transport", None) is not transport:
-        return writer
-    setattr(writer, "_transport", _CLOSED_TRANSPORT)  # noqa: B010
-    return None
-
-
 class _ClosedTransport(asyncio.Transport):
-    """What a writer is given that is not needed."""
+    """Stands in a writer for the transport that was taken from it."""
 
     def is_closing(self) -> bool:
-        """So there is nothing to close."""
+        """So a writer that is collected has nothing to close."""
         return True
 
 
 _CLOSED_TRANSPORT = _ClosedTransport()
 
 
+def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
+    """Take its transport from a writer; the writer must be kept if it is returned.
+
+    asyncio.start_server makes a protocol, a reader and a writer for each connection.
+    They are not needed here, and as they refer to each other, each connection would
+    leave a cycle for the garbage collector.  From Python 3.11 on a writer closes its
+    transport when it is collected.
+    """
+    transport = writer.transport
+    cast(asyncio.Protocol, transport.get_protocol()).connection_lost(None)
+    if getattr(writer, "_transport", None) is not transport:
+        return writer
+    setattr(writer, "_transport", _CLOSED_TRANSPORT)  # noqa: B010
+    return None
+
+
 def _direct_descriptor(transport: asyncio.Transport) -> int | None:
     """The descriptor that may be written to past the transport, if there is one.
 
-    That is right while the transport holds nothing, for asyncio's own transport of
-    plain TCP: for TLS and for other event loops it would go past what they do.
+    That is right only while the transport holds nothing, and only for asyncio's own
+    transport of plain TCP: TLS has to encrypt, and other event loops do it their way.
     """
     if os.name != "posix" or type(transport).__module__ != "asyncio.selector_events":
         return None
@@ -2782,33 +2706,27 @@ class SSEServer:
         # Ids that come from elsewhere: what they are sorted by, where they ascend
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
+        given = locals()
+        for name in ("history", "history_bytes", "retained"):
+            _check_integer(name, given[name], 0)
         if port is not None:
             _check_integer("port", port, 0, 65535)
-        _check_integer("history", history, 0)
-        _check_integer("retained", retained, 0)
-        _check_replay(replay)
-        _check_integer("history_bytes", history_bytes, 0)
         _check_integer("max_event_bytes", max_event_bytes, 1)
         if max_connections is not None:
             _check_integer("max_connections", max_connections, 1)
+        _check_replay(replay)
+        for name in ("retry", "header_timeout", "body_timeout", "keepalive_timeout",
+                     "write_timeout", "shutdown_timeout"):  # fmt: skip
+            _check_seconds(name, given[name])
         if heartbeat is not None:
             _check_seconds("heartbeat", heartbeat)
-        _check_seconds("retry", retry)
-        _check_seconds("header_timeout", header_timeout)
-        _check_seconds("body_timeout", body_timeout)
-        _check_seconds("keepalive_timeout", keepalive_timeout)
-        _check_seconds("write_timeout", write_timeout)
-        _check_seconds("shutdown_timeout", shutdown_timeout)
-        _check_callable("authorize", authorize)
-        _check_callable("id_order", id_order)
-        for name, hook in (
-            ("on_open", on_open), ("on_close", on_close), ("dumps", dumps),
-        ):  # fmt: skip
-            _check_callable(name, hook)
-            if inspect.iscoroutinefunction(hook):
-                raise TypeError(
-                    f"{name} is a coroutine function; allowed is a plain one"
-                )
+        for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
+            if given[name] is not None and not callable(given[name]):
+                message = f"{name} is {given[name]!r}; allowed is a function or None"
+                raise TypeError(message)
+            if name != "authorize" and inspect.iscoroutinefunction(given[name]):
+                message = f"{name} is a coroutine function; allowed is a plain one"
+                raise TypeError(message)
         if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
             raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
         self._host, self._port = host, port or 0
@@ -2833,7 +2751,7 @@ class SSEServer:
         self._compress = compress
         self._ssl = ssl
         self._reuse_port = reuse_port
-        self.registry = _Registry(
+        self._registry = _Registry(
             {
                 _HANDSHAKE: header_timeout + LINGER_SECONDS,  # asyncio's comes first
                 _HEAD: header_timeout,
@@ -2846,11 +2764,16 @@ class SSEServer:
                 _LEAVING: write_timeout,
             }
         )
-        log = _EventLog(history, history_bytes, retained)
-        self.broadcaster = _Broadcaster(
-            log, self.registry, heartbeat, write_timeout, id_order, on_open, on_close
+        self._broadcaster = _Broadcaster(
+            _EventLog(history, history_bytes, retained),
+            self._registry,
+            heartbeat,
+            write_timeout,
+            id_order,
+            on_open,
+            on_close,
         )
-        self.turns = _Turns()
+        self._turns = _Turns()
         self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -2912,15 +2835,18 @@ class SSEServer:
                     f"data has {size} bytes; allowed are {self._max_event_bytes}"
                 )
         name = (event or "message") if retain else None
-        return self.broadcaster.publish(body, channel, id, name)
+        key = None if id is None else self._broadcaster.key_of(id)
+        return self._broadcaster.publish(
+            lambda log: log.append(body, channel, id, key, name)
+        )
 
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Retain the event of this name and channel no longer; whether it was there.
 
         From any thread.  Nothing is sent.
         """
-        with self.broadcaster.lock:
-            return self.broadcaster.log.unretain(channel, event or "message")
+        with self._broadcaster.lock:
+            return self._broadcaster.log.unretain(channel, event or "message")
 
     def publish_gap(self, reason: str = "source") -> str:
         """Tell everybody, of every channel, that events are missing at this point.
@@ -2929,9 +2855,8 @@ class SSEServer:
         from an earlier event, in its place.  For a program that feeds the server from
         elsewhere and has lost something on the way.  As publish(), from any thread.
         """
-        return self.broadcaster.publish_gap(
-            format_event({"reason": reason}, event="gap")
-        )
+        body = format_event({"reason": reason}, event="gap")
+        return self._broadcaster.publish(lambda log: log.append_gap(body))
 
     async def stream(
         self,
@@ -2965,11 +2890,11 @@ class SSEServer:
             yield self._come_back()
             return
         request = self._request_for_stream(last_event_id, names, accept_encoding)
-        wish = _Wish(names or _NO_CHANNEL, False, self._compresses(request))
+        wish = _Wish(names or _NO_CHANNEL, False, self._compresses(request), False)
         reader = _Reader(self, request)
         try:
-            self.broadcaster.add(reader, wish, last_event_id, replay)
-            yield self._prelude(wish.gzip)
+            self._broadcaster.add(reader, wish, last_event_id, replay)
+            yield self._first_bytes(wish.gzip)
             while taken := await reader.pipe.take():
                 yield taken
         finally:
@@ -3002,7 +2927,7 @@ class SSEServer:
         """
         if self._loop is not asyncio.get_running_loop():
             raise RuntimeError("drain() belongs into the event loop of the server")
-        await self.broadcaster.drain(behind)
+        await self._broadcaster.drain(behind)
 
     def disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """End the streams of the subscribers whose request the predicate is true of.
@@ -3030,7 +2955,7 @@ class SSEServer:
         Later calls wait for the first.  May be awaited in any event loop.
         """
         if self._enter(_CLOSED, _NEW):
-            self.broadcaster.stop("the server is closed")
+            self._broadcaster.stop("the server is closed")
         loop = self._loop
         if self._state == _CLOSED or loop is None or loop.is_closed():
             return
@@ -3071,7 +2996,7 @@ class SSEServer:
 
         Its `channels` are those that were asked for.
         """
-        return [subscriber.request() for subscriber in self.registry.all(*_STREAMING)]
+        return [subscriber.request() for subscriber in self._registry.all(*_STREAMING)]
 
     @property
     def port(self) -> int:
@@ -3095,18 +3020,18 @@ class SSEServer:
         Put it into a page that is rendered, and have the page open
         `/sse?last_event_id=...`: it will miss nothing between the two.
         """
-        with self.broadcaster.lock:
-            return self.broadcaster.log.newest_id
+        with self._broadcaster.lock:
+            return self._broadcaster.log.newest_id
 
     @property
     def stats(self) -> Stats:
         """Counts of this moment; may be read from any thread."""
-        broadcaster = self.broadcaster
+        broadcaster = self._broadcaster
         with broadcaster.lock:
             published = broadcaster.log.newest
         return Stats(
-            live=self.registry.count(_LIVE),
-            behind=self.registry.count(_READY, _FULL, _AHEAD),
+            live=self._registry.count(_LIVE),
+            behind=self._registry.count(_READY, _FULL, _AHEAD),
             published=published,
             events_written=broadcaster.events_written,
             bytes_written=broadcaster.bytes_written,
@@ -3146,7 +3071,7 @@ class SSEServer:
 
     def _enter(self, state: str, *before: str) -> bool:
         """Change the server's state if it is one of those before; the one place."""
-        with self.broadcaster.lock:
+        with self._broadcaster.lock:
             if self._state not in before:
                 return False
             self._state = state
@@ -3175,17 +3100,22 @@ class SSEServer:
         try:
             if self._max_connections is None:
                 self._max_connections = _connections_by_descriptors()
-            port = self._port
-            if self._listens:
-                self._listeners, port = await self._bind_all()
-            self.registry.start()
-            for listener in self._listeners:
-                await listener.start_serving()
-                for sock in listener.sockets:
-                    with sock.dup() as same:
-                        same.listen(BACKLOG)  # accepting goes by ACCEPTS_PER_TURN
-            self._port = port
-            if self._hosts is None and self._listens_on_loopback():
+            sockets = await self._listen() if self._listens else []
+            self._registry.start()
+            for sock in sockets:
+                # asyncio accepts as many in a turn as it is told that the backlog is.
+                listener = await asyncio.start_server(
+                    self._accept, sock=sock, backlog=ACCEPTS_PER_TURN
+                )
+                self._listeners.append(listener)
+                sock.listen(BACKLOG)
+            names = [sock.getsockname() for sock in sockets]
+            if names:
+                self._port = names[0][1]
+            local = [
+                ipaddress.ip_address(n[0].split("%")[0]).is_loopback for n in names
+            ]
+            if self._hosts is None and all(local):
                 self._hosts = _LOOPBACK_HOSTS
             if not self._enter(_SERVING, _STARTING):
                 raise RuntimeError("the server was closed while it started")
@@ -3199,8 +3129,7 @@ class SSEServer:
             raise
         self._ended = asyncio.Event()
         self._hook_threads = asyncio.Semaphore(AUTHORIZE_THREADS)
-        self._hooks_done = 0
-        self._broadcasting = self.broadcaster.start()
+        self._broadcasting = self._broadcaster.start()
         self._broadcasting.add_done_callback(self._broadcasting_ended)
 
     def _broadcasting_ended(self, broadcasting: asyncio.Task[None]) -> None:
@@ -3210,70 +3139,67 @@ class SSEServer:
             return
         logger.critical("broadcasting ended", exc_info=error)
         self._enter(_FAILED, _SERVING)
-        self.broadcaster.stop("broadcasting has failed")
-        for subscriber in self.registry.all(*_STREAMING):
-            self.broadcaster.end(subscriber, "broadcasting has failed")
+        self._broadcaster.stop("broadcasting has failed")
+        for subscriber in self._registry.all(*_STREAMING):
+            self._broadcaster.end(subscriber, "broadcasting has failed")
 
-    async def _bind_all(self) -> tuple[list[asyncio.Server], int]:
+    async def _listen(self) -> list[socket.socket]:
         """Bind every address of the host, all of them to one port."""
         # Both, whatever the hosts file says: a browser may try either (RFC 6761, 6.3).
-        addresses = ["127.0.0.1", "::1"]
+        hosts: list[str | None] = ["127.0.0.1", "::1"]
         if self._host != "localhost":
-            try:
-                found = await asyncio.get_running_loop().getaddrinfo(
-                    self._host or None,
-                    self._port,
-                    type=socket.SOCK_STREAM,
-                    flags=socket.AI_PASSIVE,
+            hosts = [self._host or None]
+        loop = asyncio.get_running_loop()
+        try:
+            found = [
+                await loop.getaddrinfo(
+                    host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
                 )
-            except UnicodeError:
-                raise OSError(f"{self._host!r} is not a host's name") from None
-            addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+                for host in hosts
+            ]
+        except UnicodeError:
+            raise OSError(f"{self._host!r} is not a host's name") from None
+        addresses = dict.fromkeys(
+            (info[0], info[4]) for infos in found for info in infos
+        )
         # With port 0 the first address gets a free port that may be taken on the next.
         attempts = 1 if self._port else 10
-        for attempt in range(1, attempts + 1):
+        while True:
             try:
-                return await self._bind(addresses)
+                return self._bind(list(addresses))
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or attempt == attempts:
+                attempts -= 1
+                if error.errno != errno.EADDRINUSE or not attempts:
                     raise
-        raise AssertionError("not reached")
 
-    async def _bind(self, addresses: list[str]) -> tuple[list[asyncio.Server], int]:
-        listeners: list[asyncio.Server] = []
+    def _bind(self, addresses: list[tuple[int, Any]]) -> list[socket.socket]:
+        bound: list[socket.socket] = []
         port = self._port
-        failure: OSError | None = None
-        for address in addresses:
-            try:
-                listener = await asyncio.start_server(
-                    self._accept,
-                    address,
-                    port,
-                    backlog=ACCEPTS_PER_TURN,  # so asyncio uses it; see _begin
-                    start_serving=False,
-                    reuse_port=self._reuse_port or None,
-                )
-            except OSError as error:
-                # A name may have an address that the machine does not, as ::1 where
-                # IPv6 is off; of Python 3.12 on the error comes without a number.
-                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, None):
+        failure = OSError(f"{self._host} has no address")
+        with contextlib.ExitStack() as closing:
+            for family, (host, _, *scope) in addresses:
+                try:
+                    sock = socket.create_server(
+                        (host, port, *scope),
+                        family=family,
+                        backlog=BACKLOG,
+                        reuse_port=self._reuse_port,
+                    )
+                except OSError as error:
+                    # A name may have an address that the machine has not, as ::1 where
+                    # IPv6 is off.
+                    if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        raise
                     failure = error
                     continue
-                for bound in listeners:
-                    bound.close()
-                raise
-            listeners.append(listener)
-            (sock,) = listener.sockets
-            port = sock.getsockname()[1]
-            with sock.dup() as same:
-                _set_socket_options(same, self._write_timeout)
-        if not listeners:
-            raise failure or OSError(f"{self._host} has no address")
-        return listeners, port
-
-    def _listens_on_loopback(self) -> bool:
-        addresses = [s.getsockname()[0] for one in self._listeners for s in one.sockets]
-        return all(ipaddress.ip_address(a.split("%")[0]).is_loopback for a in addresses)
+                closing.callback(sock.close)
+                _set_socket_options(sock, self._write_timeout)
+                bound.append(sock)
+                port = sock.getsockname()[1]
+            if not bound:
+                raise failure
+            closing.pop_all()
+        return bound
 
     def _begin_closing(self) -> asyncio.Task[None]:
         if self._enter(_CLOSING, _STARTING, _SERVING, _FAILED):
@@ -3288,8 +3214,8 @@ class SSEServer:
         aborting = self._loop.call_later(self._shutdown_timeout, self._abort)
         for listener in self._listeners:
             listener.close()
-        self.broadcaster.stop("the server is closed")
-        for subscriber in self.registry.all(_HANDSHAKE, _HEAD, _IDLE):
+        self._broadcaster.stop("the server is closed")
+        for subscriber in self._registry.all(_HANDSHAKE, _HEAD, _IDLE):
             connection = cast(_Connection, subscriber)
             if connection.state == _HANDSHAKE:
                 connection.lower.abort()
@@ -3298,18 +3224,18 @@ class SSEServer:
         # Else it was closed before.
         if not self._starting.cancelled() and self._starting.exception() is None:
             await asyncio.wait([self._broadcasting])
-            while self.registry:
+            while self._registry:
                 self._ended.clear()
                 await self._ended.wait()
         aborting.cancel()
-        self.registry.stop()
+        self._registry.stop()
         for task in self._tasks:
             task.cancel()
         self._enter(_CLOSED, _CLOSING)
 
     def _abort(self) -> None:
         """The time to be polite is over."""
-        for subscriber in self.registry.all(*_TRANSITIONS):
+        for subscriber in self._registry.all(*_TRANSITIONS):
             subscriber.lower.abort()
 
     def _begin_disconnecting(self, predicate: Callable[[Request], bool]) -> None:
@@ -3319,8 +3245,10 @@ class SSEServer:
 
     async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """Ask the predicate about each open stream, and about those to come."""
-        found = self.registry.all(*_STREAMING, _ASKING)
-        await self.broadcaster.drain(behind=False)  # they get what was published before
+        found = self._registry.all(*_STREAMING, _ASKING)
+        await self._broadcaster.drain(
+            behind=False
+        )  # they get what was published before
         ends = time.monotonic() + TURN_SECONDS
         for connection in found:
             if time.monotonic() >= ends:
@@ -3336,7 +3264,7 @@ class SSEServer:
             if chosen and connection.state == _ASKING:
                 self._disconnected.add(connection)
             elif chosen:
-                self.broadcaster.end(connection, "disconnected by the program")
+                self._broadcaster.end(connection, "disconnected by the program")
 
     # Connections.
 
@@ -3363,7 +3291,7 @@ class SSEServer:
     @property
     def _is_full(self) -> bool:
         assert self._max_connections
-        return len(self.registry) - len(self._refusing) >= self._max_connections
+        return len(self._registry) - len(self._refusing) >= self._max_connections
 
     def _connection_closed(self, connection: _Subscriber) -> None:
         self._refusing.discard(connection)
@@ -3495,7 +3423,7 @@ class SSEServer:
         return format_event(retry=_jittered_ms(seconds))
 
     def _full_error(self) -> HTTPError:
-        seconds, why = RESTART_RETRY_SECONDS, self.broadcaster.closed_because
+        seconds, why = RESTART_RETRY_SECONDS, self._broadcaster.closed_because
         if self._is_serving:
             seconds, why = FULL_RETRY_SECONDS, "the server is full"
         after = str(-(-_jittered_ms(seconds) // 1000))
@@ -3505,14 +3433,14 @@ class SSEServer:
         """Whether it gets its stream compressed."""
         return self._compress and request.version >= (1, 1) and request._accepts_gzip
 
-    def _prelude(self, gzip: bool) -> bytes:
+    def _first_bytes(self, gzip: bool) -> bytes:
         """The first bytes of a stream.
 
         Firefox calls onopen when the first byte of the body comes, and the retry counts
         without a blank line, which some clients would take for an event.
         """
-        prelude = b": open\nretry: %d\n" % _jittered_ms(self._retry)
-        return b"".join([_GZIP_HEADER, *_deflate(prelude)]) if gzip else prelude
+        first = b": open\nretry: %d\n" % _jittered_ms(self._retry)
+        return b"".join([_GZIP_HEADER, *_deflate(first)]) if gzip else first
 
     def _asks_stats(self, request: Request) -> bool:
         """Whether it comes with the token; HTTPError for a wrong one."""
@@ -3551,55 +3479,44 @@ class SSEServer:
 
     async def _ask_hook(self, request: Request) -> Permission:
         """Call `authorize`: a plain function in a thread, because it may block."""
-        assert self._authorize
-        if inspect.iscoroutinefunction(self._authorize):
-            waiting = self._authorize(request)
-            return await asyncio.wait_for(waiting, AUTHORIZE_SECONDS)
-        # Others wait before it: that is no fault of this call while they get on.
-        while True:
-            done = self._hooks_done
-            try:
-                getting = self._hook_threads.acquire()
-                await asyncio.wait_for(getting, AUTHORIZE_SECONDS)
-                break
-            except asyncio.TimeoutError:
-                if self._hooks_done == done:
-                    raise
-        allowed = await asyncio.wait_for(self._run_hook(request), AUTHORIZE_SECONDS)
-        if inspect.isawaitable(allowed):
-            allowed = await asyncio.wait_for(allowed, AUTHORIZE_SECONDS)
-        return cast(Permission, allowed)
-
-    def _run_hook(self, request: Request) -> asyncio.Future[Any]:
-        """Run `authorize` in a thread, which the end of the program does not wait for
-        (that of an executor it would)."""
-        assert self._loop and self._authorize
-        loop, authorize = self._loop, self._authorize
-        answer: asyncio.Future[Any] = loop.create_future()
-
-        def finish(result: Any, error: BaseException | None) -> None:
-            self._hooks_done += 1
-            self._hook_threads.release()
-            if answer.done():
-                return
+        authorize = self._authorize
+        assert authorize
+        if inspect.iscoroutinefunction(authorize):
+            answer: Any = authorize(request)
+        else:
+            # All threads may be used by others; that wait has a time of its own.
+            await asyncio.wait_for(self._hook_threads.acquire(), AUTHORIZE_SECONDS)
+            called = self._call_in_thread(authorize, request)
+            answer, error = await asyncio.wait_for(called, AUTHORIZE_SECONDS)
             if error:
-                answer.set_exception(error)
-            else:
-                answer.set_result(result)
+                raise error
+        if inspect.isawaitable(answer):
+            answer = await asyncio.wait_for(answer, AUTHORIZE_SECONDS)
+        return cast(Permission, answer)
 
-        def run() -> None:
-            result, error = None, None
+    def _call_in_thread(
+        self, authorize: Authorize, request: Request
+    ) -> asyncio.Future[tuple[Any, Exception | None]]:
+        """Call it in a thread that the end of the program does not wait for, as it
+        would for a thread of an executor.  Gives what it returned or what it raised."""
+        loop = asyncio.get_running_loop()
+        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def call() -> None:
+            answer, failure = None, None
             try:
-                result = authorize(request)
-            except BaseException as raised:
-                error = raised
-                if isinstance(raised, StopIteration):  # no future takes one
-                    error = RuntimeError("authorize() raised StopIteration")
-            with contextlib.suppress(RuntimeError):  # the server's loop has ended
-                loop.call_soon_threadsafe(finish, result, error)
+                answer = authorize(request)
+            except Exception as error:
+                failure = error
+            except BaseException as error:  # it must not end the event loop
+                failure = RuntimeError(f"authorize() raised {error!r}")
+            with contextlib.suppress(RuntimeError):  # the event loop was closed
+                loop.call_soon_threadsafe(self._hook_threads.release)
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                outcome.set_result((answer, failure))  # if it is still waited for
 
-        threading.Thread(target=run, name="sse_server authorize", daemon=True).start()
-        return answer
+        threading.Thread(target=call, name="sse_server authorize", daemon=True).start()
+        return asyncio.wrap_future(outcome)
 
     def _publish_body(self, request: Request, body: bytes) -> _Response:
         """POST: the body is the data; event, channel, id, retain stand in the query."""
@@ -3718,11 +3635,6 @@ def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozens
 _LOOPBACK_HOSTS = frozenset(["localhost", "127.0.0.1", "[::1]"])
 
 
-def _check_callable(name: str, value: object) -> None:
-    if not (value is None or callable(value)):
-        raise TypeError(f"{name} is {value!r}; allowed is a function or None")
-
-
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
     number = isinstance(value, int) and not isinstance(value, bool)
     if not number or not low <= value <= high:
@@ -3754,13 +3666,14 @@ def _connections_by_descriptors() -> int:
 
 
 def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
-    """Notice within a minute that a peer has vanished (asyncio sets TCP_NODELAY).
+    """Send at once, and notice within a minute that a peer has vanished.
 
     Connections inherit the options of the socket that they were accepted from.
     """
     # Linux also ends who is there and takes nothing; that is write_timeout's task.
     user_timeout = min(2**31 - 1, int(1000 * max(VANISHED_SECONDS, write_timeout)))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (
         ("TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),

@@ -74,7 +74,7 @@ class Commands:
         return {"id": self.server.last_event_id}
 
     def compressed(self):
-        audiences = self.server.broadcaster._audiences.values()
+        audiences = self.server._broadcaster._audiences.values()
         return {"streams": sum(a.members for a in audiences if a.wish.gzip)}
 
     def disconnect(self):
