@@ -413,14 +413,13 @@ class _Entry(NamedTuple):
 
 
 class _EventLog:
-    """The events that are held, in order, and the retained events.
+    """The events that are held, in order, and the newest retained ones.
 
-    `max_events` bounds the events that are held and that the live subscribers were
-    given.  `max_bytes` bounds the bytes of all events, held and retained, with
-    EVENT_OVERHEAD_BYTES for each; but the newest event is always held.
-
-    The publisher's ids may have an order.  Then each id comes with a key, keys ascend,
-    and an id that is not held still has a place between those that are.
+    `max_events` bounds the held events that the live subscribers were given.
+    `max_bytes` bounds the bytes of all events, held and retained, with
+    EVENT_OVERHEAD_BYTES for each.  Above a bound the oldest event goes, but the newest
+    event is always held.  The publisher's ids may come with keys, which then ascend;
+    so an id that is not held still has a place between those that are.
 
     The server calls the methods under its lock; any thread may read `base`, `newest`
     and `sent` without it.
@@ -436,14 +435,12 @@ class _EventLog:
         # It is random, so that an id from before a restart names no event of now.
         self._epoch = secrets.token_hex(4)
         self._own_id = re.compile(self._epoch + "-(0|[1-9][0-9]{0,18})")
-        # The entry of each channel and name, without an id in its frame, and its cost
-        # in bytes; the oldest is first.
+        # By channel and name, the oldest first: the event without id, its cost in bytes.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self.retained_changes = 0  # by unretain(); other changes change `newest`
-        # The last forgotten event of each channel; the oldest is first.  Channels that
-        # are not in there have lost no event after the floor.
+        # The last forgotten event of each channel, the oldest first.
         self._forgotten = collections.OrderedDict[Optional[str], int]()
-        self._forgotten_floor = 0
+        self._forgotten_floor = 0  # the same for each channel that is not in there
         self.base = 0  # the position before the oldest event that is held
         self.sent = 0
         self._keeper: Any = self._keep()  # a generator
@@ -453,7 +450,6 @@ class _EventLog:
 
     @property
     def newest(self) -> int:
-        """The number of the newest event."""
         return self._newest.number
 
     @property
@@ -479,8 +475,9 @@ class _EventLog:
         `retain` is the name under which it is retained.  Raises ValueError for the id
         of an event that is held, and for a key that is not above the newest key.
         """
-        newest = self._newest
-        while True:
+        held, newest = self._entries, self._newest
+        entry: _Entry | None = None
+        while newest is not entry:
             number, place = newest.number + 1, newest.place
             # Another process does not know the gap, but the event before it.
             id = newest.id if is_gap else id
@@ -495,20 +492,18 @@ class _EventLog:
                 self._numbers[id] = number
             end = newest.end + len(frame) + EVENT_OVERHEAD_BYTES
             entry = _Entry(number, frame, channel, id, place, end, retain)
-            # A call within this one may have added an event with this number, and may
-            # even have forgotten it.
-            newest = self._entries.setdefault(number, entry)
-            if newest is entry:
-                if number >= self.base or not self._entries.pop(number, None):
-                    self._settle()
-                    return name
+            # A call within this one may have used this number, and even forgotten it.
+            newest = held.setdefault(number, entry)
+            if newest is entry and number < self.base and held.pop(number, False):
+                entry = None
+        self._settle()
+        return name
 
     def append_gap(self, body: bytes) -> str:
         """Add an event for everybody that says that events are missing here."""
         return self.append(body, EVERYBODY, is_gap=True)
 
     def advance(self, position: int) -> None:
-        """Note that the live subscribers were given everything up to `position`."""
         self.sent = position
         self._settle()
 
@@ -550,17 +545,15 @@ class _EventLog:
                 count -= 1
             while self._forget(size):
                 pass
-            if self.newest + 1 not in self._entries:
-                yield True
+            yield True
 
     def _forget(self, retained_bytes: int) -> bool:
         """Forget the oldest event if a bound is exceeded; whether one was."""
-        base, newest = self.base, self._newest
+        base, number, newest = self.base, self.base + 1, self._newest
         is_full = newest.number - base > self._max_events and base < self.sent
         size = newest.end - self._entries[base].end + retained_bytes
-        if not is_full and (size <= self._max_bytes or newest.number <= base + 1):
+        if not is_full and (size <= self._max_bytes or newest.number <= number):
             return False
-        number = base + 1
         _, _, channel, id, place, end, _ = self._entries[number]
         # The loss is noted first, so that it is never silent.
         self._forgotten.pop(channel, None)
@@ -582,6 +575,7 @@ class _EventLog:
 
     def find(self, id: str, key: Any = None) -> int | None:
         """The position of an id, even one below `base`; None: the id is unknown."""
+        self._settle()  # Ctrl-C may have left an event that was not taken in
         number = self._find_published(id)
         if number is not None:
             return number
@@ -627,16 +621,12 @@ class _EventLog:
         return min(itertools.islice(found, count), default=newest + 1) - 1
 
     def retains(self, channels: Channels) -> bool:
-        """Whether an event of these channels is retained."""
         return bool(self.snapshot(0, self.newest, channels)[0])
 
     def snapshot(
         self, after: int, upto: int, channels: Channels
     ) -> tuple[list[bytes], int]:
-        """The next batch of retained events after `after`, up to `upto`, without ids.
-
-        Also returns the position up to which none of them is missing.
-        """
+        """The next batch of retained events, without ids, and the position reached."""
         wanted = channels | {EVERYBODY}
         found = [
             entry
