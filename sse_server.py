@@ -390,16 +390,15 @@ HEARTBEAT = b":\n"
 #    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
 #    Ctrl-C may end append() between any two steps, and a signal handler, a `__del__` or
-#    a logging handler may call append() while another call runs.  Therefore an event is
-#    added by one indivisible operation, a dict's setdefault().  A generator does the
-#    rest, because Python runs no generator within itself.  It can repeat each step:
-#    Ctrl-C ends the generator, and a new one continues.
+#    a logging handler may call append() while another call runs.  Therefore one
+#    indivisible operation, a dict's setdefault(), adds an event.  A generator does the
+#    rest: Python runs no generator within itself, and after Ctrl-C a new one repeats
+#    the step that was not finished.
 # ------------------------------------------------------------------------------------
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
 _NO_CHANNEL: Channels = frozenset([None])
-# As `channel=` of publish(): all subscribers.  No channel can have this name.
-EVERYBODY = "\0everybody"
+EVERYBODY = "\0everybody"  # as a channel: all subscribers; no channel has this name
 
 
 class _Entry(NamedTuple):
@@ -419,26 +418,24 @@ class _EventLog:
     `max_bytes` bounds the bytes of all events, held and retained, with
     EVENT_OVERHEAD_BYTES for each.  Above a bound the oldest event goes, but the newest
     event is always held.  The publisher's ids may come with keys, which then ascend;
-    so an id that is not held still has a place between those that are.
-
-    The server calls the methods under its lock; any thread may read `base`, `newest`
-    and `sent` without it.
+    so an id that is not held still has a place between those that are.  The methods are
+    called under the server's lock; `base`, `newest` and `sent` may be read without it.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
         self._max_events, self._max_bytes = max_events, max_bytes
         self._max_retained = max_retained
-        # By number, from `base` on; the entry at `base` has no frame any more.
+        # By number, from `base` on.  The entry at `base` no longer has a frame.
         self._newest = _Entry(0, b"", None, None, None, 0)
         self._entries = {0: self._newest}
         self._numbers: dict[str, int] = {}  # of the publisher's ids
-        # It is random, so that an id from before a restart names no event of now.
+        # Random, so that an id from before a restart never names another event.
         self._epoch = secrets.token_hex(4)
         self._own_id = re.compile(self._epoch + "-(0|[1-9][0-9]{0,18})")
         # By channel and name, the oldest first: the event without id, its cost in bytes.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self.retained_changes = 0  # by unretain(); other changes change `newest`
-        # The last forgotten event of each channel, the oldest first.
+        # The number of the last forgotten event of each channel, the oldest first.
         self._forgotten = collections.OrderedDict[Optional[str], int]()
         self._forgotten_floor = 0  # the same for each channel that is not in there
         self.base = 0  # the position before the oldest event that is held
@@ -515,7 +512,7 @@ class _EventLog:
         return found is not None
 
     def _settle(self) -> None:
-        while not self._keeper.gi_running:  # otherwise the outer call does this, too
+        while not self._keeper.gi_running:  # if it runs, the outer call does this
             if not next(self._keeper, False):
                 self._keeper = self._keep()  # an exception ended the last one
             elif self.newest + 1 not in self._entries:
@@ -569,7 +566,7 @@ class _EventLog:
         return True
 
     def _find_published(self, id: str) -> int | None:
-        """The number of the event, held or at `base`, that was published with an id."""
+        """The number of the event, held or at `base`, that was published with this id."""
         entry = self._entries.get(self._numbers.get(id, self.base))
         return entry.number if entry and entry.id == id else None
 
