@@ -385,111 +385,77 @@ HEARTBEAT = b":\n"
 # ------------------------------------------------------------------------------------
 # 4. The log.
 #
-#    Events are numbered from 1.  A position is the number of the last event that
-#    somebody was given: at position 7, events 1 to 7 were given and 8 is the next.
-#    The log holds the events after `base`, up to `newest`, and knows how far the live
-#    subscribers are: `sent`.  Beyond `max_events` it forgets what they were given; what
-#    they were not given goes only when `max_bytes` would be exceeded.
+#    Events are numbered from 1.  A position is the number of the last event that a
+#    subscriber was given: at position 7, the next one is event 8.  The log holds the
+#    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
-#    Ctrl-C may end append() between any two steps, and a signal's handler, a
-#    __del__ or a logging handler may call it within itself.  So nothing is counted:
-#    everything follows from the entries, an event is there by one operation that no
-#    other code can divide, and so it is forgotten.
+#    Ctrl-C may end append() between any two steps, and a signal handler, a `__del__` or
+#    a logging handler may call append() while another call runs.  Therefore one
+#    indivisible operation, a dict's setdefault(), adds an event.  A generator does the
+#    rest: Python runs no generator within itself, and after Ctrl-C a new one repeats
+#    the step that was not finished.
 # ------------------------------------------------------------------------------------
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
 _NO_CHANNEL: Channels = frozenset([None])
-# As `channel=` of publish(): all subscribers, whatever their channels.  It is nothing
-# that a channel may be called.
-EVERYBODY = "\0everybody"
-_NUMBERED_ID = re.compile("([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
+EVERYBODY = "\0everybody"  # as a channel: all subscribers; no channel has this name
 
 
-class _Entry:
-    """One event in the log, ready to be written."""
-
-    __slots__ = ("channel", "end", "frame", "id", "key")
-
-    def __init__(
-        self, frame: bytes, channel: str | None, id: str | None, key: Any, end: int
-    ) -> None:
-        self.frame = frame
-        self.channel = channel
-        self.id = id  # the publisher's; None where the log numbered it
-        self.key = key  # what the newest of the publisher's ids is sorted by
-        self.end = end  # what all events up to this one have cost, in bytes
-
-
-class _Retained:
-    """The newest retained event of one channel and one name."""
-
-    __slots__ = ("body", "channel", "number")
-
-    def __init__(self, body: bytes, channel: str | None, number: int) -> None:
-        self.body = body  # without an id
-        self.channel = channel
-        self.number = number
+class _Entry(NamedTuple):
+    number: int
+    frame: bytes
+    channel: str | None
+    id: str | None  # the publisher's; None: the log numbered the event
+    place: tuple[Any, int] | None  # the newest key so far, and the number of its event
+    end: int  # what all events up to this one cost, in bytes
+    retain: str | None = None  # the name under which the event is retained
 
 
 class _EventLog:
-    """The events that are held, in order, bounded in number and in bytes.
+    """The events that are held, in order, and the newest retained ones.
 
-    `max_events` bounds their number, but for those that the live subscribers were not
-    given yet; `max_bytes` bounds everything, each event with 400 bytes for its
-    bookkeeping, but for a single event that is larger.  Not thread-safe: the server
-    calls it under its lock.
-
-    Beside them up to `max_retained` retained events stay, whatever is forgotten;
-    beyond that, and beyond `max_bytes`, the one that is unchanged for the longest time
-    goes.
-
-    The publisher's ids may have an order.  Then each comes with its key, keys ascend,
-    and an id that is not held has a place between those that are.
+    `max_events` bounds the held events that the live subscribers were given.
+    `max_bytes` bounds the bytes of all events, held and retained, with
+    EVENT_OVERHEAD_BYTES for each.  Above a bound the oldest event goes, but the newest
+    event is always held.  The publisher's ids may come with keys, which then ascend;
+    so an id that is not held still has a place between those that are.  The methods are
+    called under the server's lock; `base`, `newest` and `sent` may be read without it.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
-        self._max_events = max_events
-        self._max_bytes = max_bytes
+        self._max_events, self._max_bytes = max_events, max_bytes
         self._max_retained = max_retained
-        # By channel and name, the longest unchanged first.
-        self._retained: collections.OrderedDict[tuple[str | None, str], _Retained] = (
-            collections.OrderedDict()
-        )
-        self._retained_bytes = 0
-        self.retained_changes = 0
-        # By number.  The first, `base`, is the newest forgotten event, without its
-        # bytes: it names the position before the oldest event that is held.
-        self._entries: collections.OrderedDict[int, _Entry] = collections.OrderedDict()
-        self._entries[0] = _Entry(b"", None, None, None, 0)
+        # By number, from `base` on.  The entry at `base` no longer has a frame.
+        self._newest = _Entry(0, b"", None, None, None, 0)
+        self._entries = {0: self._newest}
         self._numbers: dict[str, int] = {}  # of the publisher's ids
-        # A position from before a restart must never be taken for one of now, whatever
-        # the clock says, so the epoch is drawn and not counted.
+        # Random, so that an id from before a restart never names another event.
         self._epoch = secrets.token_hex(4)
-        self._forgotten: dict[str | None, int] = {}  # channel: its last lost event
-        self._forgotten_floor = 0  # the same for channels not (or no longer) in there
-        self._forgetting = False
+        self._own_id = re.compile(self._epoch + "-(0|[1-9][0-9]{0,18})")
+        # By channel and name, the oldest first: the event without id, its cost in bytes.
+        self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
+        self.retained_changes = 0  # by unretain(); other changes change `newest`
+        # The number of the last forgotten event of each channel, the oldest first.
+        self._forgotten = collections.OrderedDict[Optional[str], int]()
+        self._forgotten_floor = 0  # the same for each channel that is not in there
+        self.base = 0  # the position before the oldest event that is held
         self.sent = 0
+        self._keeper: Any = self._keep()  # a generator
 
     def __len__(self) -> int:
-        return len(self._entries) - 1
-
-    @property
-    def base(self) -> int:
-        """The position before the oldest event that is held."""
-        return next(iter(self._entries))
+        return self.newest - self.base
 
     @property
     def newest(self) -> int:
-        """The number of the newest event."""
-        return next(reversed(self._entries))
+        return self._newest.number
 
     @property
     def newest_id(self) -> str:
-        """The id of the newest event; before the first, one that precedes it."""
+        """The id of the newest event; before the first event, an id that precedes it."""
         return self.id_at(self.newest)
 
     def id_at(self, number: int) -> str:
-        """The id of an event that is held, or of the one before them."""
+        """The id of an event that is held, or of the event at `base`."""
         return self._entries[number].id or f"{self._epoch}-{number}"
 
     def append(
@@ -499,251 +465,186 @@ class _EventLog:
         id: str | None = None,
         key: Any = None,
         retain: str | None = None,
+        is_gap: bool = False,
     ) -> str:
-        """Add an event (without an id field) and return the id it now has.
+        """Add an event (without an id field) and return the id that it now has.
 
-        `retain` is the name under which it is retained; None: it is not.  ValueError
-        for an id that an event has that is held, or whose key does not follow the
-        newest one's.
+        `retain` is the name under which it is retained.  Raises ValueError for the id
+        of an event that is held, and for a key that is not above the newest key.
         """
-        if id is not None:
-            newest = self._entries[self.newest]
-            if self._held(id) is not None:
-                raise ValueError(f"id {id!r} is that of an event that is held")
-            if newest.key is not None and not newest.key < key:
-                raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
-        number, name = self._add(body, channel, id, key, id)
-        if retain is not None:
-            self._retained[channel, retain] = _Retained(body, channel, number)
-            self._retained.move_to_end((channel, retain))
-            self._retained_changed()
-        self._forget()
+        held, newest = self._entries, self._newest
+        entry: _Entry | None = None
+        while newest is not entry:
+            number, place = newest.number + 1, newest.place
+            # Another process does not know the gap, but the event before it.
+            id = newest.id if is_gap else id
+            name = id or f"{self._epoch}-{number}"
+            frame = b"id: %b\n%b" % (_encode(name), body)
+            if id is not None and not is_gap:
+                if (self._find_published(id) or 0) > self.base:
+                    raise ValueError(f"id {id!r} is that of an event that is held")
+                if place and not place[0] < key:
+                    raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
+                place = None if key is None else (key, number)
+                self._numbers[id] = number
+            end = newest.end + len(frame) + EVENT_OVERHEAD_BYTES
+            entry = _Entry(number, frame, channel, id, place, end, retain)
+            # A call within this one may have used this number, and even forgotten it.
+            newest = held.setdefault(number, entry)
+            if newest is entry and number < self.base and held.pop(number, False):
+                entry = None
+        self._settle()
         return name
+
+    def append_gap(self, body: bytes) -> str:
+        """Add an event for everybody that says that events are missing here."""
+        return self.append(body, EVERYBODY, is_gap=True)
+
+    def advance(self, position: int) -> None:
+        self.sent = position
+        self._settle()
 
     def unretain(self, channel: str | None, name: str) -> bool:
         """Drop a retained event; whether there was one."""
+        self.retained_changes += 1
         found = self._retained.pop((channel, name), None)
-        self._retained_changed()
+        self._settle()
         return found is not None
 
-    def _retained_changed(self) -> None:
-        while True:
-            self._retained_bytes = sum(
-                len(retained.body) + EVENT_OVERHEAD_BYTES
-                for retained in list(self._retained.values())
-            )
-            size = self._retained_bytes
-            if len(self._retained) <= self._max_retained and size <= self._max_bytes:
+    def _settle(self) -> None:
+        while not self._keeper.gi_running:  # if it runs, the outer call does this
+            if not next(self._keeper, False):
+                self._keeper = self._keep()  # an exception ended the last one
+            elif self.newest + 1 not in self._entries:
                 break
-            self._retained.popitem(last=False)
-        self.retained_changes += 1
+
+    def _keep(self) -> Generator[bool, None, None]:
+        """Take in the added events, and drop old ones until all bounds are met."""
+        count = size = -1  # of the retained events and their bytes; not known yet
+        self._entries.pop(self.base - 1, None)  # Ctrl-C may have left it
+        while True:
+            entry = self._entries.get(self.newest + 1)
+            if entry and entry.retain is not None:
+                body = entry.frame.partition(b"\n")[2]
+                cost = len(body) + EVENT_OVERHEAD_BYTES
+                key = entry.channel, entry.retain
+                _, freed = self._retained.pop(key, (None, 0))
+                self._retained[key] = entry._replace(frame=body), cost
+                size += cost - freed
+                count += not freed
+            self._newest = entry or self._newest
+            if count != len(self._retained):  # not known, or changed by unretain()
+                costs = [cost for _, cost in list(self._retained.values())]
+                count, size = len(costs), sum(costs)
+            while count and (count > self._max_retained or size > self._max_bytes):
+                _, (_, freed) = self._retained.popitem(last=False)
+                size -= freed
+                count -= 1
+            while self._forget(size):
+                pass
+            yield True
+
+    def _forget(self, retained_bytes: int) -> bool:
+        """Forget the oldest event if a bound is exceeded; whether one was."""
+        base, number, newest = self.base, self.base + 1, self._newest
+        is_full = newest.number - base > self._max_events and base < self.sent
+        size = newest.end - self._entries[base].end + retained_bytes
+        if not is_full and (size <= self._max_bytes or newest.number <= number):
+            return False
+        _, _, channel, id, place, end, _ = self._entries[number]
+        # The loss is noted first, so that it is never silent.
+        self._forgotten.pop(channel, None)
+        self._forgotten[channel] = number
+        if len(self._forgotten) > MAX_TRACKED_CHANNELS:
+            oldest, self._forgotten_floor = next(iter(self._forgotten.items()))
+            del self._forgotten[oldest]
+        self.base = number  # from here on it is not held
+        self._entries[number] = _Entry(number, b"", channel, id, place, end)
+        before = self._entries.pop(base)
+        if before.id is not None and self._numbers.get(before.id) == base:
+            del self._numbers[before.id]
+        return True
+
+    def _find_published(self, id: str) -> int | None:
+        """The number of the event, held or at `base`, that was published with this id."""
+        entry = self._entries.get(self._numbers.get(id, self.base))
+        return entry.number if entry and entry.id == id else None
+
+    def find(self, id: str, key: Any = None) -> int | None:
+        """The position of an id, even one below `base`; None: the id is unknown."""
+        self._settle()  # Ctrl-C may have left an event that was not taken in
+        number = self._find_published(id)
+        if number is not None:
+            return number
+        own = self._own_id.fullmatch(id)
+        if own and int(own[1]) <= self.newest:
+            return int(own[1])
+        # Search for the last key that is not above this one.
+        low, high, found = self.base, self.newest + 1, None
+        with contextlib.suppress(TypeError):  # it is not a key of the publisher's
+            while key is not None and low < high:
+                middle = (low + high) // 2
+                place = self._entries[middle].place
+                if place and key < place[0]:
+                    high = middle
+                else:
+                    low, found = middle + 1, place
+            return max(self.base, found[1]) if found else None
+        return None
+
+    def is_ahead(self, key: Any) -> bool:
+        """Whether `key` is above the newest key, so that its event is yet to come."""
+        place = self._newest.place
+        with contextlib.suppress(TypeError):  # it is not a key of the publisher's
+            return key is not None and (place is None or bool(place[0] < key))
+        return False
+
+    def missed(self, position: int, channels: Channels) -> bool:
+        """Whether an event of these channels after `position` was forgotten."""
+        last, floor = self._forgotten, self._forgotten_floor
+        return any(last.get(c, floor) > position for c in (*channels, EVERYBODY))
+
+    def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
+        """The next batch after `position`, up to `end`: its events, its last number."""
+        start = max(position, self.base)
+        batch = _take_batch(map(self._entries.__getitem__, range(start + 1, end + 1)))
+        return batch, start + len(batch)
+
+    def before_newest(self, count: int, channels: Channels) -> int:
+        """The position before the newest `count` events of these channels."""
+        newest, wanted = self.newest, channels | {EVERYBODY}
+        numbers = range(newest, max(self.base, newest - MAX_REPLAY_SCAN), -1)
+        found = (n for n in numbers if self._entries[n].channel in wanted)
+        return min(itertools.islice(found, count), default=newest + 1) - 1
 
     def retains(self, channels: Channels) -> bool:
-        """Whether an event of these channels is retained."""
-        return any(self._retained_of(channels))
-
-    def _retained_of(self, channels: Channels) -> Iterator[_Retained]:
-        for retained in list(self._retained.values()):
-            if retained.channel in channels or retained.channel == EVERYBODY:
-                yield retained
+        return bool(self.snapshot(0, self.newest, channels)[0])
 
     def snapshot(
         self, after: int, upto: int, channels: Channels
     ) -> tuple[list[bytes], int]:
-        """The next batch of the retained events of these channels, in their order.
+        """The next batch of retained events, without ids, and the position reached."""
+        wanted = channels | {EVERYBODY}
+        found = [
+            entry
+            for entry, _ in list(self._retained.values())
+            if entry.channel in wanted and after < entry.number <= upto
+        ]
+        batch = _take_batch(found)
+        reached = batch[-1].number if len(batch) < len(found) else upto
+        return [entry.frame for entry in batch], reached
 
-        They were published after the position `after` and up to `upto`.  Returns their
-        bytes, without ids, and the position up to which no more of them are missing.
-        """
-        found = sorted(
-            (retained.number, retained.body)
-            for retained in self._retained_of(channels)
-            if after < retained.number <= upto
-        )
-        bodies: list[bytes] = []
-        size = 0
-        for number, body in found:
-            size += len(body)
-            if bodies and (size > BATCH_BYTES or len(bodies) == BATCH_EVENTS):
-                return bodies, after
-            bodies.append(body)
-            after = number
-        return bodies, upto
 
-    def before_newest(self, count: int, channels: Channels) -> int:
-        """The position before the newest `count` events of these channels.
-
-        At most the newest MAX_REPLAY_SCAN events are looked at.
-        """
-        position = newest = self.newest
-        low = max(self.base, newest - MAX_REPLAY_SCAN)
-        for number in range(newest, low, -1):
-            if not count:
-                break
-            channel = self._entries[number].channel
-            if channel in channels or channel == EVERYBODY:
-                position = number - 1
-                count -= 1
-        return position
-
-    def append_gap(self, body: bytes) -> str:
-        """Add an event for everybody that says that events are missing here.
-
-        It has the id of the event before it if that is the publisher's, because its
-        subscribers may go on in another process, which does not know this event.
-        """
-        before = self._entries[self.newest].id
-        _, name = self._add(body, EVERYBODY, None, None, before)
-        self._forget()
-        return name
-
-    def _add(
-        self,
-        body: bytes,
-        channel: str | None,
-        id: str | None,
-        key: Any,
-        name: str | None,
-    ) -> tuple[int, str]:
-        while True:
-            number = self.newest + 1
-            newest = self._entries[number - 1]
-            frame = b"id: %b\n%b" % (
-                _encode(name or f"{self._epoch}-{number}"),
-                body,
-            )
-            end = newest.end + len(frame) + EVENT_OVERHEAD_BYTES
-            key = newest.key if key is None else key
-            entry = _Entry(frame, channel, name, key, end)
-            if id is not None:
-                self._numbers[id] = number
-            # From here on it is there, unless an append within this one was faster.
-            if self._entries.setdefault(number, entry) is entry:
-                return number, name or f"{self._epoch}-{number}"
-
-    def advance(self, position: int) -> None:
-        """The live subscribers were given everything up to `position`."""
-        self.sent = position
-        self._forgetting = False  # Ctrl-C may have left it so
-        self._forget()
-
-    def _held(self, id: str) -> int | None:
-        """The number of the event that is held and has this id of the publisher's."""
-        number = self._numbers.get(id)
-        if number is None or number <= self.base or self._entries[number].id != id:
-            return None
-        return number
-
-    def find(self, id: str, key: Any = None) -> int | None:
-        """The position that an id names, or None where nothing is known of it.
-
-        The position may lie before `base`: `missed` tells whether anything was lost.
-        """
-        number = self._held(id)
-        if number is not None:
-            return number
-        if id == self._entries[self.base].id:
-            return self.base
-        numbered = _NUMBERED_ID.fullmatch(id)
-        if numbered and numbered[1] == self._epoch and int(numbered[2]) <= self.newest:
-            return int(numbered[2])
-        return None if key is None else self._not_later(key)
-
-    def is_ahead(self, key: Any) -> bool:
-        """Whether this is the key of an id to come: later than the newest one's."""
-        newest = self._entries[self.newest].key
-        try:
-            return key is not None and (newest is None or bool(newest < key))
-        except TypeError:  # it is none of the publisher's
-            return False
-
-    def _not_later(self, key: Any) -> int | None:
-        """The position of the last id of the publisher's that is not later than `key`.
-
-        None if all that are known are later.
-        """
-        base = self.base
-        try:
-            found = self._count_keys(lambda known: bool(known <= key))
-            if not found or self._entries[base + found - 1].key is None:
-                return None
-            # Events that the log numbered follow with the same key: it is the first.
-            own = self._entries[base + found - 1].key
-            return base + self._count_keys(lambda known: bool(known < own))
-        except TypeError:  # it is none of the publisher's
-            return None
-
-    def _count_keys(self, early: Callable[[Any], bool]) -> int:
-        """How many entries come first whose keys are early or are none (bisection)."""
-        low, high = 0, len(self._entries)
-        base = self.base
-        while low < high:
-            middle = (low + high) // 2
-            key = self._entries[base + middle].key
-            if key is None or early(key):
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def missed(self, position: int, channels: Channels) -> bool:
-        """Whether an event of these channels after `position` was forgotten."""
-        if position >= self.base:
-            return False
-        floor = self._forgotten_floor
-        last = max(self._forgotten.get(channel, floor) for channel in channels)
-        return max(last, self._forgotten.get(EVERYBODY, floor)) > position
-
-    def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
-        """The next batch after `position`, up to `end`: its events, its last number.
-
-        Their frames are there until something else is done to the log.
-
-        At most BATCH_EVENTS and, beyond the first event, BATCH_BYTES.
-        """
-        start = max(position, self.base)
-        batch: list[_Entry] = []
-        size = 0
-        for number in range(start + 1, min(end, start + BATCH_EVENTS) + 1):
-            entry = self._entries[number]
-            size += len(entry.frame)
-            if size > BATCH_BYTES and batch:
-                break
-            batch.append(entry)
-        return batch, start + len(batch)
-
-    def _forget(self) -> None:
-        """Forget the oldest events, until those that are held are within the bounds."""
-        if self._forgetting:
-            return  # called from within itself; the outer call goes on
-        self._forgetting = True
-        try:
-            while self._is_too_long():
-                self._forget_oldest()
-        finally:
-            self._forgetting = False
-
-    def _is_too_long(self) -> bool:
-        if len(self) > self._max_events and self.base < self.sent:
-            return True
-        size = self._entries[self.newest].end - self._entries[self.base].end
-        return size + self._retained_bytes > self._max_bytes and len(self) > 1
-
-    def _forget_oldest(self) -> None:
-        number = self.base + 1
-        entry = self._entries[number]
-        # First it is written down, so that no loss is ever silent.  Taken out and put
-        # in again, so that the first key is the longest unchanged.
-        self._forgotten.pop(entry.channel, None)
-        self._forgotten[entry.channel] = number
-        if len(self._forgotten) > MAX_TRACKED_CHANNELS:
-            oldest = next(iter(self._forgotten))
-            self._forgotten_floor = max(self._forgotten_floor, self._forgotten[oldest])
-            del self._forgotten[oldest]
-        before = self._entries.pop(number - 1)  # from here on it is not held
-        entry.frame = b""
-        if before.id is not None and self._numbers.get(before.id) == number - 1:
-            del self._numbers[before.id]
+def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
+    """The first entries: up to BATCH_EVENTS and, beyond the first, BATCH_BYTES."""
+    batch: list[_Entry] = []
+    size = 0
+    for entry in itertools.islice(entries, BATCH_EVENTS):
+        size += len(entry.frame)
+        if size > BATCH_BYTES and batch:
+            break
+        batch.append(entry)
+    return batch
 
 
 # ------------------------------------------------------------------------------------

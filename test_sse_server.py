@@ -843,7 +843,7 @@ class EventLogTest(unittest.TestCase):
 
     def test_numbers_of_many_digits_are_still_numbers(self):
         log = new_log()
-        log._entries[10**18] = log._entries.pop(0)
+        log._newest = log._newest._replace(number=10**18)
         self.assertEqual(log.find(id_at(log, 10**18)), 10**18)
         self.assertIsNone(log.find(id_at(log, 10**18 + 1)))
 
@@ -1303,20 +1303,20 @@ class EventLogModelTest(unittest.TestCase):
 
 
 class InterruptedLogTest(unittest.TestCase):
-    """Ctrl-C, or a call from within, between any two instructions of append()."""
+    """Ctrl-C, or calls from within, between any two instructions of append()."""
 
     BODY = b"data: a\n\n"
     NEW = (BODY, "a", "new", None, "name")  # retained
 
-    def interrupted(self, log, at, interrupt, *arguments):
-        """Append, and call `interrupt` at the instruction of this number, if there is
-        one; whether there was."""
+    def interrupted(self, log, at, interrupt, call):
+        """Call, and call `interrupt` at the instruction of the log of this number, if
+        there is one; whether there was."""
         left = [at]
-        code = {
-            function.__code__
+        functions = [
+            getattr(function, "fget", function)  # properties, too
             for function in vars(sse_server._EventLog).values()
-            if hasattr(function, "__code__")
-        }
+        ]
+        code = {f.__code__ for f in functions if hasattr(f, "__code__")}
 
         def trace(frame, event, argument):
             if frame.f_code not in code:
@@ -1333,12 +1333,12 @@ class InterruptedLogTest(unittest.TestCase):
         sys._getframe().f_trace_opcodes = True
         sys.settrace(trace)
         try:
-            log.append(*arguments)
+            call()
         finally:
             sys.settrace(None)
         return left[0] <= 0
 
-    def assertWhole(self, log):
+    def assertWhole(self, log, count=2):
         """What is held can be read to its end, found by its ids, and is bounded."""
         log.advance(log.newest)
         position, ids = log.base, []
@@ -1350,53 +1350,155 @@ class InterruptedLogTest(unittest.TestCase):
                 self.assertEqual(log.find(id), number)
                 ids.append(id)
             position = end
-        self.assertLessEqual(len(log), 2)
+        self.assertLessEqual(len(log), count)
         self.assertEqual(len(set(ids)), len(ids))
+        self.assertEqual(set(log._entries), {log.base, *range(position, log.base, -1)})
         retained, _ = log.snapshot(0, log.newest, frozenset(["a", "b"]))
         self.assertLessEqual(len(retained), 2)
         return ids
 
-    def log(self):
-        log = new_log(max_events=2, max_bytes=5 * 420, max_retained=2)
+    def log(self, max_events=2):
+        log = new_log(max_events=max_events, max_bytes=5 * 420, max_retained=2)
         for number in range(4):
             log.append(self.BODY, "a", f"old {number}")
         log.sent = log.newest
         return log
 
-    def test_ctrl_c_at_any_instruction(self):
-        def ctrl_c():
-            raise KeyboardInterrupt
+    def ctrl_c(self):
+        raise KeyboardInterrupt
 
+    def each_instruction(self, call, interrupt=None, max_events=2):
+        """Logs whose `call` was interrupted, at one instruction each."""
         for at in range(1, 10_000):
-            log = self.log()
-            try:
-                if not self.interrupted(log, at, ctrl_c, *self.NEW):
+            log = self.log(max_events)
+            within = functools.partial(interrupt, log) if interrupt else self.ctrl_c
+            with contextlib.suppress(KeyboardInterrupt):
+                if not self.interrupted(log, at, within, lambda log=log: call(log)):
                     break
-            except KeyboardInterrupt:
-                pass
             with self.subTest(at):
-                before = log.newest
-                self.assertWhole(log)
-                log.append(self.BODY, "a", "next")
-                self.assertEqual(self.assertWhole(log)[-1], "next")
-                self.assertEqual(log.newest, before + 1)
-                self.assertTrue(log.missed(log.base - 1, frozenset(["a"])))
+                yield log
         self.assertGreater(at, 100)
+
+    def append_new(self, log):
+        log.append(*self.NEW)
+
+    def append_and_advance(self, log):
+        """As it is done before the server is started."""
+        log.append(*self.NEW)
+        log.advance(log.newest)
+
+    def test_ctrl_c_at_any_instruction(self):
+        for log in self.each_instruction(self.append_new):
+            ids = self.assertWhole(log)
+            before = log.newest
+            log.append(self.BODY, "a", "next")
+            self.assertEqual(self.assertWhole(log), [ids[-1], "next"])
+            self.assertEqual(log.newest, before + 1)
+            self.assertTrue(log.missed(log.base - 1, frozenset(["a"])))
+
+    def test_after_ctrl_c_it_is_all_there_or_can_be_done_again(self):
+        for log in self.each_instruction(self.append_and_advance):
+            self.assertIn(log.find("new"), (None, 5))
+            with contextlib.suppress(ValueError):
+                log.append(*self.NEW)
+            self.assertEqual(self.assertWhole(log), ["old 3", "new"])
+            self.assertEqual(log.find("new"), 5)
+            retained = log.snapshot(0, log.newest, frozenset(["a"]))
+            self.assertEqual(retained, ([self.BODY], 5))
 
     def test_a_call_from_within_at_any_instruction(self):
-        for at in range(1, 10_000):
-            log = self.log()
+        def within(log):
+            log.append(self.BODY, "b", "within", None, "name")
 
-            def within(log=log):
-                log.append(self.BODY, "b", "within", None, "name")
+        for log in self.each_instruction(self.append_new, within):
+            self.assertEqual(sorted(self.assertWhole(log)), ["new", "within"])
+            self.assertTrue(log.missed(3, frozenset(["a"])))
+            self.assertFalse(log.missed(0, frozenset(["b"])))
 
-            if not self.interrupted(log, at, within, *self.NEW):
-                break
-            with self.subTest(at):
-                self.assertEqual(sorted(self.assertWhole(log)), ["new", "within"])
-                self.assertTrue(log.missed(3, frozenset(["a"])))
-                self.assertFalse(log.missed(0, frozenset(["b"])))
-        self.assertGreater(at, 100)
+    def test_calls_from_within_that_fill_the_log_at_any_instruction(self):
+        def within(log):
+            for _ in range(2):
+                log.append(self.BODY, "b")
+                log.advance(log.newest)
+
+        for max_events in (0, 1, 2):
+            for log in self.each_instruction(
+                self.append_and_advance, within, max_events
+            ):
+                ids = self.assertWhole(log, max_events)
+                self.assertEqual(len(ids), max_events)
+                self.assertEqual(log.newest, 7)
+                for channel in "ab":
+                    missed = log.missed(log.base - 1, frozenset([channel]))
+                    lost = log._forgotten.get(channel, 0)
+                    self.assertEqual(missed, lost == log.base)
+
+    def test_the_newest_of_a_name_is_retained_whatever_is_called_from_within(self):
+        def within(log):
+            log.append(b"data: within\n\n", "a", None, None, "name")
+
+        for log in self.each_instruction(self.append_and_advance, within):
+            self.assertWhole(log)
+            batch, _ = log.read(4, 6)
+            body = batch[-1].frame.partition(b"\n")[2]
+            retained = log.snapshot(0, log.newest, frozenset(["a"]))
+            self.assertEqual(retained, ([body], 6))
+
+    def test_an_id_is_used_once_whatever_is_called_from_within(self):
+        for log in self.each_instruction(self.append_new, self.append_new_too):
+            self.assertEqual(self.assertWhole(log), ["old 3", "new"])
+
+    def append_new_too(self, log):
+        try:
+            log.append(*self.NEW)
+        except ValueError:
+            return
+        raise KeyboardInterrupt  # so that the outer call is not refused
+
+    def test_what_is_retained_is_counted_whatever_interrupts(self):
+        def refill(log):
+            for name in ("name", "other"):
+                log.append(self.BODY, "a", None, None, name)
+
+        def within(log):
+            log.unretain("a", "first")
+            refill(log)
+
+        def call(log):
+            log.append(self.BODY, "a", None, None, "first")
+            log.append(self.BODY, "a", None, None, "name")
+
+        for interrupt in (None, within):
+            for log in self.each_instruction(call, interrupt):
+                refill(log)
+                self.assertEqual(set(log._retained), {("a", "name"), ("a", "other")})
+                # Of the 2100 bytes two events leave just what one more needs.
+                size = 2100 - 2 * (len(self.BODY) + 400) - len(f"id: {id_at(log, 99)}")
+                body = b"a" * ((size - 1) // 2 - 400 - 12)
+                for _ in range(3):
+                    log.append(body, "a", None)
+                self.assertEqual(len(log), 2)
+
+    def test_the_newest_may_be_read_by_other_threads(self):
+        log = new_log(max_events=3)
+        interval = sys.getswitchinterval()
+        self.addCleanup(sys.setswitchinterval, interval)
+        sys.setswitchinterval(1e-6)
+
+        def publish():
+            for _ in range(20_000):
+                log.append(self.BODY, None)
+                log.advance(log.newest)
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        last = 0
+        while thread.is_alive():
+            newest = log.newest
+            self.assertLessEqual(last, newest)
+            self.assertLessEqual(log.base, log.newest)
+            last = newest
+        thread.join()
 
 
 # ------------------------------------------------------------------------------------
