@@ -6278,7 +6278,7 @@ class CommandLineTest(CommandLineTestCase):
 
     async def test_arguments_that_are_refused(self):
         """One clear line and exit status 2."""
-        name = "name has {} bytes; allowed are 1 to 256 (UTF-8)".format
+        name = "{} has {} bytes; allowed are 1 to 256 (UTF-8)".format
         cases = {
             "--port 65536": "port is 65536; allowed are integers from 0 to 65535",
             "--port -1": "port is -1; allowed are integers from 0 to 65535",
@@ -6287,8 +6287,8 @@ class CommandLineTest(CommandLineTestCase):
             "--heartbeat nan": "heartbeat is nan; allowed are seconds above 0",
             "--max-connections 0": "max_connections is 0; allowed are integers from 1",
             "--max-event-bytes 0": "max_event_bytes is 0; allowed are integers from 1",
-            "--event=": name(0),
-            f"--channel {'x' * 257}": name(257),
+            "--event=": name("event", 0),
+            f"--channel {'x' * 257}": name("channel", 257),
             "--lossless": "--lossless goes with -, the lines of standard input",
             "--keyfile key.pem": "--keyfile goes with --certfile",
             "--verbose --quiet": "argument --quiet: not allowed with argument --verbose",
