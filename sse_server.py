@@ -4201,11 +4201,10 @@ follow();
 """
 
 
-def _csp_hash(element: str) -> str:
+def _csp_hash(element: bytes) -> str:
     """The hash by which the policy allows the page's own script or style."""
-    found = re.search(f"<{element}>(.*?)</{element}>", _PAGE.decode(), re.DOTALL)
-    assert found
-    digest = hashlib.sha256(found[1].encode()).digest()
+    content = _PAGE.split(b"<%b>" % element)[1].split(b"</%b>" % element)[0]
+    digest = hashlib.sha256(content).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
@@ -4216,8 +4215,8 @@ _PAGE_HEADERS: Headers = (
     (
         "Content-Security-Policy",
         (
-            f"default-src 'none'; script-src {_csp_hash('script')}; "
-            f"style-src {_csp_hash('style')}; connect-src 'self'; "
+            f"default-src 'none'; script-src {_csp_hash(b'script')}; "
+            f"style-src {_csp_hash(b'style')}; connect-src 'self'; "
             "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         ),
     ),
@@ -4252,8 +4251,7 @@ def _publish_lines(
         drained = server.drain(behind=options.lossless)
         asyncio.run_coroutine_threadsafe(drained, loop).result()
 
-    # As many lines as the history holds are published before each wait, so that none is
-    # forgotten before it is written.
+    # Between two drains: no more than the history holds, or lines would be lost.
     most = max(1, min(options.history, BATCH_EVENTS))
     count = size = 0
     try:
@@ -4280,13 +4278,15 @@ def _read_lines(max_bytes: int) -> Iterator[bytes]:
     """The lines of standard input; one of more than `max_bytes` is only reported."""
     if sys.stdin is None:
         raise OSError("it is closed")
+    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
+        os.set_blocking(sys.stdin.fileno(), True)
     # Not sys.stdin.buffer: the interpreter cannot end while this thread reads from it.
     with open(sys.stdin.fileno(), "rb", 64 * KIB, closefd=False) as file:
         while piece := file.readline(max_bytes + 2):
             line = piece.removesuffix(b"\n").removesuffix(b"\r")
             size = len(line)
             while not piece.endswith(b"\n") and (piece := file.readline(64 * KIB)):
-                size += len(piece.removesuffix(b"\n").removesuffix(b"\r"))
+                size += len(piece.rstrip(b"\r\n"))
             if size <= max_bytes:
                 yield line
             else:
@@ -4302,11 +4302,9 @@ class _ArgumentParser(argparse.ArgumentParser):
 
 def _replay(text: str) -> float:
     """Convert the value of --replay."""
-    if text == "all":
-        return math.inf
-    if not re.fullmatch("[0-9]+", text):
+    if text != "all" and not re.fullmatch("[0-9]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
-    return int(text)
+    return math.inf if text == "all" else int(text)
 
 
 def _argument_parser() -> argparse.ArgumentParser:
@@ -4314,13 +4312,13 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser = _ArgumentParser(
         prog="sse_server.py",
         usage="%(prog)s [options] [-]",
-        description="Broadcast Server-Sent Events: a clock, or the lines of standard "
-        "input.",
+        description="Broadcast a clock or standard input as Server-Sent Events.",
         epilog="The environment variable SSE_PUBLISH_TOKEN does what --publish-token "
         "does, but other users of the machine cannot see it.",
     )
     parameters = inspect.signature(SSEServer).parameters
-    parser.set_defaults(**{name: one.default for name, one in parameters.items()})
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    parser.set_defaults(level=logging.INFO, **defaults)
     text = "publish the lines of standard input, not a clock"
     parser.add_argument("input", nargs="?", choices=["-"], metavar="-", help=text)
     version = f"sse_server {__version__}"
@@ -4333,13 +4331,11 @@ def _argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what it publishes").add_argument
     add("--event", metavar="NAME", help="name of the events")
     add("--channel", metavar="NAME", help="channel of the events")
-    text = "give the newest event to each client that connects later"
-    add("--retain", action="store_true", help=text)
+    add("--retain", action="store_true", help="give each new client the newest event")
     text = "let POST requests with this token publish, instead of a clock"
     token = os.environ.get("SSE_PUBLISH_TOKEN")
     add("--publish-token", metavar="TOKEN", default=token, help=text)
-    text = "with -: wait for slow clients, so that they miss no line"
-    add("--lossless", action="store_true", help=text)
+    add("--lossless", action="store_true", help="with -: wait for the slowest client")
     add("--compress", action="store_true", help="send gzip to clients that accept it")
     add = parser.add_argument_group("who may read it").add_argument
     text = """origin whose pages may read the stream, such as https://example.com, or *
@@ -4363,16 +4359,13 @@ def _argument_parser() -> argparse.ArgumentParser:
     add("--max-connections", type=int, metavar="NUMBER", help=text)
     group = parser.add_argument_group("what it says").add_mutually_exclusive_group()
     add = functools.partial(group.add_argument, action="store_const", dest="level")
-    add("--verbose", const=logging.DEBUG, default=logging.INFO, help="everything")
+    add("--verbose", const=logging.DEBUG, help="everything")
     add("--quiet", const=logging.WARNING, help="only what is wrong")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status.
-
-    Raises SystemExit for bad arguments (2) and where it cannot serve (1).
-    """
+    """Run the command line; exit status 2: bad arguments, 1: it cannot serve."""
     parser = _argument_parser()
     options = parser.parse_args(arguments)
     if options.lossless and not options.input:
@@ -4391,9 +4384,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(_run(server, options))
     except OSError as error:
-        hint = ""
-        if error.errno == errno.EADDRINUSE:
-            hint = "; --port chooses another port, --port 0 a free one"
+        in_use = error.errno == errno.EADDRINUSE
+        hint = "; choose another --port, or 0 for a free one" if in_use else ""
         address = f"{options.host}:{options.port}"
         reason = error.strerror or error
         parser.exit(1, f"sse_server: cannot listen on {address}: {reason}{hint}\n")
@@ -4422,17 +4414,13 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
     signals = signal.SIGINT, signal.SIGTERM
 
     def stop(number: signal.Signals) -> None:
-        logger.info("%s: ending", number.name)
         for each in signals:
             signal.signal(each, signal.SIG_DFL)  # the second one ends it at once
+        logger.info("%s: ending", number.name)
         work.cancel()
 
-    publish = functools.partial(
-        server.publish,
-        event=options.event,
-        channel=options.channel,
-        retain=options.retain,
-    )
+    given = {name: getattr(options, name) for name in ("event", "channel", "retain")}
+    publish = functools.partial(server.publish, **given)
     async with server:
         tasks = [server.serve_forever()]
         if options.input:
@@ -4455,8 +4443,7 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
 
 def _own_address() -> str:
     """The address by which other machines reach this one."""
-    probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    with contextlib.suppress(OSError), probe:
+    with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # chooses the route and sends nothing
         return str(probe.getsockname()[0])
     return "localhost"
