@@ -4202,7 +4202,7 @@ follow();
 
 
 def _csp_hash(element: bytes) -> str:
-    """The hash by which the policy allows the page's own script or style."""
+    """The hash with which the policy allows the page's own script or style."""
     content = _PAGE.split(b"<%b>" % element)[1].split(b"</%b>" % element)[0]
     digest = hashlib.sha256(content).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
@@ -4245,13 +4245,13 @@ def _publish_lines(
     loop: asyncio.AbstractEventLoop,
     options: argparse.Namespace,
 ) -> None:
-    """Publish standard input line by line; run in a thread, because reading blocks."""
+    """Publish the lines of standard input.  Reading blocks, so this runs in a thread."""
 
     def drain() -> None:
         drained = server.drain(behind=options.lossless)
         asyncio.run_coroutine_threadsafe(drained, loop).result()
 
-    # Between two drains: no more than the history holds, or lines would be lost.
+    # Lines that exceed the history between two drains would be lost.
     most = max(1, min(options.history, BATCH_EVENTS))
     count = size = 0
     try:
@@ -4263,19 +4263,19 @@ def _publish_lines(
             size += len(line)
             try:
                 publish(line.decode("utf-8", "replace"))
-            except ValueError as error:  # U+FFFD is longer than the byte it replaces
+            except ValueError as error:  # U+FFFD is longer than what it replaces
                 logger.error("skipped a line: %s", error)
         drain()
     except OSError as error:
         logger.error("cannot read standard input: %s; still serving", error)
     except (RuntimeError, concurrent.futures.CancelledError):
-        logger.info("the server ended before its input")
+        logger.info("the server ended before the end of its input")
     else:
         logger.info("end of the input; still serving")
 
 
 def _read_lines(max_bytes: int) -> Iterator[bytes]:
-    """The lines of standard input; one of more than `max_bytes` is only reported."""
+    """Yield the lines of standard input; report and skip those above `max_bytes`."""
     if sys.stdin is None:
         raise OSError("it is closed")
     if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
@@ -4351,9 +4351,9 @@ def _argument_parser() -> argparse.ArgumentParser:
     add("--history", type=int, metavar="EVENTS", help=text)
     text = "events that a new client gets first (%(default)s), or all"
     add("--replay", type=_replay, metavar="EVENTS", help=text)
-    text = "time between comments that keep connections open (%(default)s)"
+    text = "time between keep-alive comments (%(default)s)"
     add("--heartbeat", type=float, metavar="SECONDS", help=text)
-    text = "data in one event (%(default)s)"
+    text = "most data in one event (%(default)s)"
     add("--max-event-bytes", type=int, metavar="BYTES", help=text)
     text = "connections at once (default: as many as file descriptors allow)"
     add("--max-connections", type=int, metavar="NUMBER", help=text)
@@ -4365,7 +4365,7 @@ def _argument_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; exit status 2: bad arguments, 1: it cannot serve."""
+    """Run the command line; the exit status is 2 for bad options, 1 for other errors."""
     parser = _argument_parser()
     options = parser.parse_args(arguments)
     if options.lossless and not options.input:
@@ -4395,7 +4395,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_server(options: argparse.Namespace) -> SSEServer:
-    """ValueError for a bad option, OSError for a certificate that cannot be used."""
+    """Raises ValueError for a bad option, OSError for an unusable certificate."""
     for name in ("event", "channel"):
         if getattr(options, name) is not None:
             _check_name(name, getattr(options, name))
@@ -4415,7 +4415,7 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
 
     def stop(number: signal.Signals) -> None:
         for each in signals:
-            signal.signal(each, signal.SIG_DFL)  # the second one ends it at once
+            signal.signal(each, signal.SIG_DFL)  # a second one ends the process
         logger.info("%s: ending", number.name)
         work.cancel()
 
@@ -4426,7 +4426,7 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
         if options.input:
             feed = server, publish, loop, options
             threading.Thread(target=_publish_lines, args=feed, daemon=True).start()
-        elif not options.publish_token:  # else no clock comes in between
+        elif not options.publish_token:  # POST requests publish instead
             tasks.append(_publish_clock(publish))
         work = asyncio.gather(*tasks)
         for number in signals:
