@@ -4015,11 +4015,10 @@ follow();
 """
 
 
-def _csp_hash(element: str) -> str:
-    """The hash by which the policy allows the page's own script or style."""
-    found = re.search(f"<{element}>(.*?)</{element}>", _PAGE.decode(), re.DOTALL)
-    assert found
-    digest = hashlib.sha256(found[1].encode()).digest()
+def _csp_hash(element: bytes) -> str:
+    """The hash with which the policy allows the page's own script or style."""
+    content = _PAGE.split(b"<%b>" % element)[1].split(b"</%b>" % element)[0]
+    digest = hashlib.sha256(content).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
@@ -4030,8 +4029,8 @@ _PAGE_HEADERS: Headers = (
     (
         "Content-Security-Policy",
         (
-            f"default-src 'none'; script-src {_csp_hash('script')}; "
-            f"style-src {_csp_hash('style')}; connect-src 'self'; "
+            f"default-src 'none'; script-src {_csp_hash(b'script')}; "
+            f"style-src {_csp_hash(b'style')}; connect-src 'self'; "
             "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         ),
     ),
@@ -4041,220 +4040,153 @@ _PAGE_HEADERS: Headers = (
 
 
 # ------------------------------------------------------------------------------------
-# 10. The command line: a clock to look at, or the lines of standard input.
+# 10. The command line.  It publishes a clock or the lines of standard input.
 # ------------------------------------------------------------------------------------
 
 
-async def _publish_clock(server: SSEServer, options: argparse.Namespace) -> None:
-    """The demo's feed: the time, every second."""
+async def _publish_clock(publish: Callable[[Any], str]) -> None:
+    """Publish the time every second: the feed of the demo."""
     while True:
         now = datetime.datetime.now(datetime.timezone.utc)
         timestamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        server.publish(
-            {"timestamp": timestamp},
-            event=options.event,
-            channel=options.channel,
-            retain=options.retain,
-        )
+        publish({"timestamp": timestamp})
         await asyncio.sleep(1)
 
 
-def _read_lines(fd: int, max_bytes: int) -> Iterator[list[bytes]]:
-    """The lines of a file descriptor, as many at once as one read brings.
-
-    Blocks while there are none.  A line above `max_bytes` is reported and left out;
-    what follows the last line's end is a line too.
-    """
-    rest = b""
-    cut = 0  # bytes dropped of `rest`, which is too long anyway
-    while True:
-        data = os.read(fd, 64 * KIB)
-        *lines, rest = (rest + data).split(b"\n")
-        if not data and rest:
-            lines, rest = [rest], b""
-        fitting = []
-        for line in lines:
-            line = line[:-1] if line.endswith(b"\r") else line
-            size = len(line) + cut
-            cut = 0
-            if size <= max_bytes:
-                fitting.append(line)
-            else:
-                logger.error("skipped a line of %d bytes; allowed: %d", size, max_bytes)
-        yield fitting
-        if not data:
-            return
-        excess = len(rest) - (max_bytes + 2)
-        if excess > 0:
-            cut += excess
-            rest = rest[:-excess]
-
-
-def _in_portions(
-    lines: list[bytes], most: int, most_bytes: int
-) -> Iterator[list[bytes]]:
-    """The lines in portions that the history holds: so many, and of so many bytes.
-
-    A line of invalid UTF-8 may take three times its bytes as an event.
-    """
-    portion: list[bytes] = []
-    size = 0
-    for line in lines:
-        cost = 3 * len(line) + 2 * MAX_NAME_BYTES + EVENT_OVERHEAD_BYTES
-        if portion and (len(portion) == most or size + cost > most_bytes):
-            yield portion
-            portion, size = [], 0
-        portion.append(line)
-        size += cost
-    yield portion
-
-
 def _publish_lines(
-    server: SSEServer, loop: asyncio.AbstractEventLoop, options: argparse.Namespace
+    server: SSEServer,
+    publish: Callable[[Any], str],
+    loop: asyncio.AbstractEventLoop,
+    options: argparse.Namespace,
 ) -> None:
-    """Publish standard input line by line; runs in a thread, because reading blocks.
+    """Publish the lines of standard input.  Reading blocks, so this runs in a thread."""
 
-    The next lines are read when these are swept; with --lossless, when they are written
-    to everybody who is behind as well, as drain() waits for them.
-    """
-    most = max(1, options.history)
-    fd = sys.stdin.fileno() if sys.stdin else -1  # None: it was closed
+    def drain() -> None:
+        drained = server.drain(behind=options.lossless)
+        asyncio.run_coroutine_threadsafe(drained, loop).result()
+
+    # Lines that exceed the history between two drains would be lost.
+    most = max(1, min(options.history, BATCH_EVENTS))
+    count = size = 0
     try:
-        for lines in _read_lines(fd, options.max_event_bytes):
-            for portion in _in_portions(lines, most, _default("history_bytes")):
-                for line in portion:
-                    _publish_line(server, line, options)
-                drained = server.drain(behind=options.lossless)
-                asyncio.run_coroutine_threadsafe(drained, loop).result()
+        for line in _read_lines(options.max_event_bytes):
+            if count == most or size + len(line) > BATCH_BYTES:
+                drain()
+                count = size = 0
+            count += 1
+            size += len(line)
+            try:
+                publish(line.decode("utf-8", "replace"))
+            except ValueError as error:  # U+FFFD is longer than what it replaces
+                logger.error("skipped a line: %s", error)
+        drain()
     except OSError as error:
-        logger.error("cannot read the input: %s; still serving", error)
+        logger.error("cannot read standard input: %s; still serving", error)
     except (RuntimeError, concurrent.futures.CancelledError):
-        logger.info("the input goes on, and the server ends")
+        logger.info("the server ended before the end of its input")
     else:
         logger.info("end of the input; still serving")
 
 
-def _publish_line(server: SSEServer, line: bytes, options: argparse.Namespace) -> None:
-    """Publish one line; what is not UTF-8 becomes U+FFFD."""
-    text = line.decode("utf-8", "replace")
-    try:
-        server.publish(
-            text, event=options.event, channel=options.channel, retain=options.retain
-        )
-    except ValueError as error:  # U+FFFD takes more bytes than what it replaces
-        logger.error("skipped a line: %s", error)
+def _read_lines(max_bytes: int) -> Iterator[bytes]:
+    """Yield the lines of standard input; report and skip those above `max_bytes`."""
+    if sys.stdin is None:
+        raise OSError("it is closed")
+    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
+        os.set_blocking(sys.stdin.fileno(), True)
+    # Not sys.stdin.buffer: the interpreter cannot end while this thread reads from it.
+    with open(sys.stdin.fileno(), "rb", 64 * KIB, closefd=False) as file:
+        while piece := file.readline(max_bytes + 2):
+            line = piece.removesuffix(b"\n").removesuffix(b"\r")
+            size = len(line)
+            while not piece.endswith(b"\n") and (piece := file.readline(64 * KIB)):
+                size += len(piece.rstrip(b"\r\n"))
+            if size <= max_bytes:
+                yield line
+            else:
+                logger.error("skipped a line of %d bytes; allowed: %d", size, max_bytes)
 
 
 class _ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"sse_server: {message}; --help shows all options\n")
 
 
 def _replay(text: str) -> float:
-    """The value of --replay."""
-    if text == "all":
-        return math.inf
-    if not re.fullmatch("[0-9]+", text):
+    """Convert the value of --replay."""
+    if text != "all" and not re.fullmatch("[0-9]+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
-    return int(text)
-
-
-def _default(parameter: str) -> Any:
-    """The default of a parameter of SSEServer."""
-    return inspect.signature(SSEServer).parameters[parameter].default
+    return math.inf if text == "all" else int(text)
 
 
 def _argument_parser() -> argparse.ArgumentParser:
+    """The parser; the parsed options have every parameter of SSEServer by its name."""
     parser = _ArgumentParser(
         prog="sse_server.py",
         usage="%(prog)s [options] [-]",
-        description="Broadcast Server-Sent Events: a clock, or the lines of the input.",
-        epilog="SSE_PUBLISH_TOKEN in the environment is a --publish-token that other "
-        "users do not see.",
+        description="Broadcast a clock or standard input as Server-Sent Events.",
+        epilog="The environment variable SSE_PUBLISH_TOKEN does what --publish-token "
+        "does, but other users of the machine cannot see it.",
     )
-    parser.add_argument(
-        "input", nargs="?", choices=["-"], help="publish the lines of standard input"
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"sse_server {__version__}"
-    )
-    same = "host", "port", "history", "replay", "heartbeat", "max_event_bytes"
-    parser.set_defaults(**{name: _default(name) for name in same})
+    parameters = inspect.signature(SSEServer).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    parser.set_defaults(level=logging.INFO, **defaults)
+    text = "publish the lines of standard input, not a clock"
+    parser.add_argument("input", nargs="?", choices=["-"], metavar="-", help=text)
+    version = f"sse_server {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     add = parser.add_argument_group("where it listens").add_argument
-    add("--host", help="name or address (%(default)s); 0.0.0.0 is any of them")
-    add("--port", type=int, help="TCP (%(default)s); 0 is one that is free")
-    add("--compress", action="store_true", help="gzip to who accepts it")
-    add("--certfile", metavar="FILE", help="serve HTTPS, with this certificate")
-    add("--keyfile", metavar="FILE", help="its key, if in a file of its own")
+    add("--host", help="name or address (%(default)s); 0.0.0.0 is every address")
+    add("--port", type=int, help="TCP port (%(default)s); 0 chooses a free one")
+    add("--certfile", metavar="FILE", help="serve HTTPS with this certificate")
+    add("--keyfile", metavar="FILE", help="the key, if it has a file of its own")
     add = parser.add_argument_group("what it publishes").add_argument
-    add("--event", metavar="NAME", help="the name of the events")
-    add("--channel", metavar="NAME", help="the channel they go to")
-    text = "who comes later gets the newest one at once"
-    add("--retain", action="store_true", help=text)
-    add("--publish-token", metavar="TOKEN", help="let POST publish with this token")
-    text = "with -: read on when all clients are written what was read"
-    add("--lossless", action="store_true", help=text)
+    add("--event", metavar="NAME", help="name of the events")
+    add("--channel", metavar="NAME", help="channel of the events")
+    add("--retain", action="store_true", help="give each new client the newest event")
+    text = "let POST requests with this token publish, instead of a clock"
+    token = os.environ.get("SSE_PUBLISH_TOKEN")
+    add("--publish-token", metavar="TOKEN", default=token, help=text)
+    add("--lossless", action="store_true", help="with -: wait for the slowest client")
+    add("--compress", action="store_true", help="send gzip to clients that accept it")
     add = parser.add_argument_group("who may read it").add_argument
-    text = """pages of this origin (https://example.com), or of all (*), may read the
-        stream; may be repeated"""
-    add("--cors-origin", metavar="ORIGIN", action="append", help=text)
-    text = """a name that the server answers to, such as example.com, or all (*);
-        default: localhost while it listens there; may be repeated"""
-    add("--allow-host", metavar="NAME", action="append", help=text)
+    text = """origin whose pages may read the stream, such as https://example.com, or *
+        for every origin; may be repeated"""
+    add("--cors-origin", metavar="ORIGIN", action="append", dest="cors_origins",
+        default=[], help=text)  # fmt: skip
+    text = """name by which the server may be addressed, such as example.com, or * for
+        every name; may be repeated; default: every name, but only localhost if it
+        listens on localhost"""
+    add("--allow-host", metavar="NAME", action="append", dest="hosts", help=text)
     add = parser.add_argument_group("limits").add_argument
-    text = "kept for those who come back (%(default)s)"
+    text = "events kept for clients that reconnect (%(default)s)"
     add("--history", type=int, metavar="EVENTS", help=text)
-    text = "a new client gets so many first, or all (%(default)s)"
+    text = "events that a new client gets first (%(default)s), or all"
     add("--replay", type=_replay, metavar="EVENTS", help=text)
-    text = "between comments on idle streams (%(default)s)"
+    text = "time between keep-alive comments (%(default)s)"
     add("--heartbeat", type=float, metavar="SECONDS", help=text)
-    text = "of data in one event (%(default)s)"
+    text = "most data in one event (%(default)s)"
     add("--max-event-bytes", type=int, metavar="BYTES", help=text)
-    text = "default: what descriptors allow"
+    text = "connections at once (default: as many as file descriptors allow)"
     add("--max-connections", type=int, metavar="NUMBER", help=text)
-    says = parser.add_argument_group("what it says").add_mutually_exclusive_group()
-    says.add_argument("--verbose", action="store_true", help="everything")
-    says.add_argument("--quiet", action="store_true", help="only what is wrong")
+    group = parser.add_argument_group("what it says").add_mutually_exclusive_group()
+    add = functools.partial(group.add_argument, action="store_const", dest="level")
+    add("--verbose", const=logging.DEBUG, help="everything")
+    add("--quiet", const=logging.WARNING, help="only what is wrong")
     return parser
 
 
-def _make_server(options: argparse.Namespace) -> SSEServer:
-    """ValueError for a bad option, OSError for a certificate that cannot be used."""
-    for name in (options.event, options.channel):
-        if name is not None:
-            _check_name("name", name)
-    return SSEServer(
-        options.host,
-        options.port,
-        # What a client that is behind has not been written must be held somewhere.
-        history=max(options.history, 1) if options.lossless else options.history,
-        heartbeat=options.heartbeat,
-        max_connections=options.max_connections,
-        max_event_bytes=options.max_event_bytes,
-        publish_token=options.publish_token or os.environ.get("SSE_PUBLISH_TOKEN"),
-        cors_origins=options.cors_origin or (),
-        hosts=options.allow_host,
-        replay=options.replay,
-        compress=options.compress,
-        ssl=_tls_context(options.certfile, options.keyfile),
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; the exit status is 2 for bad options, 1 for other errors."""
     parser = _argument_parser()
     options = parser.parse_args(arguments)
     if options.lossless and not options.input:
         parser.error("--lossless goes with -, the lines of standard input")
     if options.keyfile and not options.certfile:
         parser.error("--keyfile goes with --certfile")
-    level = logging.WARNING if options.quiet else logging.INFO
-    logging.basicConfig(
-        format="%(asctime)s %(message)s",
-        level=logging.DEBUG if options.verbose else level,
-    )
+    logging.basicConfig(format="%(asctime)s %(message)s", level=options.level)
     _raise_descriptor_limit()
     try:
         server = _make_server(options)
@@ -4262,91 +4194,82 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     except OSError as error:
         files = " and ".join(filter(None, (options.certfile, options.keyfile)))
-        print(f"sse_server: cannot use {files}: {error}", file=sys.stderr)
-        return 1
+        parser.exit(1, f"sse_server: cannot use {files}: {error}\n")
     try:
         asyncio.run(_run(server, options))
     except OSError as error:
-        hint = ""
-        if error.errno == errno.EADDRINUSE:
-            hint = "; --port chooses another one, 0 one that is free"
-        print(
-            f"sse_server: cannot listen on {options.host}:{options.port}: "
-            f"{error.strerror or error}{hint}",
-            file=sys.stderr,
-        )
-        return 1
+        in_use = error.errno == errno.EADDRINUSE
+        hint = "; choose another --port, or 0 for a free one" if in_use else ""
+        address = f"{options.host}:{options.port}"
+        reason = error.strerror or error
+        parser.exit(1, f"sse_server: cannot listen on {address}: {reason}{hint}\n")
     except KeyboardInterrupt:  # where the event loop cannot handle signals
         pass
     return 0
 
 
+def _make_server(options: argparse.Namespace) -> SSEServer:
+    """Raises ValueError for a bad option, OSError for an unusable certificate."""
+    for name in ("event", "channel"):
+        if getattr(options, name) is not None:
+            _check_name(name, getattr(options, name))
+    if options.lossless:  # a line must be held while clients are waited for
+        options.history = options.history or 1
+    if options.certfile:
+        options.ssl = ssl_module.create_default_context(ssl_module.Purpose.CLIENT_AUTH)
+        options.ssl.load_cert_chain(options.certfile, options.keyfile)
+    parameters = inspect.signature(SSEServer).parameters
+    return SSEServer(**{name: getattr(options, name) for name in parameters})
+
+
 async def _run(server: SSEServer, options: argparse.Namespace) -> None:
+    """Serve until a signal comes."""
     loop = asyncio.get_running_loop()
-    closing: list[asyncio.Task[None]] = []
+    signals = signal.SIGINT, signal.SIGTERM
 
     def stop(number: signal.Signals) -> None:
-        if closing:  # the second signal ends it at once
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)  # a second one ends the process
         logger.info("%s: ending", number.name)
-        closing.append(loop.create_task(server.close()))
+        work.cancel()
 
+    given = {name: getattr(options, name) for name in ("event", "channel", "retain")}
+    publish = functools.partial(server.publish, **given)
     async with server:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        tasks = [server.serve_forever()]
+        if options.input:
+            feed = server, publish, loop, options
+            threading.Thread(target=_publish_lines, args=feed, daemon=True).start()
+        elif not options.publish_token:  # POST requests publish instead
+            tasks.append(_publish_clock(publish))
+        work = asyncio.gather(*tasks)
+        for number in signals:
             with contextlib.suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(number, stop, number)
-        if not options.quiet:
-            with contextlib.suppress(BrokenPipeError):  # nobody reads it
-                print(f"Listening on {server.url}", flush=True)
-                for address in _addresses_from_elsewhere(options.host):
-                    url = server.url.replace(options.host, address, 1)
-                    print(f"From other machines: {url}", flush=True)
-                print(
-                    f"Watch it: curl -N {server.url}, or open it in a browser",
-                    flush=True,
-                )
-        feed: asyncio.Task[None] | None = None
-        if options.input:
-            threading.Thread(
-                target=_publish_lines, args=(server, loop, options), daemon=True
-            ).start()
-        elif not server._publish_token:  # else nothing comes in between
-            feed = loop.create_task(_publish_clock(server, options))
-        await server.serve_forever()
-        if feed:
-            feed.cancel()
+        if options.level <= logging.INFO:
+            url = server.url.replace("//0.0.0.0:", f"//{_own_address()}:")
+            text = f"Watch it: curl -N {url}, or open it in a browser"
+            with contextlib.suppress(OSError):  # nobody reads it, or the disk is full
+                print(f"Listening on {server.url}\n{text}", flush=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
 
 
-def _addresses_from_elsewhere(host: str) -> list[str]:
-    """The machine's own address, where it listens on all of them."""
-    if host != "0.0.0.0":
-        return []
-    probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    with contextlib.suppress(OSError), probe:
-        # Nothing is sent: this asks for the address that would be the sender's.
-        probe.connect(("192.0.2.1", 9))
-        return [probe.getsockname()[0]]
-    return []
+def _own_address() -> str:
+    """The address by which other machines reach this one."""
+    with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # chooses the route and sends nothing
+        return str(probe.getsockname()[0])
+    return "localhost"
 
 
 def _raise_descriptor_limit() -> None:
-    """Each stream is a descriptor, and the usual soft limit is 1024."""
+    """Each stream needs a descriptor, and the usual soft limit is 1024."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _tls_context(
-    certfile: str | None, keyfile: str | None
-) -> ssl_module.SSLContext | None:
-    if not certfile:
-        return None
-    context = ssl_module.create_default_context(ssl_module.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certfile, keyfile)
-    return context
 
 
 if __name__ == "__main__":

@@ -6233,7 +6233,12 @@ OPTIONS = (
 
 class CommandLineTestCase(ServerTestCase):
     async def run_command(
-        self, *arguments, environment=(), program=None, stdin=subprocess.PIPE
+        self,
+        *arguments,
+        environment=(),
+        program=None,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ):
         """Start the program; its output is read by the test."""
         program = program or [os.path.abspath(sse_server.__file__)]
@@ -6242,7 +6247,7 @@ class CommandLineTestCase(ServerTestCase):
             *program,
             *arguments,
             stdin=stdin,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             env={**os.environ, "SSE_PUBLISH_TOKEN": "", **dict(environment)},
             limit=2**22,
@@ -6374,7 +6379,7 @@ class CommandLineTest(CommandLineTestCase):
 
     async def test_arguments_that_are_refused(self):
         """One clear line and exit status 2."""
-        name = "name has {} bytes; allowed are 1 to 256 (UTF-8)".format
+        name = "{} has {} bytes; allowed are 1 to 256 (UTF-8)".format
         cases = {
             "--port 65536": "port is 65536; allowed are integers from 0 to 65535",
             "--port -1": "port is -1; allowed are integers from 0 to 65535",
@@ -6383,8 +6388,9 @@ class CommandLineTest(CommandLineTestCase):
             "--heartbeat nan": "heartbeat is nan; allowed are seconds above 0",
             "--max-connections 0": "max_connections is 0; allowed are integers from 1",
             "--max-event-bytes 0": "max_event_bytes is 0; allowed are integers from 1",
-            "--event=": name(0),
-            f"--channel {'x' * 257}": name(257),
+            "--event=": name("event", 0),
+            f"--channel {'x' * 257}": name("channel", 257),
+            "- --lossless --history -1": "history is -1; allowed are integers from 0",
             "--lossless": "--lossless goes with -, the lines of standard input",
             "--keyfile key.pem": "--keyfile goes with --certfile",
             "--verbose --quiet": "argument --quiet: not allowed with argument --verbose",
@@ -6528,6 +6534,19 @@ class CommandLineTest(CommandLineTestCase):
         out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
         self.assertEqual((process.returncode, out, err), (0, b"", b""))
 
+    @unittest.skipUnless(os.path.exists("/dev/full"), "no /dev/full here")
+    async def test_it_serves_where_its_greeting_cannot_be_written(self):
+        full = os.open("/dev/full", os.O_WRONLY)
+        self.addCleanup(os.close, full)
+        process = await self.run_command(
+            "-", "--port=0", stdin=subprocess.DEVNULL, stdout=full
+        )
+        await self.errors_until(process, "still serving")
+        process.terminate()
+        status, err = await self.finish(process)
+        self.assertEqual(status, 0, err)
+        self.assertRegex(err, r"\A.+ SIGTERM: ending\n\Z")
+
     @unittest.skipUnless(OPENSSL, "the openssl program is not here")
     async def test_https(self):
         certfile, keyfile = certificate()
@@ -6653,6 +6672,18 @@ class StandardInputTest(CommandLineTestCase):
         self.assertLessEqual(
             kinds, {("message", "line"), ("gap", '{"reason":"history"}')}
         )
+
+    @unittest.skipUnless(hasattr(os, "set_blocking"), "Windows")
+    async def test_an_input_that_is_set_not_to_block(self):
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, writing)
+        os.set_blocking(reading, False)
+        _, port = await self.serve("-", stdin=reading)
+        os.close(reading)
+        client = await self.watch(port)
+        for number in range(3):
+            os.write(writing, b"line %d\nhalf " % number)
+            self.assertRegex((await client.data(1))[0], rf"\A(half )?line {number}\Z")
 
     async def test_without_a_standard_input(self):
         program = (
