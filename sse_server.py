@@ -76,6 +76,7 @@ import errno
 import functools
 import hashlib
 import hmac
+import http
 import inspect
 import ipaddress
 import itertools
@@ -113,113 +114,91 @@ logger = logging.getLogger("sse_server")
 
 
 # ------------------------------------------------------------------------------------
-# 1. Limits.  Numbers that can say no.  Those that a user may want to change are
-#    parameters of SSEServer and have their defaults there.
+# 1. Limits.  A limit that a user may want to change is a parameter of SSEServer, with
+#    its default there.
 # ------------------------------------------------------------------------------------
 
 KIB = 1024
 MIB = 1024 * KIB
 
-# Request line and header fields together.  Browsers stay below 8 KiB, and so do the
-# proxies' defaults; a Last-Event-ID or a cookie jar needs some of it.
-MAX_HEAD_BYTES = 16 * KIB
-# Header fields of one request.  Browsers send some 15, a proxy adds some; each costs
-# time to parse (Apache httpd and gunicorn allow 100).
-MAX_FIELDS = 200
-# A chunk's size line with its extensions, which nobody uses (RFC 9112, 7.1.1).
-MAX_CHUNK_LINE_BYTES = 256
-# An event's name, an id, a channel's name, each in bytes of UTF-8.  UUIDs, topics and
-# the ids of brokers are well below; the sum of id and name stays below one packet.
-MAX_NAME_BYTES = 256
-# Channels of one subscription: what it costs to route to it is bounded by this.
-MAX_CHANNELS = 100
-# Parameters of a query: channels, and those of a program's own; decoding has a price.
-MAX_PARAMETERS = 200
-# What is received beyond the request that is being answered; then reading pauses.
-MAX_RECEIVED_BYTES = 64 * KIB
-# What the broadcaster writes to one subscriber at once.  Enough to make system calls
-# rare, little enough that a stalled client costs no more than one of these.
+MAX_HEAD_BYTES = 16 * KIB  # request line and header fields; browsers stay below 8 KiB
+MAX_FIELDS = 200  # header fields of one request; browsers send about 15
+MAX_CHUNK_LINE_BYTES = 256  # a chunk's size with its extensions (RFC 9112, 7.1.1)
+MAX_NAME_BYTES = 256  # an event's name, an id or a channel's name, in UTF-8
+MAX_CHANNELS = 100  # of one subscriber
+MAX_PARAMETERS = 200  # of one query
+MAX_RECEIVED_BYTES = 64 * KIB  # not parsed yet; reading pauses above this limit
+# One write to one subscriber.  Larger writes would not save many system calls, and a
+# stalled client can keep this much in memory.
 BATCH_BYTES = 64 * KIB
 BATCH_EVENTS = 1000
-# Unsent bytes of one connection that the kernel holds (where it has TCP_NOTSENT_LOWAT);
-# without this bound it takes 4 MiB from each slow client's events and says that there
-# is room only in steps of megabytes.
+# Unsent bytes of one connection in the kernel (TCP_NOTSENT_LOWAT).  The kernel's own
+# limit is 4 MiB, and it reports room to write only in steps of megabytes.
 NOTSENT_BYTES = 128 * KIB
-# How long (seconds) one turn may last, until the event loop may do something else, and
-# how many writes or chunks are made between two looks at the clock.
-TURN_SECONDS = 0.003
-STEPS_PER_LOOK = 64
-# How often, in write_timeout, it is looked whether a slow client has taken something.
-LOOKS = 4
-# Compressors that go on from batch to batch, one for an audience: zlib takes 256 KiB
-# for each, so 16 MiB for all.  Other audiences' start anew with every batch.
-MAX_COMPRESSORS = 64
-# Batches after which a compressor starts anew at the latest for those who have joined
-# since it was new.  Sooner where they are many: see _Audience.
-JOIN_BATCHES = 64
-# Batches written in a turn to subscribers who are behind: however many resume at once,
-# the live ones are not kept waiting for them.
-CATCH_UPS_PER_TURN = 8
-# The bookkeeping that one event in the log costs beside its bytes: 240 to 380 were
-# measured, on Python 3.9 to 3.13, without and with an id of the publisher's.
+TURN_SECONDS = 0.003  # of work before the event loop may do something else
+STEPS_PER_LOOK = 64  # writes or chunks between two looks at the clock
+LOOKS = 4  # how often per write_timeout the progress of a slow client is checked
+MAX_COMPRESSORS = 64  # that continue from batch to batch; zlib uses 256 KiB for each
+JOIN_BATCHES = 64  # before a compressor starts anew for the clients that joined since
+CATCH_UPS_PER_TURN = 8  # batches for clients that are behind; the live ones wait
+# The memory for one event in the log beside its bytes.  On Python 3.9 to 3.13 it is
+# 240 to 380 bytes.
 EVENT_OVERHEAD_BYTES = 400
-# Events that are looked at to find the newest so many of a client's channels.
-MAX_REPLAY_SCAN = 10_000
-# Channels whose last forgotten event is remembered, so that a gap is announced to those
-# who missed something; beyond, the announcement errs on the side of saying too much.
+MAX_REPLAY_SCAN = 10_000  # events that are searched for those to replay
+# Channels whose last forgotten event is remembered.  With more channels, a client may
+# be told of a gap although it missed nothing.
 MAX_TRACKED_CHANNELS = 10_000
-# Descriptors left to the program that embeds the server, to listening sockets, and to
-# those connections above the limit that are only told that the server is full.
+# Descriptors for everything but connections: the program's own, the listening sockets,
+# and the clients that are only told that the server is full.
 RESERVED_DESCRIPTORS = 64
 MAX_REFUSALS_AT_ONCE = 32
-# Connections that wait to be accepted; the kernel takes the smaller of this and its own
-# bound (net.core.somaxconn).
-BACKLOG = 4096
-# Of these accepted before anything else may happen.  With the descriptors used up each
-# of them is one failure a second in asyncio's log.
+BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
+# Connections accepted in one turn.  When no descriptor is free, asyncio logs this many
+# errors per second.
 ACCEPTS_PER_TURN = 10
-# How long (seconds) and how much is read and thrown away after an error, so that the
-# client reads the answer before it sees a reset (RFC 9112, 9.6).
+# Input that is read and thrown away after an error.  Otherwise the client may see a
+# reset before it has read the answer (RFC 9112, 9.6).
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 4 * MIB
-# What clients are told to wait (seconds, jittered): when the server ends, long enough
-# for a restart, because Firefox gives up for good when a reconnect is refused; when it
-# is full, long enough to matter.
+# The reconnection times that clients are told, before jitter.  Firefox never tries
+# again after a refused connection, so a restart must be complete by then.
 RESTART_RETRY_SECONDS = 5.0
 FULL_RETRY_SECONDS = 30.0
-# How long (seconds) a client is kept waiting whose last event this process has yet to
-# be given, because another one was faster; then it is told of a gap.
+# A client that brings the id of an event that this process has not published yet waits
+# this long for the event.  Then it is told of a gap.
 AHEAD_SECONDS = 30.0
-# How long (seconds) the program's authorize() may take, while the client waits, and how
-# many threads run those that may block.
-AUTHORIZE_SECONDS = 30.0
-AUTHORIZE_THREADS = 64
-# A peer that vanished without a word is probed (seconds, seconds, count), and given up
-# when it has acknowledged nothing for this long (seconds): so all in all in a minute.
+AUTHORIZE_SECONDS = 30.0  # for one call of authorize()
+AUTHORIZE_THREADS = 64  # for the calls that may block
+# TCP keep-alive probes, and the time without an acknowledgement after which the kernel
+# ends a connection.  With both, a vanished client is gone within a minute.
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 15, 5, 3
 VANISHED_SECONDS = 40
 
 
 # ------------------------------------------------------------------------------------
-# 2. Errors.  One exception that knows its status; one place answers with it.
+# 2. Errors.  One exception knows its status, and one place turns it into an answer.
 # ------------------------------------------------------------------------------------
+
+# Python before 3.13 has the older names of two of them (RFC 9110, 15.5.14 and 15.5.15).
+_REASONS: dict[int, str] = {
+    **{status.value: status.phrase for status in http.HTTPStatus},
+    413: "Content Too Large",
+    414: "URI Too Long",
+}
 
 
 class HTTPError(Exception):
     """The request is answered with this status and one line of plain text.
 
-    `status` is 200 to 599, `headers` are added to the answer as (name, value) pairs;
-    those that frame the answer are the server's own and a ValueError here.
-    Raised by the parser, and by an `authorize` hook that wants a say in the answer:
-    `HTTPError(401, "log in", [("WWW-Authenticate", "Basic")])`, or `HTTPError(204)`,
-    which tells an EventSource to stop for good (HTML standard, 9.2.3).
+    `status` is 200 to 599.  `headers` are (name, value) pairs that are added to the
+    answer.  A malformed header and one that frames the answer are a ValueError.
+    The parser raises it, and an `authorize` hook may raise it to choose the answer:
+    `HTTPError(401, "log in", [("WWW-Authenticate", "Basic")])`.  `HTTPError(204)` tells
+    an EventSource not to reconnect (HTML standard, 9.2.3).
     """
 
     def __init__(
-        self,
-        status: int,
-        message: str = "",
-        headers: Iterable[tuple[str, str]] = (),
+        self, status: int, message: str = "", headers: Iterable[tuple[str, str]] = ()
     ) -> None:
         if not 200 <= status <= 599:
             raise ValueError(f"status is {status}; allowed are 200 to 599")
@@ -235,38 +214,14 @@ class HTTPError(Exception):
         super().__init__(f"{status} {self.message}")
 
 
-_REASONS = {
-    200: "OK",
-    204: "No Content",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    413: "Content Too Large",
-    414: "URI Too Long",
-    417: "Expectation Failed",
-    421: "Misdirected Request",
-    429: "Too Many Requests",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    501: "Not Implemented",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-}
-
-
 # ------------------------------------------------------------------------------------
-# 3. The event on the wire (HTML standard, 9.2.5 and 9.2.6).
-#
-#    Everything is checked here, once; whatever comes out can be written as it is.
+# 3. The event on the wire (HTML standard, 9.2.5 and 9.2.6).  Everything is checked here
+#    once, so that the result can be written without another check.
 # ------------------------------------------------------------------------------------
 
 _LINE_BREAKS = re.compile("[\r\n\0]")
-# An id comes back as the value of a header, which can hold none of these.
+# An id returns as the value of a header field, which cannot contain these characters.
 _UNSENDABLE = re.compile("[\x00-\x1f\x7f]")
-_CHARACTER_NAMES = {"\r": "CR", "\n": "LF", "\0": "NUL"}
 
 
 def format_event(
@@ -277,20 +232,20 @@ def format_event(
     retry: int | None = None,
     comment: str | None = None,
 ) -> bytes:
-    """Return the bytes of one event; pure, callable from any thread.
+    """Return the bytes of one event.  Any thread may call this.
 
-    `data` that is not a `str` becomes compact JSON, in which objects with an
-    `isoformat()` (dates and times) stand as that text; None means no data field.
-    `event` is the event's name, `id` becomes the client's Last-Event-ID ("" resets it),
-    `retry` is the reconnection time in milliseconds, at least 1.  `comment` is ignored
-    by clients.  A client dispatches only an event that has data.
+    A `data` that is not a `str` becomes compact JSON, in which an object with an
+    `isoformat()` method (a date or a time) becomes that text.  None sends no data.
+    `event` is the event's name.  `id` becomes the client's Last-Event-ID; "" resets it.
+    `retry` is the reconnection time in milliseconds, at least 1.  Clients ignore
+    `comment`.  A client dispatches only an event that has data.
 
-    The blank line that ends an event is left out where there is none to end: `retry`
-    and comments count at once, and some clients show an empty block as an event.
+    A blank line ends an event.  A `retry` or a comment alone has none, because it takes
+    effect at once, and some clients show an empty block as an event.
 
-    Raises ValueError for a CR, LF or NUL in `event` or `id`, for a lone surrogate, for
-    NaN or infinity in the data, for a retry below 1, and where nothing is given;
-    TypeError for data that JSON does not know (bytes among them).
+    Raises ValueError for a CR, LF or NUL in `event` or `id`, a lone surrogate, NaN or
+    infinity in the data, a retry below 1, and a call without arguments; TypeError for
+    data that JSON cannot express, such as bytes.
     """
     lines = []
     if comment is not None:
@@ -314,14 +269,14 @@ def format_event(
 
 
 def _split_lines(text: str) -> list[str]:
-    """Split where a client does: at CRLF, CR or LF.  splitlines() knows seven more."""
+    """Split at CRLF, CR and LF as clients do; str.splitlines() knows seven more."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _refuse_characters(what: str, text: str) -> str:
     found = _LINE_BREAKS.search(text)
     if found:
-        name = _CHARACTER_NAMES[found[0]]
+        name = {"\r": "CR", "\n": "LF", "\0": "NUL"}[found[0]]
         raise ValueError(f"{what} {text!r} has a {name} at index {found.start()}")
     return text
 
@@ -331,19 +286,15 @@ def _to_text(data: Any) -> str:
 
 
 def _json_default(value: Any) -> str:
-    isoformat = getattr(value, "isoformat", None)
-    if isoformat is None:
-        hint = "; decode it first" if isinstance(value, (bytes, bytearray)) else ""
-        raise TypeError(f"{type(value).__name__} cannot be sent as JSON{hint}")
-    return str(isoformat())
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    hint = "; decode it first" if isinstance(value, (bytes, bytearray)) else ""
+    raise TypeError(f"{type(value).__name__} cannot be sent as JSON{hint}")
 
 
-# NaN is refused because no browser's JSON.parse takes it.
+# NaN is refused because no browser's JSON.parse accepts it.
 _JSON = json.JSONEncoder(
-    ensure_ascii=False,
-    allow_nan=False,
-    separators=(",", ":"),
-    default=_json_default,
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_json_default
 )
 
 
@@ -351,25 +302,24 @@ def _encode(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
+        at = error.start
         raise ValueError(
-            f"lone surrogate {text[error.start]!r} at index {error.start} of "
-            f"{text[max(0, error.start - 20) : error.start + 20]!r}: not valid Unicode"
+            f"lone surrogate {text[at]!r} at index {at} of "
+            f"{text[max(0, at - 20) : at + 20]!r}: not valid Unicode"
         ) from None
 
 
 def _check_name(what: str, name: str) -> str:
-    """An event's name, an id or a channel, as publish() and a request may give it."""
+    """Return a valid event name, id or channel; else raise ValueError or TypeError."""
     if not isinstance(name, str):
         raise TypeError(f"{what} is {name!r}; allowed is a str")
     size = len(_encode(_refuse_characters(what, name)))
     if not 1 <= size <= MAX_NAME_BYTES:
-        raise ValueError(
-            f"{what} has {size} bytes; allowed are 1 to {MAX_NAME_BYTES} (UTF-8)"
-        )
+        allowed = f"allowed are 1 to {MAX_NAME_BYTES} (UTF-8)"
+        raise ValueError(f"{what} has {size} bytes; {allowed}")
     if name != name.strip(" ") or _UNSENDABLE.search(name):
-        raise ValueError(
-            f"{what} {name!r} has a control character or a space at an end"
-        )
+        fault = "has a control character or a space at an end"
+        raise ValueError(f"{what} {name!r} {fault}")
     return name
 
 
@@ -650,107 +600,98 @@ def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
 # ------------------------------------------------------------------------------------
 # 5. The request on the wire, and the answer (RFC 9112).
 #
-#    Bytes in, a frozen Request or the bytes of a body out, or an HTTPError that knows
-#    its status; anything else raised here is a bug.  Where the standard lets a
-#    recipient choose between lenience and refusal this refuses, because two parsers
-#    that guess differently are how requests are smuggled past a proxy.
+#    Bytes go in.  A frozen Request, the bytes of a body, or an HTTPError comes out; any
+#    other exception is a bug.  Where the standard lets a recipient choose between
+#    tolerance and refusal, this code refuses: an attacker can smuggle a request past a
+#    proxy when two parsers read the same bytes in different ways.
 # ------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _REQUEST_LINE = re.compile(rb"(%b) ([!-~]+) HTTP/([0-9])\.([0-9])" % _TOKEN.pattern)
 _CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _FIELD_LINES = re.compile(rb"(?:%b:[^\x00-\x08\x0a-\x1f\x7f]*\r\n)*" % _TOKEN.pattern)
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(:[0-9]*)?")
-_SCHEME = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
+_HOST_NAME = rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]+)"
+_HOST = re.compile(rb"(?:%b)?(?::[0-9]*)?" % _HOST_NAME)
+# An absolute form (http://user@host:port/path?query) or an origin form (/path?query).
+_TARGET = re.compile(
+    rb"(?:https?://(?:[^/?#]*@)?%b(?::[0-9]*)?|(?=/))(/[^?#]*)?(?:\?([^#]*))?"
+    % _HOST_NAME,
+    re.IGNORECASE,
+)
 _HEAD_END = re.compile(rb"\n\r?\n")
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
-_CHUNK_EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (
-    _TOKEN.pattern,
-    _TOKEN.pattern,
-    _QUOTED,
+_CHUNK_SIZE = re.compile(
+    rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?)*"
+    % (_TOKEN.pattern, _TOKEN.pattern, _QUOTED)
 )
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:%b)*" % _CHUNK_EXTENSION)
 _CODING = re.compile(rb"([^ \t;]+)(?:[ \t]*;[ \t]*q=([01](?:\.[0-9]{0,3})?))?")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
-_UNRESERVED = frozenset(
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
-)
 
 Fields = tuple[tuple[bytes, bytes], ...]  # (name in lower case, value), in order
+Headers = tuple[tuple[str, str], ...]  # (name, value) of an answer
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One HTTP request without its body, as it was on the wire, checked."""
+    """The head of one HTTP request, checked and otherwise as it was received.
+
+    Text is decoded as UTF-8, and other bytes become surrogate escapes, so that none is
+    lost.  What a query asks for raises HTTPError 400 if it has more than 200 parameters.
+    """
 
     method: str
-    target: str  # as it came
+    target: str  # as it was received
     path: str  # of the target, percent-encoded unreserved characters decoded
-    query: str  # of the target, without the "?", as it came
-    version: tuple[int, int]  # (1, 0) or (1, 1) and above
+    query: str  # of the target, without the "?", not decoded
+    version: tuple[int, int]  # (1, 0) to (1, 9)
     fields: Fields
-    peer: str  # the address and port it came from, "" where unknown
+    peer: str  # the client's address and port, "" if unknown
 
     def header(self, name: str) -> str | None:
-        """The field's value, several joined by ", ", or None where it is absent.
-
-        Values are bytes on the wire; they are decoded as UTF-8, and what is not UTF-8
-        stands as surrogate escapes, so that nothing is lost.
-        """
-        found = self._values(name)
-        return b", ".join(found).decode("utf-8", "surrogateescape") if found else None
+        """The field's value, several values joined by ", ", or None if it is absent."""
+        values = self._values(name)
+        return b", ".join(values).decode("utf-8", "surrogateescape") if values else None
 
     @property
     def parameters(self) -> dict[str, list[str]]:
-        """The query's parameters, decoded; what is not UTF-8 is surrogate escapes.
-
-        HTTPError 400 where there are more than 200.
-        """
-        found = _parse_query(self.query)
-        return {name: list(values) for name, values in found.items()}
+        """The decoded parameters of the query."""
+        return {name: [*values] for name, values in _parse_query(self.query).items()}
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the connection may be used for another request (RFC 9112, 9.3)."""
+        """Whether another request may follow on the connection (RFC 9112, 9.3)."""
         return self.version >= (1, 1) and b"close" not in self._tokens("connection")
 
     @property
     def channels(self) -> Channels:
-        """The channels that a stream is asked for, as a frozenset of their names.
+        """The channels that the query names, or {None}: the events without a channel.
 
-        It is {None} where none is named: the events without a channel.  HTTPError 400
-        where there are more than 100, or where a name is none.
+        Raises HTTPError 400 for more than 100 channels and for a malformed name.
         """
-        names = _parse_query(self.query).get("channel")
-        if names is None:
-            return _NO_CHANNEL
+        names = _parse_query(self.query).get("channel", [])
         if len(names) > MAX_CHANNELS:
-            raise HTTPError(
-                400, f"{len(names)} channels asked for; allowed are {MAX_CHANNELS}"
-            )
+            message = f"{len(names)} channels asked for; allowed are {MAX_CHANNELS}"
+            raise HTTPError(400, message)
         try:
-            return frozenset([_check_name("channel", name) for name in names])
+            return frozenset([_check_name("channel", n) for n in names]) or _NO_CHANNEL
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
 
     @property
     def last_event_id(self) -> str | None:
-        """Where to resume: the header, else the query; None or "" for nowhere."""
+        """The id to resume after, from the header or else the query, or None."""
         header = self.header("last-event-id")
-        if header is not None or not self.query:
+        if header is not None:
             return header
         parameters = _parse_query(self.query)
-        for name in ("lastEventId", "last_event_id"):
-            if name in parameters:
-                return parameters[name][0]
-        return None
+        found = parameters.get("lastEventId") or parameters.get("last_event_id")
+        return found[0] if found else None
 
     @property
     def replay(self) -> float | None:
-        """How many events it asks for that were published before it came.
+        """How many past events the query asks for: math.inf for all, None if absent.
 
-        None where it says nothing, math.inf for all.  HTTPError 400 for what is no
-        number of at most nine digits.
+        Raises HTTPError 400 for a value that is not a number of at most nine digits.
         """
         values = _parse_query(self.query).get("replay")
         if values is None:
@@ -763,20 +704,15 @@ class Request:
         return int(values[-1])
 
     def accepts(self, media_type: str) -> bool:
-        """Whether the Accept field names this media type itself."""
-        return media_type.encode() in (
-            item.split(b";")[0].strip() for item in self._tokens("accept")
-        )
+        """Whether the Accept field contains this media type itself, not a wildcard."""
+        ranges = self._tokens("accept")
+        return media_type.encode() in {item.split(b";")[0].strip() for item in ranges}
 
     @property
     def _accepts_gzip(self) -> bool:
-        """Whether gzip may be sent, and is not wanted less than no coding at all
-        (RFC 9110, 12.5.3)."""
-        wanted: dict[bytes, float] = {}
-        for item in self._tokens("accept-encoding"):
-            found = _CODING.fullmatch(item)
-            if found:
-                wanted[found[1]] = float(found[2] or 1)
+        """Whether gzip is accepted and preferred to no coding (RFC 9110, 12.5.3)."""
+        found = map(_CODING.fullmatch, self._tokens("accept-encoding"))
+        wanted = {coding[1]: float(coding[2] or 1) for coding in found if coding}
         gzip = wanted.get(b"gzip", wanted.get(b"x-gzip", wanted.get(b"*", 0.0)))
         return gzip > 0 and gzip >= wanted.get(b"identity", 0.0)
 
@@ -786,15 +722,14 @@ class Request:
 
     @property
     def _content_length(self) -> int:
-        """The body's length in bytes where it is not chunked."""
-        lengths = self._values("content-length")
-        # int() of thousands of digits is slow or an error; all of them are too many.
-        digits = lengths[0].split(b",")[0].lstrip(b"0")[:19] if lengths else b""
-        return int(digits or b"0")
+        """The body's length in bytes if it is not chunked."""
+        digits = b"".join(self._tokens("content-length")).lstrip(b"0")  # all are equal
+        # 19 digits are above each limit, and int() of thousands of digits is slow.
+        return int(digits[:19] or b"0")
 
     @property
     def _expects_continue(self) -> bool:
-        """Whether the client waits to be asked for the body (RFC 9110, 10.1.1)."""
+        """Whether the client sends the body only after a 100 (RFC 9110, 10.1.1)."""
         return self.version >= (1, 1) and b"100-continue" in self._tokens("expect")
 
     @functools.cached_property
@@ -808,19 +743,15 @@ class Request:
         return self._by_name.get(name.lower().encode(), [])
 
     def _tokens(self, name: str) -> set[bytes]:
-        found = self._values(name)
-        if not found:
-            return set()
-        return {token.strip(b" \t") for token in b",".join(found).lower().split(b",")}
+        """The members of a list field, in lower case."""
+        values = self._values(name)
+        members = b",".join(values).lower().split(b",") if values else []
+        return {member.strip(b" \t") for member in members}
 
 
 @functools.lru_cache(maxsize=64)
 def _parse_query(query: str) -> dict[str, list[str]]:
-    """The parameters of a query; who calls it must not change them.
-
-    What is not UTF-8 becomes surrogate escapes, which no name can have, and not U+FFFD,
-    which would make one name of two.
-    """
+    """The parameters of a query.  The result is shared, so it must not be changed."""
     try:
         return urllib.parse.parse_qs(
             query,
@@ -834,33 +765,32 @@ def _parse_query(query: str) -> dict[str, list[str]]:
 
 
 def _find_head_end(received: bytearray, searched: int = 0) -> int:
-    """Where a request's head ends in what was received, or 0 where more is needed.
+    """The index after a request's head, or 0 if the head is not complete.
 
-    The first `searched` bytes are known to hold no end.
+    The first `searched` bytes are known not to contain the end.
     """
     if received and not _TOKEN.match(received) and received != b"\r":
         hint = "; this port does not speak TLS" if received[0] == 0x16 else ""
         raise HTTPError(400, f"no request begins with the byte {received[0]}{hint}")
     if len(received) > MAX_HEAD_BYTES and received.find(b"\n", 0, MAX_HEAD_BYTES) < 0:
         raise HTTPError(414, f"request line is longer than {MAX_HEAD_BYTES} bytes")
-    return _find_fields_end(received, searched)
+    return _find_fields_end(received, searched, MAX_HEAD_BYTES)
 
 
-def _find_fields_end(received: bytearray, searched: int) -> int:
-    """Where the empty line after header or trailer fields ends, or 0.
+def _find_fields_end(received: bytearray, searched: int, limit: int) -> int:
+    """The index after the empty line that ends header or trailer fields, or 0.
 
-    An empty line made of bare LFs ends them as well, so that they are refused now and
-    not at a timeout.
+    Bare LFs also end them, so that they are refused now and not at a timeout.
     """
     found = _HEAD_END.search(received, max(0, searched - 2))
     end = found.end() if found else 0
-    if end > MAX_HEAD_BYTES or (not end and len(received) > MAX_HEAD_BYTES):
+    if (end or len(received)) > limit:
         raise HTTPError(431, f"request head is larger than {MAX_HEAD_BYTES} bytes")
     return end
 
 
 def _parse_request(head: bytes, peer: str = "") -> Request:
-    """Parse a request's head, its empty line included (RFC 9112, 2 to 6)."""
+    """Parse a request's head with its empty line (RFC 9112, 2 to 6)."""
     if not head.endswith(b"\r\n\r\n"):
         raise HTTPError(400, "a line of the request ends with a bare LF")
     request_line, _, lines = head[:-2].partition(b"\r\n")
@@ -871,12 +801,10 @@ def _parse_request(head: bytes, peer: str = "") -> Request:
     if version[0] != 1:
         raise HTTPError(505, f"HTTP version {version[0]}.{version[1]}; served is 1.x")
     fields = _parse_fields(lines)
-    method = found[1].decode()
-    target = found[2].decode()
-    path, query = _parse_target(method, target)
+    path, query = _parse_target(found[1], found[2])
+    method, target = found[1].decode(), found[2].decode()
     request = Request(method, target, path, query, version, fields, peer)
-    _check_host(request)
-    _check_framing(request)
+    _check_fields(request)
     return request
 
 
@@ -885,57 +813,45 @@ def _parse_fields(lines: bytes) -> Fields:
     number = lines.count(b"\r\n")
     if number > MAX_FIELDS:
         raise HTTPError(431, f"{number} header fields; allowed are {MAX_FIELDS}")
+    if not _FIELD_LINES.fullmatch(lines):
+        line = _FIELD_LINES.sub(b"", lines, 1).partition(b"\r\n")[0]  # the first one
+        name, colon, _ = line.partition(b":")
+        has_name = colon and _TOKEN.fullmatch(name)
+        fault = "control character in" if has_name else "malformed"
+        raise HTTPError(400, f"{fault} header field {_quote(line)}")
     fields = []
-    well_formed = _FIELD_LINES.fullmatch(lines)
     for line in lines.split(b"\r\n")[:-1]:
-        name, colon, value = line.partition(b":")
-        if not well_formed:  # which one is it?
-            if not colon or not _TOKEN.fullmatch(name):
-                raise HTTPError(400, f"malformed header field {_quote(line)}")
-            if _CONTROLS.search(value):
-                message = f"control character in header field {_quote(line)}"
-                raise HTTPError(400, message)
+        name, _, value = line.partition(b":")
         fields.append((name.lower(), value.strip(b" \t")))
     return tuple(fields)
 
 
-def _parse_target(method: str, target: str) -> tuple[str, str]:
+def _parse_target(method: bytes, target: bytes) -> tuple[str, str]:
     """The path and the query of a request target (RFC 9112, 3.2)."""
-    if method == "CONNECT":
+    if method == b"CONNECT":
         raise HTTPError(501, "CONNECT is for proxies, and this is none")
-    if target == "*" and method == "OPTIONS":
+    if method == b"OPTIONS" and target == b"*":
         return "*", ""
-    rest = target
-    absolute = _SCHEME.match(target)
-    if absolute:
-        host = _HOST.fullmatch(absolute[1].rpartition("@")[2].encode())
-        if not host or not host[1]:
-            raise HTTPError(400, f"malformed request target {target[:80]!r}")
-        rest = target[absolute.end() :]
-        rest = rest if rest.startswith("/") else "/" + rest
-    if not rest.startswith("/") or "#" in rest:
-        raise HTTPError(400, f"malformed request target {target[:80]!r}")
-    path, _, query = rest.partition("?")
-    return _ESCAPE.sub(_decode_unreserved, path), query
+    found = _TARGET.fullmatch(target)
+    if not found:
+        raise HTTPError(400, f"malformed request target {_quote(target)}")
+    path = (found[1] or b"/").decode()
+    return _ESCAPE.sub(_decode_unreserved, path), (found[2] or b"").decode()
 
 
 def _decode_unreserved(escape: re.Match[str]) -> str:
-    """%73 and s are the same, %2F and / are not (RFC 3986, 6.2.2.2)."""
+    """%73 and s are equivalent, %2F and / are not (RFC 3986, 6.2.2.2)."""
     character = chr(int(escape[1], 16))
-    return character if character in _UNRESERVED else escape[0]
+    return character if re.match("[A-Za-z0-9._~-]", character) else escape[0]
 
 
-def _check_host(request: Request) -> None:
-    """RFC 9112, 3.2: exactly one valid Host on HTTP/1.1, at most one on 1.0."""
+def _check_fields(request: Request) -> None:
+    """Require a valid Host (RFC 9112, 3.2), and a body with one clear end (6)."""
     hosts = request._values("host")
     if len(hosts) > 1 or (not hosts and request.version >= (1, 1)):
         raise HTTPError(400, f"{len(hosts)} Host fields; there must be one")
     if hosts and not _HOST.fullmatch(hosts[0]):
         raise HTTPError(400, f"malformed Host {_quote(hosts[0])}")
-
-
-def _check_framing(request: Request) -> None:
-    """RFC 9112, 6: whatever could be read in two ways is refused."""
     codings = request._values("transfer-encoding")
     lengths = request._values("content-length")
     if codings and lengths:
@@ -943,7 +859,13 @@ def _check_framing(request: Request) -> None:
     if codings and request.version < (1, 1):
         raise HTTPError(400, "Transfer-Encoding on HTTP/1.0")
     if codings:
-        _check_codings(b", ".join(codings))
+        value = b", ".join(codings)
+        *others, _ = [c.split(b";")[0].strip(b" \t") for c in value.lower().split(b",")]
+        fault = f"Transfer-Encoding {_quote(value)}"
+        if b"chunked" in others:
+            raise HTTPError(400, f"{fault}: chunked is not last")
+        if value.lower() != b"chunked":
+            raise HTTPError(501, fault)
     different = {part.strip(b" \t") for value in lengths for part in value.split(b",")}
     if len(different) > 1:
         raise HTTPError(400, "two differing values of Content-Length")
@@ -955,168 +877,135 @@ def _check_framing(request: Request) -> None:
         raise HTTPError(417, f"Expect {_quote(b', '.join(sorted(expectations)))}")
 
 
-def _check_codings(value: bytes) -> None:
-    """RFC 9112, 6.1 and 6.3: `chunked` once and last, and nothing else is served."""
-    names = [
-        coding.split(b";")[0].strip(b" \t") for coding in value.lower().split(b",")
-    ]
-    if b"chunked" in names[:-1]:
-        raise HTTPError(400, f"Transfer-Encoding {_quote(value)}: chunked is not last")
-    if value.lower() != b"chunked":
-        raise HTTPError(501, f"Transfer-Encoding {_quote(value)}")
-
-
 def _quote(text: bytes) -> str:
-    """What was seen, short and printable, for an error's text."""
+    """The text in a short and printable form, for an error's message."""
     return ascii(text[:80].decode("latin-1")) + ("..." if len(text) > 80 else "")
 
 
 class _BodyReader:
     """Decodes one request's body from the pieces in which it arrives (RFC 9112, 6, 7).
 
-    `feed` it what was received, and again with nothing while it is `busy`, until it is
-    `complete`; then `body` holds the content and `rest` what was received after it.
-    Raises HTTPError 413 for a body of more than `limit` bytes as soon as that is known,
-    and 400 for broken chunks.  Without `keep` the content is thrown away.
+    Give `feed` what was received, and then nothing while the reader is `busy`.  When it
+    is `complete`, `body` holds the content, and `rest` what was received after it.
+    Raises HTTPError 413 for more than `limit` bytes as soon as the size is known, and
+    400 for malformed chunks.  The content is discarded unless `keep` is true.
     """
 
     def __init__(self, request: Request, limit: int, keep: bool = True) -> None:
         self.body = bytearray()
         self.rest = bytearray()  # received and not yet decoded
-        self.busy = False  # there is more to decode in what was received
+        self.busy = False  # `rest` may hold more that can be decoded
+        self.complete = False
         self._limit = limit
         self._keep = keep
-        self._size = 0  # of the body so far
-        self._missing = request._content_length  # bytes to come of the body or chunk
-        self._step: Callable[[], bool] | None = self._read_content
-        if request._chunked:
-            self._step = self._read_size_line
-        self._trailers_searched = 0
-        self._check_limit(self._missing)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the body has come to its end."""
-        return self._step is None
+        self._size = 0  # the bytes of content that are announced so far
+        self._decoder = self._decode(request)
+        self._announce(request._content_length)
 
     def feed(self, data: bytes | bytearray = b"") -> None:
-        """Take what was received, and decode a bounded part of it."""
+        """Add what was received, and decode at most STEPS_PER_LOOK chunks."""
         self.rest += data
-        for _ in range(STEPS_PER_LOOK):
-            self.busy = self._step is not None and self._step()
-            if not self.busy:
-                break
+        self.busy = next(self._decoder, False)
 
-    # Each step returns whether it got on; the last one leaves no step.
+    # The generators below yield False where they need more input, and True where only
+    # their turn is over.
 
-    def _read_content(self) -> bool:
-        self._take_missing()
-        if not self._missing:
-            self._step = None
-        return False
-
-    def _read_size_line(self) -> bool:
-        end = self.rest.find(b"\r\n", 0, MAX_CHUNK_LINE_BYTES + 2)
-        if end < 0:
-            if len(self.rest) >= MAX_CHUNK_LINE_BYTES + 2:
-                raise HTTPError(
-                    400, f"chunk size line is longer than {MAX_CHUNK_LINE_BYTES} bytes"
-                )
-            return False
-        line = bytes(self.rest[:end])
-        size = _CHUNK_SIZE.fullmatch(line)
-        if not size:
-            raise HTTPError(400, f"malformed chunk size {_quote(line)}")
-        del self.rest[: end + 2]
-        self._missing = int(size[1], 16)
-        self._check_limit(self._size + self._missing)
-        self._step = self._read_chunk if self._missing else self._read_trailers
-        return True
-
-    def _read_chunk(self) -> bool:
-        self._take_missing()
-        if self._missing or len(self.rest) < 2:
-            return False
-        if self.rest[:2] != b"\r\n":
-            raise HTTPError(400, "chunk is longer than its size")
-        del self.rest[:2]
-        self._step = self._read_size_line
-        return True
-
-    def _read_trailers(self) -> bool:
-        if self.rest[:1] == b"\n":
-            raise HTTPError(400, "a trailer line ends with a bare LF")
-        if self.rest[:2] == b"\r\n":
-            end = 2
+    def _decode(self, request: Request) -> Iterator[bool]:
+        if request._chunked:
+            yield from self._read_chunks()
+            yield from self._read_trailers()
         else:
-            end = _find_fields_end(self.rest, self._trailers_searched)
-            self._trailers_searched = len(self.rest)
-            if not end:
-                return False
-            if self.rest[end - 4 : end] != b"\r\n\r\n":
-                raise HTTPError(400, "a trailer line ends with a bare LF")
-            _parse_fields(bytes(self.rest[: end - 2]))
+            yield from self._read_content(request._content_length)
+        self.complete = True
+
+    def _read_chunks(self) -> Iterator[bool]:
+        """Read all chunks, but not the CRLF after the size of the last one."""
+        for number in itertools.count(1):
+            while (end := self.rest.find(b"\r\n", 0, MAX_CHUNK_LINE_BYTES + 2)) < 0:
+                if len(self.rest) >= MAX_CHUNK_LINE_BYTES + 2:
+                    fault = f"is longer than {MAX_CHUNK_LINE_BYTES} bytes"
+                    raise HTTPError(400, f"chunk size line {fault}")
+                yield False
+            line = bytes(self.rest[:end])
+            found = _CHUNK_SIZE.fullmatch(line)
+            if not found:
+                raise HTTPError(400, f"malformed chunk size {_quote(line)}")
+            size = int(found[1], 16)
+            if not size:
+                del self.rest[:end]
+                return
+            self._announce(size)
+            del self.rest[: end + 2]
+            yield from self._read_content(size)
+            while len(self.rest) < 2:
+                yield False
+            if not self.rest.startswith(b"\r\n"):
+                raise HTTPError(400, "chunk is longer than its size")
+            del self.rest[:2]
+            if number % STEPS_PER_LOOK == 0:
+                yield True
+
+    def _read_content(self, missing: int) -> Iterator[bool]:
+        while True:
+            taken = self.rest[:missing]
+            del self.rest[: len(taken)]
+            if self._keep:
+                self.body += taken
+            missing -= len(taken)
+            if not missing:
+                return
+            yield False
+
+    def _read_trailers(self) -> Iterator[bool]:
+        searched = 0
+        while not (end := _find_fields_end(self.rest, searched, MAX_HEAD_BYTES + 2)):
+            searched = len(self.rest)
+            yield False
+        if not self.rest.endswith(b"\r\n\r\n", 0, end):
+            raise HTTPError(400, "a trailer line ends with a bare LF")
+        _parse_fields(bytes(self.rest[2 : end - 2]))
         del self.rest[:end]
-        self._step = None
-        return True
 
-    def _take_missing(self) -> None:
-        taken = self.rest[: self._missing]
-        if self._keep:
-            self.body += taken
-        self._size += len(taken)
-        self._missing -= len(taken)
-        del self.rest[: len(taken)]
-
-    def _check_limit(self, size: int) -> None:
-        if size > self._limit:
-            raise HTTPError(
-                413, f"body of {size} bytes or more; allowed are {self._limit}"
-            )
-
-
-Headers = tuple[tuple[str, str], ...]
+    def _announce(self, size: int) -> None:
+        self._size += size
+        if self._size > self._limit:
+            seen = f"body of {self._size} bytes or more"
+            raise HTTPError(413, f"{seen}; allowed are {self._limit}")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Response:
-    """An answer before it is bytes; a body of None is a stream to come."""
+    """An answer that is not yet bytes.  A `body` of None means that a stream follows."""
 
     status: int
     headers: Headers
     body: bytes | None
-    newest_id: str = ""  # the value of the field Last-Event-ID; "": no such field
+    newest_id: str = ""  # the value of the field Last-Event-ID, "" for no such field
 
     def render(self, now: float, connection: str = "", with_body: bool = True) -> bytes:
-        """The head and, if wanted, the body, at a time in seconds since 1970.
+        """The head, and the body if wanted, at a time in seconds since 1970.
 
-        `connection` is the value of the field Connection; "" is no such field.
+        `connection` is the value of the field Connection, "" for no such field.
         """
         size = None if self.body is None or self.status == 204 else len(self.body)
-        head = _render_head(self.status, self.headers, size, connection)
+        head = _render_head(self.status, self.headers, size, connection, int(now))
         if self.newest_id:
             head += b"Last-Event-ID: %b\r\n" % self.newest_id.encode()
-        head += _date_line(int(now))
-        return head + self.body if self.body and with_body else head
+        return head + b"\r\n" + (self.body if self.body and with_body else b"")
 
 
 @functools.lru_cache(maxsize=256)
 def _render_head(
-    status: int, headers: Headers, size: int | None, connection: str
+    status: int, headers: Headers, size: int | None, connection: str, second: int
 ) -> bytes:
-    """A response's head up to its last field, the date."""
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
     lines += [f"{name}: {value}" for name, value in headers]
     if size is not None:
         lines.append(f"Content-Length: {size}")
     if connection:
         lines.append(f"Connection: {connection}")
-    return "\r\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
-
-
-@functools.lru_cache(maxsize=1)
-def _date_line(second: int) -> bytes:
-    return f"Date: {email.utils.formatdate(second, usegmt=True)}\r\n\r\n".encode()
+    lines += [f"Date: {email.utils.formatdate(second, usegmt=True)}", ""]
+    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
 
 
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
@@ -1124,32 +1013,10 @@ _TEXT_HEADERS = (("Content-Type", "text/plain; charset=utf-8"), _NOSNIFF)
 _STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
     ("Cache-Control", "no-cache"),
-    ("X-Accel-Buffering", "no"),  # nginx: pass on what comes, when it comes
+    ("X-Accel-Buffering", "no"),  # nginx then passes on each event at once
     ("Vary", "Accept"),
     _NOSNIFF,
 )
-
-
-# A stream as `Content-Encoding: gzip` (RFC 1952): this header, then deflate's blocks
-# without an end, because the stream has none; every client takes that.
-_GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-
-
-def _deflate(payload: bytes, compressor: Any = None) -> Iterator[bytes]:
-    """The payload compressed, in pieces that take some milliseconds each; together they
-    can be decoded as soon as they are received (RFC 1951, a sync flush).
-
-    It is right for everybody if the compressor is a new one (None), because that refers
-    to nothing before; else for those who got all that this compressor has made.
-    """
-    compressor = compressor or _new_compressor()
-    for start in range(0, len(payload), BATCH_BYTES):
-        yield compressor.compress(payload[start : start + BATCH_BYTES])
-    yield compressor.flush(zlib.Z_SYNC_FLUSH)
-
-
-def _new_compressor() -> Any:
-    return zlib.compressobj(wbits=-zlib.MAX_WBITS)
 
 
 def _text_response(status: int, text: str) -> _Response:
@@ -1159,8 +1026,27 @@ def _text_response(status: int, text: str) -> _Response:
 def _error_response(error: HTTPError) -> _Response:
     if error.status in (204, 304):
         return _Response(error.status, error.headers, b"")
-    body = (error.message + "\n").encode("utf-8", "replace")
-    return _Response(error.status, _TEXT_HEADERS + error.headers, body)
+    response = _text_response(error.status, error.message + "\n")
+    return dataclasses.replace(response, headers=_TEXT_HEADERS + error.headers)
+
+
+# A stream with `Content-Encoding: gzip` begins with this header (RFC 1952).  Deflate
+# blocks without an end follow, because a stream has no end.  All clients accept this.
+_GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+_new_compressor = functools.partial(zlib.compressobj, wbits=-zlib.MAX_WBITS)
+
+
+def _deflate(payload: bytes, compressor: Any = None) -> Iterator[bytes]:
+    """Compress the payload, in pieces that take a few milliseconds each.
+
+    A client can decode them all at once after the last piece (a sync flush, RFC 1951).
+    The result of a new compressor (None) is right for every client, and that of another
+    one only for the clients that received everything it made before.
+    """
+    compressor = compressor or _new_compressor()
+    for start in range(0, len(payload), BATCH_BYTES):
+        yield compressor.compress(payload[start : start + BATCH_BYTES])
+    yield compressor.flush(zlib.Z_SYNC_FLUSH)
 
 
 # ====================================================================================

@@ -401,7 +401,7 @@ class HTTPErrorTest(unittest.TestCase):
         for status, message, expected in (
             (404, "", "Not Found"),
             (404, "nothing here", "nothing here"),
-            (418, "", ""),
+            (599, "", ""),
         ):
             error = HTTPError(status, message)
             self.assertEqual(error.message, expected)
@@ -1791,12 +1791,12 @@ REFUSED_HEADS = [
     (
         lines(f"GET {'a' * 81} HTTP/1.1", HOST),
         400,
-        f"malformed request target '{'a' * 80}'",
+        f"malformed request target '{'a' * 80}'...",
     ),
     (
         lines(f"GET http://[/{'a' * 72} HTTP/1.1", HOST),
         400,
-        f"malformed request target 'http://[/{'a' * 71}'",
+        f"malformed request target 'http://[/{'a' * 71}'...",
     ),
     (lines("CONNECT a HTTP/1.1"), 501, "CONNECT is for proxies, and this is none"),
     (lines("CONNECT / HTTP/1.1"), 501, "CONNECT is for proxies, and this is none"),
@@ -2356,7 +2356,8 @@ class ParsingWorkTest(unittest.TestCase):
             with self.subTest(unit):
                 before = CHUNKED + b"0\r\n"
                 searched = self.count(data, before) - len(before)
-                self.assertLessEqual(searched, 3 * len(data))
+                # The CRLF before them is searched as well.
+                self.assertLessEqual(searched, 3 * len(data) + 2)
 
 
 class FuzzTest(unittest.TestCase):
