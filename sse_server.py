@@ -156,6 +156,10 @@ BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
 # Connections accepted in one turn.  When no descriptor is free, asyncio logs this many
 # errors per second.
 ACCEPTS_PER_TURN = 10
+# Listening sockets for each address.  On Linux those that share a port have a queue
+# each, and the kernel spreads the clients over them.  A client that finds its queue
+# full tries again only after a second.
+LISTENERS = 2 if sys.platform == "linux" else 1
 # Input that is read and thrown away after an error.  Otherwise the client may see a
 # reset before it has read the answer (RFC 9112, 9.6).
 LINGER_SECONDS = 2.0
@@ -618,6 +622,7 @@ _TARGET = re.compile(
     % _HOST_NAME,
     re.IGNORECASE,
 )
+_PORT = re.compile(r":[0-9]*\Z")
 _HEAD_END = re.compile(rb"\n\r?\n")
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _CHUNK_SIZE = re.compile(
@@ -649,7 +654,7 @@ class Request:
 
     def header(self, name: str) -> str | None:
         """The field's value, several values joined by ", ", or None if it is absent."""
-        values = self._values(name)
+        values = self._values(name.lower().encode())
         return b", ".join(values).decode("utf-8", "surrogateescape") if values else None
 
     @property
@@ -660,7 +665,7 @@ class Request:
     @property
     def keep_alive(self) -> bool:
         """Whether another request may follow on the connection (RFC 9112, 9.3)."""
-        return self.version >= (1, 1) and b"close" not in self._tokens("connection")
+        return self.version >= (1, 1) and b"close" not in self._tokens(b"connection")
 
     @property
     def channels(self) -> Channels:
@@ -705,32 +710,32 @@ class Request:
 
     def accepts(self, media_type: str) -> bool:
         """Whether the Accept field contains this media type itself, not a wildcard."""
-        ranges = self._tokens("accept")
+        ranges = self._tokens(b"accept")
         return media_type.encode() in {item.split(b";")[0].strip() for item in ranges}
 
     @property
     def _accepts_gzip(self) -> bool:
         """Whether gzip is accepted and preferred to no coding (RFC 9110, 12.5.3)."""
-        found = map(_CODING.fullmatch, self._tokens("accept-encoding"))
+        found = map(_CODING.fullmatch, self._tokens(b"accept-encoding"))
         wanted = {coding[1]: float(coding[2] or 1) for coding in found if coding}
         gzip = wanted.get(b"gzip", wanted.get(b"x-gzip", wanted.get(b"*", 0.0)))
         return gzip > 0 and gzip >= wanted.get(b"identity", 0.0)
 
     @property
     def _chunked(self) -> bool:
-        return bool(self._values("transfer-encoding"))
+        return bool(self._values(b"transfer-encoding"))
 
     @property
     def _content_length(self) -> int:
         """The body's length in bytes if it is not chunked."""
-        digits = b"".join(self._tokens("content-length")).lstrip(b"0")  # all are equal
+        digits = b"".join(self._tokens(b"content-length")).lstrip(b"0")  # all are equal
         # 19 digits are above each limit, and int() of thousands of digits is slow.
         return int(digits[:19] or b"0")
 
     @property
     def _expects_continue(self) -> bool:
         """Whether the client sends the body only after a 100 (RFC 9110, 10.1.1)."""
-        return self.version >= (1, 1) and b"100-continue" in self._tokens("expect")
+        return self.version >= (1, 1) and b"100-continue" in self._tokens(b"expect")
 
     @functools.cached_property
     def _by_name(self) -> dict[bytes, list[bytes]]:
@@ -739,10 +744,10 @@ class Request:
             found.setdefault(name, []).append(value)
         return found
 
-    def _values(self, name: str) -> list[bytes]:
-        return self._by_name.get(name.lower().encode(), [])
+    def _values(self, name: bytes) -> list[bytes]:
+        return self._by_name.get(name, [])
 
-    def _tokens(self, name: str) -> set[bytes]:
+    def _tokens(self, name: bytes) -> set[bytes]:
         """The members of a list field, in lower case."""
         values = self._values(name)
         members = b",".join(values).lower().split(b",") if values else []
@@ -847,13 +852,13 @@ def _decode_unreserved(escape: re.Match[str]) -> str:
 
 def _check_fields(request: Request) -> None:
     """Require a valid Host (RFC 9112, 3.2), and a body with one clear end (6)."""
-    hosts = request._values("host")
+    hosts = request._values(b"host")
     if len(hosts) > 1 or (not hosts and request.version >= (1, 1)):
         raise HTTPError(400, f"{len(hosts)} Host fields; there must be one")
     if hosts and not _HOST.fullmatch(hosts[0]):
         raise HTTPError(400, f"malformed Host {_quote(hosts[0])}")
-    codings = request._values("transfer-encoding")
-    lengths = request._values("content-length")
+    codings = request._values(b"transfer-encoding")
+    lengths = request._values(b"content-length")
     if codings and lengths:
         raise HTTPError(400, "Content-Length together with Transfer-Encoding")
     if codings and request.version < (1, 1):
@@ -872,7 +877,7 @@ def _check_fields(request: Request) -> None:
     for value in different:
         if not value.isdigit():  # of bytes: ASCII digits only
             raise HTTPError(400, f"malformed Content-Length {_quote(value)}")
-    expectations = request._tokens("expect") - {b""}
+    expectations = request._tokens(b"expect") - {b""}
     if expectations - {b"100-continue"}:
         raise HTTPError(417, f"Expect {_quote(b', '.join(sorted(expectations)))}")
 
@@ -1108,7 +1113,7 @@ class _Subscriber:
         self.transport = transport
         self.lower = transport  # what TLS writes to; without TLS it is the same
         self.peer = peer  # its address and port
-        # What a sweep writes to: the transport, or directly its socket's descriptor.
+        # What a sweep writes to: the transport, or directly its socket.
         self.target: Any = transport
         self.audience: _Audience | None = None  # only while the stream is open
 
@@ -1132,7 +1137,7 @@ class _Wish(NamedTuple):
     channels: Channels
     chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
     gzip: bool
-    direct: bool  # written to descriptors, past the transports
+    direct: bool  # written to sockets, past the transports
 
 
 class _Audience:
@@ -1156,7 +1161,7 @@ class _Audience:
         # of a set costs some 3 % more.
         self.live: dict[Any, _Subscriber] = {}
         self.joined: dict[Any, _Subscriber] = {} if wish.gzip else self.live
-        self.write = os.write if wish.direct else _write_through
+        self.write = _send if wish.direct else _write_through
         self.members = 0  # live and behind
         self.compressor: Any = None  # None: the next batch begins a new one
         self.batches = 0  # that it has compressed
@@ -1165,6 +1170,10 @@ class _Audience:
     def frame(self, payload: bytes) -> bytes:
         """The payload, compressed already if need be, as it is written."""
         return _chunk(payload) if self.wish.chunked else payload
+
+
+# In the kernel some 5 % cheaper than os.write, which goes through file system code.
+_send = socket.socket.send
 
 
 def _write_through(transport: asyncio.Transport, payload: bytes) -> int:
@@ -1595,8 +1604,8 @@ class _Broadcaster:
                 yield
             part = targets[start : start + STEPS_PER_LOOK]
             if departed:
-                # A descriptor may be another connection's by now.  And a transport may
-                # have paused by itself, as TLS does: then it is still owed this batch.
+                # Nothing may follow the end of a stream.  And a transport may have
+                # paused by itself, as TLS does: then it is still owed this batch.
                 for target in part:
                     if target in departed:
                         departed[target].position = self._swept
@@ -1659,7 +1668,8 @@ class _Broadcaster:
             self.registry.enter(subscriber, _LIVE)
         else:
             self._fall_behind(subscriber)
-        logger.info("%s joined; %d connected", subscriber.peer, self.connected)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s joined; %d connected", subscriber.peer, self.connected)
         self._call(self._on_open, subscriber)
 
     def _add_audience(self, wish: _Wish) -> _Audience:
@@ -2217,9 +2227,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
     ) -> None:
         server = self.server
         chunked, gzip = request.version >= (1, 1), server._compresses(request)
-        descriptor = _direct_descriptor(self.transport)
-        direct = descriptor is not None
-        self.target = descriptor if direct else self.transport
+        sock = _direct_socket(self.transport)
+        self.target = sock or self.transport
         self.received = bytearray()
         first = server._first_bytes(gzip)
         connection = "keep-alive" if request.keep_alive else "close"
@@ -2228,7 +2237,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.resume_reading()
         replay = server._replay if request.replay is None else request.replay
-        wish = _Wish(channels, chunked, gzip, direct)
+        wish = _Wish(channels, chunked, gzip, direct=sock is not None)
         server._broadcaster.add(self, wish, request.last_event_id, replay)
         if self.input_ended:
             server._broadcaster.end(self, "closed by the client")
@@ -2394,15 +2403,16 @@ def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
     return None
 
 
-def _direct_descriptor(transport: asyncio.Transport) -> int | None:
-    """The descriptor that may be written to past the transport, if there is one.
+def _direct_socket(transport: asyncio.Transport) -> socket.socket | None:
+    """The socket that may be written to past the transport, if there is one.
 
     That is right only while the transport holds nothing, and only for asyncio's own
     transport of plain TCP: TLS has to encrypt, and other event loops do it their way.
     """
     if os.name != "posix" or type(transport).__module__ != "asyncio.selector_events":
         return None
-    return cast(socket.socket, transport.get_extra_info("socket")).fileno()
+    # asyncio hands out a wrapper that has no send().
+    return getattr(transport.get_extra_info("socket"), "_sock", None)
 
 
 def _peer_name(transport: asyncio.BaseTransport) -> str:
@@ -2964,13 +2974,15 @@ class SSEServer:
         port = self._port
         failure = OSError(f"{self._host} has no address")
         with contextlib.ExitStack() as closing:
-            for family, (host, _, *scope) in addresses:
+            for number, (family, (host, _, *scope)) in enumerate(addresses * LISTENERS):
+                # The first is bound alone, so that a port in use is found.
+                shared = self._reuse_port or number >= len(addresses)
                 try:
                     sock = socket.create_server(
                         (host, port, *scope),
                         family=family,
                         backlog=BACKLOG,
-                        reuse_port=self._reuse_port,
+                        reuse_port=shared,
                     )
                 except OSError as error:
                     # A name may have an address that the machine has not, as ::1 where
@@ -2981,6 +2993,8 @@ class SSEServer:
                     continue
                 closing.callback(sock.close)
                 _set_socket_options(sock, self._write_timeout)
+                if LISTENERS > 1:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 bound.append(sock)
                 port = sock.getsockname()[1]
             if not bound:
@@ -3112,7 +3126,7 @@ class SSEServer:
         given = request.header("host")
         if request.path != self._path or not given or self._hosts is None:
             return
-        host = given.rpartition(":")[0] if re.search(r":[0-9]*$", given) else given
+        host = _PORT.sub("", given)
         name = host.lower().rstrip(".")
         # Names below localhost never leave the machine (RFC 6761, 6.3).
         if name.endswith(".localhost"):

@@ -3019,7 +3019,7 @@ class Kernel:
         return descriptor
 
     def write(self, descriptor, data):
-        """os.write: what the socket has room for, or an error where it has none."""
+        """socket.send: what the socket has room for, or an error where it has none."""
         transport = self.table[descriptor]
         if transport.held:
             raise AssertionError("written past what the transport holds")
@@ -3161,13 +3161,15 @@ class SubscriberModelTest(unittest.TestCase):
             "MAX_TRACKED_CHANNELS": 100,
             "MAX_COMPRESSORS": random_.randint(1, 3),
             "JOIN_BATCHES": random_.randint(1, 5),
-            "_direct_descriptor": lambda transport: (
+            "_direct_socket": lambda transport: (
                 transport.descriptor if self.direct else None
             ),
         }
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.multiple(sse_server, **patches))
-            stack.enter_context(mock.patch.object(os, "write", self.kernel.write))
+            stack.enter_context(
+                mock.patch.object(sse_server, "_send", self.kernel.write)
+            )
             await self.live(stack)
 
     async def live(self, stack):
@@ -6795,7 +6797,7 @@ class FailureTest(ServerTestCase):
     """What goes wrong stays with whom it concerns, and is said."""
 
     async def test_a_transport_that_raises_costs_only_its_subscriber(self):
-        self.change(sse_server, _direct_descriptor=lambda transport: None)
+        self.change(sse_server, _direct_socket=lambda transport: None)
         server = await self.start()
         client = await self.stream(server)
         other = await self.stream(server)
@@ -6887,8 +6889,8 @@ class FailureTest(ServerTestCase):
         first = await self.stream(server)
         leaver = await self.stream(server)
         (audience,) = server._broadcaster._audiences.values()
-        descriptor = list(audience.live)[1]
-        write = os.write
+        descriptor = list(audience.live)[1].fileno()
+        write = audience.write
         swapped = []
 
         def write_and_swap(key, data):
@@ -6904,7 +6906,8 @@ class FailureTest(ServerTestCase):
         leaver.close()
         await self.until_stats(server, live=1)
         newcomer = await self.stream(server)
-        self.assertEqual(list(audience.live)[-1], descriptor, "it is not reused")
+        newest = list(audience.live)[-1].fileno()
+        self.assertEqual(newest, descriptor, "it is not reused")
         for _ in work:
             pass
         self.assertEqual(swapped, [swapped[0]])
