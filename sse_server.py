@@ -155,7 +155,7 @@ MAX_REFUSALS_AT_ONCE = 32
 BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
 # Connections accepted in one turn.  When no descriptor is free, asyncio logs this many
 # errors per second.
-ACCEPTS_PER_TURN = 10
+ACCEPTS_PER_TURN = 50
 # Listening sockets for each address.  On Linux those that share a port have a queue
 # each, and the kernel spreads the clients over them.  A client that finds its queue
 # full tries again only after a second.
@@ -3711,7 +3711,8 @@ function paint() {
   }
   $("newest").hidden = following;
   $("total").textContent = format(total);
-  const zone = new Date().toLocaleTimeString("en-GB", {timeZoneName: "short"}).slice(9);
+  const zone = new Date().toLocaleTimeString("en-GB", {timeZoneName: "short"})
+    .replace(/^[\d:]+ /, "");
   $("zone").textContent = "Times: " + ($("utc").checked ? "UTC" : zone);
   $("empty").hidden = list.querySelector("li:not([hidden])") !== null;
   $("empty").firstElementChild.textContent = total > 0 ? "No event matches the filter."

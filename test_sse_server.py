@@ -3806,6 +3806,165 @@ class ResumeTest(ServerTestCase):
             self.assertEqual(await client.data(300), [*map(str, range(300))])
 
 
+class RetainedTest(ServerTestCase):
+    """What a new client is given at once, and who missed something."""
+
+    async def seen(self, server, count, target="/sse", *fields):
+        client = await self.stream(server, target, *fields)
+        events = await client.events(count)
+        client.close()
+        return [(event.type, event.data, event.last_event_id) for event in events]
+
+    async def test_a_new_client_is_given_the_newest_of_each_name_and_channel(self):
+        server = await self.start()
+        for number in range(3):
+            server.publish(f"a{number}", event="a", retain=True)
+            server.publish(f"b{number}", event="b", channel="b", retain=True)
+            server.publish(f"plain{number}", retain=True)
+        server.publish("everybody", channel=EVERYBODY, event="c", retain=True)
+        server.publish("not retained")
+        end = server.last_event_id
+        self.assertEqual(
+            await self.seen(server, 3),
+            [("a", "a2", ""), ("message", "plain2", ""), ("c", "everybody", end)],
+        )
+        self.assertEqual(
+            await self.seen(server, 2, "/sse?channel=b"),
+            [("b", "b2", ""), ("c", "everybody", end)],
+        )
+
+    async def test_then_it_goes_on_live_and_resumes_by_the_last_ones_id(self):
+        server = await self.start()
+        server.publish("state", event="s", retain=True)
+        client = await self.stream(server)
+        (state,) = await client.events(1)
+        server.publish("new")
+        self.assertEqual(await client.data(1), ["new"])
+        field = f"Last-Event-ID: {state.last_event_id}"
+        again = await self.stream(server, "/sse", field)
+        self.assertEqual(await again.data(1), ["new"])
+
+    async def test_one_that_resumes_gets_what_it_missed_and_no_more(self):
+        server = await self.start()
+        first = server.publish("1", event="s", retain=True)
+        server.publish("2", event="t", retain=True)
+        seen = await self.seen(server, 1, "/sse", f"Last-Event-ID: {first}")
+        self.assertEqual(seen[0][:2], ("t", "2"))
+
+    async def test_after_a_gap_the_state_that_is_no_longer_held(self):
+        server = await self.start(history=2)
+        old = server.publish("old", event="s", retain=True)
+        base = [server.publish(str(number)) for number in range(4)][1]
+        for field, reason in (
+            (f"Last-Event-ID: {old[:-1]}0", "history"),
+            ("Last-Event-ID: nobody knows", "unknown id"),
+        ):
+            await server.drain()
+            gap = json.dumps({"reason": reason}, separators=(",", ":"))
+            seen = await self.seen(server, 4, "/sse", field)
+            self.assertEqual(seen[:2], [("gap", gap, ""), ("s", "old", base)])
+            self.assertEqual([data for _, data, _ in seen[2:]], ["2", "3"])
+
+    async def test_forget(self):
+        server = await self.start()
+        server.publish("1", event="s", retain=True)
+        server.publish("2", channel="c", retain=True)
+        self.assertFalse(server.forget())
+        self.assertTrue(server.forget("s"))
+        self.assertFalse(server.forget("s"))
+        self.assertTrue(server.forget(event="message", channel="c"))
+        client = await self.stream(server, "/sse")
+        server.publish("new")
+        self.assertEqual(await client.data(1), ["new"])
+
+    async def test_the_bound_on_their_number(self):
+        for bound in (0, 1, 2, 3):
+            server = await self.start(retained=bound)
+            for number in range(bound + 1):
+                server.publish(str(number), event=f"n{number}", retain=True)
+            server.publish("again", event="n1", retain=True)
+            server.publish("last")
+            retained = server._broadcaster.log._retained
+            expected = [f"n{number}" for number in range(1, bound + 1)]
+            self.assertEqual(sorted(name for _, name in retained), expected)
+
+    async def test_the_bound_on_their_bytes_is_that_of_the_history(self):
+        overhead = sse_server.EVENT_OVERHEAD_BYTES
+        size = len(b"event: s\ndata: \n\n") + 100 + overhead
+        for bound, kept in ((2 * size - 1, 1), (2 * size, 2), (2 * size + 1, 2)):
+            server = await self.start(history_bytes=bound)
+            for name in "abc":
+                server.publish("x" * 100, event=name, retain=True)
+            self.assertEqual(len(server._broadcaster.log._retained), kept)
+            self.assertEqual(len(server._broadcaster.log), 1)  # never less than one
+
+    async def test_a_large_snapshot_goes_out_in_batches(self):
+        server = await self.start()
+        texts = [f"{number} " + "x" * 20_000 for number in range(20)]
+        for number, text in enumerate(texts):
+            server.publish(text, event=f"n{number}", retain=True)
+        await server.drain()
+        client = await self.stream(server)
+        events = await client.events(20)
+        self.assertEqual([event.data for event in events], texts)
+        ids = [event.last_event_id for event in events]
+        self.assertEqual(ids, [""] * 19 + [server.last_event_id])
+
+    async def test_by_post(self):
+        server = await self.start(publish_token="secret")
+        answer = await self.ask(server, post("/sse?event=s&retain=1", b"state"))
+        self.assertEqual(answer.status, 200)
+        id = answer.body.decode()
+        self.assertEqual(await self.seen(server, 1), [("s", "state", id)])
+
+
+class ReplayTest(ServerTestCase):
+    async def test_a_new_client_asks_for_the_newest(self):
+        server = await self.start(history=5)
+        for number in range(8):
+            server.publish(str(number), channel="ab"[number % 2])
+        for query, expected in (
+            ("channel=b&replay=1", ["7"]),
+            ("channel=b&replay=2", ["5", "7"]),
+            ("channel=b&replay=9", ["3", "5", "7"]),
+            ("channel=a&channel=b&replay=all", ["3", "4", "5", "6", "7"]),
+            ("channel=b&replay=0", []),
+            ("channel=b", []),
+        ):
+            with self.subTest(query):
+                client = await self.stream(server, f"/sse?{query}")
+                server.publish("end", channel=EVERYBODY)
+                data = await client.data(len(expected) + 1)
+                self.assertEqual(data, [*expected, "end"])
+                server = await self.start(history=5)
+                for number in range(8):
+                    server.publish(str(number), channel="ab"[number % 2])
+
+    async def test_the_bound_on_what_is_looked_at(self):
+        server = await self.start()
+        for number in range(5):
+            server.publish(str(number))
+        await server.drain()
+        for bound, expected in ((4, "1"), (5, "0"), (6, "0")):
+            with mock.patch.object(sse_server, "MAX_REPLAY_SCAN", bound):
+                client = await self.stream(server, "/sse?replay=all")
+                self.assertEqual(await client.data(1), [expected])
+
+    async def test_a_last_event_id_wins(self):
+        server = await self.start()
+        ids = [server.publish(str(number)) for number in range(4)]
+        field = f"Last-Event-ID: {ids[2]}"
+        client = await self.stream(server, "/sse?replay=all", field)
+        self.assertEqual(await client.data(1), ["3"])
+
+    async def test_what_a_client_gets_that_asks_for_nothing(self):
+        server = await self.start(replay=2)
+        for number in range(4):
+            server.publish(str(number))
+        client = await self.stream(server)
+        self.assertEqual(await client.data(2), ["2", "3"])
+
+
 class SlowClientTest(ServerTestCase):
     send_buffer = BUFFER
 
@@ -4427,8 +4586,293 @@ class CompressionTest(ServerTestCase):
             await iterator.aclose()
 
 
+class FailureTest(ServerTestCase):
+    """What goes wrong stays with whom it concerns, and is said."""
+
+    async def test_a_transport_that_raises_costs_only_its_subscriber(self):
+        self.change(sse_server, _direct_socket=lambda transport: None)
+        server = await self.start()
+        client = await self.stream(server)
+        other = await self.stream(server)
+        (audience,) = server._broadcaster._audiences.values()
+        write = audience.write
+        audience.write = mock.Mock(
+            wraps=write, side_effect=[ZeroDivisionError, mock.DEFAULT]
+        )
+        with self.assertLogs("sse_server", "ERROR") as caught:
+            server.publish("a")
+            await server.drain()
+        self.assertIn("writing failed", caught.output[0])
+        audience.write = write
+        await client.rest_of_cut()
+        await self.until_stats(server, live=1, behind=0)
+        server.publish("b")
+        self.assertEqual(await other.data(2), ["a", "b"])
+
+    async def half_a_head(self, server):
+        """A client that has sent a part of its request; the server's side of it."""
+        client = await self.connect(server)
+        await client.send(b"GET / HTTP/1.1\r\n")
+        heads = server._registry.members["head"]
+        await self.until(lambda: any(c.received for c in heads), "the line")
+        (connection,) = (c for c in heads if c.received)
+        return client, connection
+
+    def due(self, server, *connections):
+        """Their time is over."""
+        for connection in connections:
+            server._registry.members["head"][connection] = 0
+        server._registry._expire_due()
+
+    async def test_after_an_answer_that_could_not_be_written_there_is_none(self):
+        server = await self.start()
+        client, connection = await self.half_a_head(server)
+        transport = connection.transport
+
+        def fail(data):
+            transport.abort()
+
+        connection.transport = mock.Mock(wraps=transport)
+        connection.transport.write.side_effect = fail
+        await client.send(b"Host: localhost\r\n\r\n" + ask("/") * 20)
+        await self.until(lambda: not server._registry, "the departure")
+        self.assertEqual(connection.transport.write.call_count, 1)
+
+    async def test_a_client_that_has_gone_when_its_time_is_over(self):
+        server = await self.start()
+        client, connection = await self.half_a_head(server)
+        connection.transport = mock.Mock(wraps=connection.transport)
+        connection.transport.write_eof.side_effect = OSError
+        self.due(server, connection)
+        self.assertEqual(connection.state, "lingering")
+        client.close()
+        await self.until(lambda: not server._registry, "the departure")
+
+    async def test_one_that_cannot_be_ended_does_not_keep_the_others(self):
+        server = await self.start()
+        _, first = await self.half_a_head(server)
+        heads = server._registry.members["head"]
+        client = await self.connect(server)
+        await self.until(lambda: len(heads) == 2, "the second")
+        second = list(heads)[1]
+        first.transport = mock.Mock(wraps=first.transport)
+        first.transport.write.side_effect = ZeroDivisionError
+        with self.assertLogs("sse_server", "ERROR") as caught:
+            self.due(server, first, second)
+        self.assertIn("ending it failed", caught.output[0])
+        self.assertEqual((await client.read_answer()).status, 408)
+        client.close()
+        await self.until(lambda: not server._registry, "the departures")
+
+    async def test_the_sockets_are_looked_at_before_anybody_is_cut(self):
+        """As after SIGSTOP and SIGCONT, when timers are due before what came is read."""
+        server = await self.start()
+        client, connection = await self.half_a_head(server)
+        client.sock.send(b"Host: a\r\n\r\n")
+        server._registry.members["head"][connection] = (
+            0  # the time was over while the process did nothing
+        )
+        server._registry._look_at_sockets()
+        self.assertEqual((await client.read_answer()).status, 200)
+
+    async def test_no_delivery_goes_to_a_descriptor_that_was_reused(self):
+        """Rule 5; the kernel gives a new connection the lowest descriptor."""
+        self.give_way_after(1)
+        server = await self.start()
+        first = await self.stream(server)
+        leaver = await self.stream(server)
+        (audience,) = server._broadcaster._audiences.values()
+        descriptor = list(audience.live)[1].fileno()
+        write = audience.write
+        swapped = []
+
+        def write_and_swap(key, data):
+            swapped.append(key)
+            return write(key, data)
+
+        audience.write = write_and_swap
+        server.publish("a")
+        work = server._broadcaster.work()
+        while not swapped:
+            next(work)
+        self.assertEqual(len(swapped), 1)  # `first` was written to, `leaver` not yet
+        leaver.close()
+        await self.until_stats(server, live=1)
+        newcomer = await self.stream(server)
+        newest = list(audience.live)[-1].fileno()
+        self.assertEqual(newest, descriptor, "it is not reused")
+        for _ in work:
+            pass
+        self.assertEqual(swapped, [swapped[0]])
+        server.publish("b")
+        self.assertEqual(await first.data(2), ["a", "b"])
+        self.assertEqual(await newcomer.data(1), ["b"])
+
+    async def test_broadcasting_that_fails_ends_the_server(self):
+        server = await self.start(shutdown_timeout=0.2)
+        client = await self.stream(server)
+        kept = await self.connect(server)
+        await kept.request(ask("/"))
+        with (
+            mock.patch.object(server._broadcaster.log, "read", side_effect=MemoryError),
+            self.assertLogs("sse_server", "CRITICAL"),
+        ):
+            server.publish("a")
+            await client.rest()
+        answer = await kept.request(ask("/"))
+        self.assertEqual(
+            (answer.status, answer.body), (503, b"broadcasting has failed\n")
+        )
+        with self.assertRaisesRegex(RuntimeError, "broadcasting has failed"):
+            server.publish("b")
+        with self.assertRaises(MemoryError):
+            await server.serve_forever()
+
+    async def test_an_event_loop_that_was_closed_before_the_server(self):
+        server = SSEServer(port=0)
+        loop = asyncio.new_event_loop()
+
+        def run():
+            loop.run_until_complete(server._start())
+            for listener in server._listeners:
+                listener.close()
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.close()
+
+        await self.in_thread(run)
+        self.logged(logging.CRITICAL)
+        server._broadcaster.closed_because = ""
+        with self.assertRaisesRegex(RuntimeError, "event loop was closed"):
+            server.publish("a")
+        self.assertEqual(server.stats.published, 0)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork on this platform")
+    async def test_a_forked_process_is_told_that_it_does_not_serve(self):
+        server = await self.start()
+        forked = self.assertRaisesRegex(RuntimeError, "forked from")
+        with mock.patch.object(os, "getpid", return_value=-1), forked:
+            server.publish("a")
+        server.publish("a")
+
+    async def test_a_logging_handler_and_a_signal_may_publish(self):
+        server = await self.start()
+        client = await self.stream(server)
+        lock = server._broadcaster.lock
+        with lock:  # as if within publish()
+            self.assertTrue(lock.acquire(blocking=False), "it would wait for ever")
+            lock.release()
+            server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+
+    async def test_an_order_that_asks_the_server_does_not_lock_it(self):
+        answered = []
+
+        def order(id):
+            asking = threading.Thread(target=lambda: server.last_event_id, daemon=True)
+            asking.start()
+            asking.join(DEADLINE)
+            answered.append(not asking.is_alive())
+            return int(id)
+
+        server = await self.start(id_order=order)
+        server.publish("a", id="1")
+        self.assertEqual(answered, [True])
+
+
+class SharedLogTest(ServerTestCase):
+    """Ids that many processes share, and what the publisher itself has lost."""
+
+    async def resume(self, server, id):
+        client = await self.connect(server)
+        await client.send(ask("/sse", f"Last-Event-ID: {id}"))
+        await client.open(b"")
+        return client
+
+    def publish(self, server, *numbers):
+        for number in numbers:
+            server.publish(str(number), id=str(number))
+
+    async def test_a_client_that_is_ahead_waits_for_what_it_has_seen(self):
+        server = await self.start(id_order=int)
+        self.publish(server, 1, 2)
+        client = await self.resume(server, 4)
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 1))
+        self.publish(server, 3, 4, 5)
+        self.assertEqual(await client.data(1), ["5"])
+        await self.until_stats(server, live=1, behind=0)
+        self.assertEqual(server.stats.gaps, 0)
+
+    async def test_what_it_has_seen_may_be_skipped_by_the_log(self):
+        server = await self.start(id_order=int)
+        self.publish(server, 1, 2)
+        client = await self.resume(server, 4)
+        self.publish(server, 3, 5, 6)
+        self.assertEqual(await client.data(2), ["5", "6"])
+
+    async def test_what_is_forgotten_before_a_client_wakes_is_a_gap(self):
+        server = await self.start(id_order=int, history=2)
+        self.publish(server, 1, 2)
+        client = await self.resume(server, 5)
+        self.publish(server, *range(3, 10))
+        gap, *others = await client.events(3)
+        # Which reason depends on when it wakes.
+        self.assertEqual(gap.type, "gap")
+        self.assertEqual([event.data for event in others], ["8", "9"])
+
+    async def test_an_id_that_never_comes_is_a_gap_in_time(self):
+        with mock.patch.object(sse_server, "AHEAD_SECONDS", 0.05):
+            server = await self.start(id_order=int)
+            self.publish(server, 1, 2)
+            client = await self.resume(server, 999)
+            events = await client.events(3)
+        self.assertEqual([event.type for event in events], ["gap", *["message"] * 2])
+
+    async def test_an_id_between_two_others_has_its_place(self):
+        server = await self.start(id_order=int)
+        self.publish(server, 10, 20, 30)
+        client = await self.resume(server, 15)
+        self.assertEqual(await client.data(2), ["20", "30"])
+        self.assertEqual(server.stats.gaps, 0)
+
+    async def test_the_end_does_not_wait_for_who_is_ahead(self):
+        server = await self.start(id_order=int, shutdown_timeout=30)
+        self.publish(server, 1)
+        client = await self.resume(server, 5)
+        await asyncio.wait_for(server.close(), DEADLINE)
+        self.assertEqual(await client.rest(), [])
+        self.assertTrue(client.decoder.retry)
+
+    async def test_one_that_is_ahead_and_leaves_is_gone(self):
+        server = await self.start(id_order=int)
+        self.publish(server, 1)
+        client = await self.resume(server, 5)
+        client.reset()
+        self.publish(server, 2)
+        await self.until_stats(server, live=0, behind=0)
+        await server.close()
+
+    async def test_a_gap_of_the_publisher_reaches_every_channel_in_its_place(self):
+        server = await self.start()
+        clients = [
+            await self.stream(server, target) for target in ("/sse", "/sse?channel=a")
+        ]
+        start = server.last_event_id
+        server.publish("1", channel="a")
+        server.publish_gap("trimmed")
+        server.publish("2", channel="a")
+        clients.append(await self.stream(server, f"/sse?channel=a&lastEventId={start}"))
+        gap = ("gap", '{"reason":"trimmed"}')
+        expected = [("message", "1"), gap, ("message", "2")]
+        for client, events in zip(clients, ([gap], expected, expected)):
+            seen = await client.events(len(events))
+            self.assertEqual([(event.type, event.data) for event in seen], events)
+
+
 # ------------------------------------------------------------------------------------
-# 7. The server
+# 7 and 8. The connection and the server
 # ------------------------------------------------------------------------------------
 
 
@@ -4886,6 +5330,123 @@ class ConnectionOverTLSTest(OverTLS, ConnectionTest):
     pass
 
 
+class SeamTest(ServerTestCase):
+    """Where requests, answers and streams follow each other on one connection."""
+
+    async def test_tls_on_a_plain_port_gets_400_at_once(self):
+        server = await self.start()
+        client = await self.connect(server)
+        answer = await client.request(b"\x16\x03\x01\x02\x00\x01")
+        self.assertEqual(answer.status, 400)
+        self.assertIn(b"this port does not speak TLS", answer.body)
+        self.assertTrue(await client.ended())
+
+    async def test_an_end_of_input_behind_a_pipelined_request_is_seen(self):
+        requests = ask("/sse", "Accept: text/html") + ask()
+        server, client, gate = await self.asking(requests)
+        client.end_of_input()
+        gate.set()
+        await client.read_answer()
+        await client.open(b"")
+        self.assertEqual(await client.rest(), [])
+        await self.until_stats(server, live=0, behind=0)
+
+    async def test_reading_pauses_when_much_is_sent_ahead(self):
+        server, client, gate = await self.asking(ask(), permission=False)
+        sending = asyncio.ensure_future(client.send(ask() * 200_000))
+        (connection,) = server._registry.all("asking")
+        await self.until(lambda: not connection.transport.is_reading(), "the pause")
+        self.assertLess(len(connection.received), 512 * KIB)
+        sending.cancel()
+        client.reset()
+        await asyncio.wait([sending])
+        gate.set()
+        await self.until(lambda: not server._registry, "its departure")
+
+    async def test_a_stream_that_is_asked_for_with_close_says_so(self):
+        server = await self.start()
+        client = await self.stream(server, "/sse", "Connection: close")
+        self.assertEqual(client.answer.field("connection"), "close")
+        self.assertEqual(client.answer.field("transfer-encoding"), "chunked")
+
+    async def test_authorize_that_fails_does_not_end_an_event_source(self):
+        async def authorize(request):
+            raise ZeroDivisionError
+
+        server = await self.start(authorize=authorize)
+        with self.assertLogs("sse_server", "ERROR"):
+            answer = await self.ask(server, ask("/sse", "Accept: text/event-stream"))
+            plain = await self.ask(server, ask())
+        self.assertEqual(answer.status, 200)
+        self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
+        self.assertEqual(plain.status, 500)
+
+    async def test_blocking_hooks_do_not_refuse_those_who_wait_their_turn(self):
+        def authorize(request):
+            time.sleep(0.01)  # for all, 0.2 s; the call alone has its time
+            return True
+
+        with (
+            mock.patch.object(sse_server, "AUTHORIZE_THREADS", 2),
+            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.5),
+        ):
+            server = await self.start(authorize=authorize)
+            clients = [await self.connect(server) for _ in range(40)]
+            opened = await asyncio.gather(*[client.open(ask()) for client in clients])
+        self.assertEqual(len(opened), 40)
+        await self.until_stats(server, live=40)
+
+    async def test_a_blocked_hook_does_not_hold_the_end(self):
+        release = threading.Event()
+        self.addCleanup(release.set)
+        server = SSEServer("127.0.0.1", 0, authorize=lambda request: release.wait())
+        await self.in_thread(server.start)
+        client = await self.connect(server)
+        await client.send(ask())
+        await self.until(lambda: server._registry.count("asking"), "the question")
+        server._shutdown_timeout = 0.1
+        await asyncio.wait_for(self.in_thread(server.stop), DEADLINE)
+        release.set()
+
+    async def test_disconnect_holds_for_those_who_are_being_let_in(self):
+        server, client, gate = await self.asking(
+            ask("/sse", "Accept: text/event-stream")
+        )
+        chosen = []
+        server.disconnect(lambda request: chosen.append(request) or True)
+        await self.until(lambda: chosen, "the predicate")
+        gate.set()
+        answer = await client.read_answer()
+        self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
+        self.assertEqual(server.stats.live, 0)
+
+    async def test_no_visit_leaves_a_cycle_for_the_garbage_collector(self):
+        def alive():
+            kinds = (asyncio.StreamReaderProtocol, sse_server._Connection)
+            return sum(isinstance(found, kinds) for found in gc.get_objects())
+
+        server = await self.start()
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        before = alive()
+        for _ in range(5):
+            await self.ask(server, ask("/", "Connection: close"))
+            client = await self.stream(server)
+            client.close()
+        self.transports.clear()
+        await self.until(lambda: not server._registry, "the departures")
+        await self.until(lambda: alive() == before, "the end of the connections")
+
+    async def test_the_kernel_holds_little_for_who_does_not_read(self):
+        server = await self.start()
+        await self.stream(server)
+        sock = self.transports[0].get_extra_info("socket")
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            size = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            self.assertEqual(size, 128 * KIB)
+
+
 class StreamTest(ServerTestCase):
     async def test_the_head(self):
         server = await self.start()
@@ -4981,6 +5542,126 @@ class StreamTest(ServerTestCase):
 
 class StreamOverTLSTest(OverTLS, StreamTest):
     pass
+
+
+class IteratorTest(ServerTestCase):
+    """stream(): what another framework sends as its own response."""
+
+    def reading(self, server, **parameters):
+        iterator = server.stream(**parameters)
+        self.addAsyncCleanup(self.end, iterator)
+        return iterator
+
+    async def end(self, iterator):
+        await iterator.aclose()
+
+    async def read(self, iterator, count):
+        """So many events, in the order in which they come."""
+        decoder, events = Decoder(), []
+        while len(events) < count:
+            events += decoder.feed(await anext_of(iterator))
+        return [event.data for event in events]
+
+    async def test_it_gets_what_a_connection_gets(self):
+        server = await self.start(port=None, heartbeat=0.05, history=3)
+        server.publish("state", event="s", retain=True)
+        first = server.publish("0")
+        await server.drain()
+        iterator = self.reading(server)
+        self.assertTrue((await anext_of(iterator)).startswith(b": open\nretry: "))
+        self.assertEqual(await self.read(iterator, 1), ["state"])
+        server.publish("1")
+        server.publish("a", channel="a")
+        self.assertEqual(await self.read(iterator, 1), ["1"])
+        self.assertEqual(await anext_of(iterator), b":\n")
+        resuming = self.reading(server, last_event_id=first)
+        self.assertEqual(await self.read(resuming, 1), ["1"])
+        other = self.reading(server, channels=["a"], replay=1)
+        self.assertEqual(await self.read(other, 1), ["a"])
+        for number in range(5):
+            server.publish(str(number))
+        await server.drain()
+        late = self.reading(server, last_event_id=first)
+        gap = '{"reason":"history"}'
+        self.assertEqual(await self.read(late, 5), [gap, "state", "2", "3", "4"])
+
+    async def test_one_that_is_slow_is_behind_and_then_dropped(self):
+        server = await self.start(port=None, write_timeout=0.1)
+        iterator = self.reading(server)
+        await anext_of(iterator)
+        for _ in range(3):
+            server.publish("x" * 100_000)
+        await self.until_stats(server, dropped=1, live=0, behind=0)
+        rest = await rest_of(iterator)
+        self.assertEqual(rest, [])
+
+    async def test_it_ends_with_the_server_and_with_disconnect(self):
+        server = await self.start(port=None)
+        for end in (
+            lambda: server.disconnect(lambda request: True),
+            lambda: asyncio.ensure_future(server.close()),
+        ):
+            iterator = self.reading(server, channels=["a", "b"])
+            await anext_of(iterator)
+            self.assertEqual(server.requests()[0].channels, {"a", "b"})
+            server.publish("last", channel="a")
+            ending = end()
+            rest = b"".join(await rest_of(iterator))
+            self.assertIn(b"data: last\n\nretry: ", rest)
+            if ending:
+                await ending
+        after = await rest_of(server.stream())
+        self.assertEqual(len(after), 1)
+        self.assertTrue(after[0].startswith(b"retry: "))
+
+    async def test_one_that_is_cancelled_or_closed_is_gone(self):
+        told = []
+        server = await self.start(port=None, on_close=told.append)
+        waiting = asyncio.ensure_future(self.read(self.reading(server), 1))
+        await self.until_stats(server, live=1)
+        waiting.cancel()
+        closed = self.reading(server)
+        await anext_of(closed)
+        await closed.aclose()
+        await self.until_stats(server, live=0, behind=0)
+        await self.until(lambda: len(told) == 2, "on_close")
+
+    async def test_closing_does_not_wait_for_one_that_nobody_reads(self):
+        server = await self.start(port=None, shutdown_timeout=0.1)
+        iterator = self.reading(server)
+        await anext_of(iterator)
+        server.publish("never read")
+        await asyncio.wait_for(server.close(), DEADLINE)
+        self.assertEqual(len(server._registry), 0)
+
+    async def test_one_above_the_limit_is_told_to_come_back(self):
+        server = await self.start(port=None, max_connections=1)
+        await anext_of(self.reading(server))
+        self.assertEqual(len(await rest_of(server.stream())), 1)
+        self.assertEqual(server.stats.refused, 1)
+
+    async def test_what_is_refused(self):
+        server = await self.start(port=None)
+        cases = [
+            ({"channels": ["a", name]}, message.format("channel"))
+            for name, message in REFUSED_NAMES
+        ]
+        many = [str(number) for number in range(101)]
+        cases.append(({"channels": many}, "101 channels; allowed are 100"))
+        cases += [
+            ({name: value}, message)
+            for name, value, _, message in REFUSED_ARGUMENTS
+            if name == "replay"
+        ]
+        for parameters, message in cases:
+            with self.subTest(parameters), self.assertRaises(ValueError) as caught:
+                await anext_of(server.stream(**parameters))
+            self.assertEqual(str(caught.exception), message)
+        self.assertEqual(server.stats.live, 0)
+
+    async def test_it_belongs_into_the_event_loop_of_the_server(self):
+        with self.assertRaisesRegex(RuntimeError, "belongs into the event loop"):
+            await anext_of(SSEServer().stream())
 
 
 class PublishTest(ServerTestCase):
@@ -5240,6 +5921,52 @@ class AuthorizeTest(ServerTestCase):
         self.assertEqual(answer.body, b"asking for permission took too long\n")
 
 
+class PermissionTest(ServerTestCase):
+    """`authorize` may return the channels that a client may use."""
+
+    async def test_a_channel_that_may_not_be_heard_gets_403(self):
+        for allowed, query, status in (
+            (["mine"], "?channel=mine", 200),
+            (("mine",), "?channel=mine&channel=mine", 200),
+            ({"mine"}, "?channel=mine&channel=other", 403),
+            ({"mine"}, "?channel=other", 403),
+            (frozenset(["mine", None]), "", 200),
+            (["mine", "yours"], "", 200),
+            ([], "", 403),
+            ([], "?channel=mine", 403),
+            ("mine", "?channel=m", 500),
+            (["a\nb"], "", 500),
+            ([1], "", 500),
+            (True, "?channel=other", 200),
+            (None, "?channel=other", 403),
+        ):
+            with self.subTest(allowed=allowed, query=query):
+                server = await self.start(authorize=lambda request, a=allowed: a)
+                data = ask(f"/sse{query}", method="HEAD")
+                logs = self.assertLogs("sse_server") if status == 500 else None
+                with logs or contextlib.nullcontext():
+                    answer = await self.ask(server, data, head_only=True)
+                self.assertEqual(answer.status, status)
+
+    async def test_who_asks_for_none_hears_all_that_it_may(self):
+        async def authorize(request):
+            return ["a", "b"]
+
+        server = await self.start(authorize=authorize)
+        client = await self.stream(server)
+        for channel in ("a", None, "c", "b"):
+            server.publish(channel or "none", channel=channel)
+        self.assertEqual(await client.data(2), ["a", "b"])
+
+    async def test_they_hold_for_publishing_as_well(self):
+        server = await self.start(
+            authorize=lambda request: ["a"], publish_token="secret"
+        )
+        for query, status in (("channel=a", 200), ("channel=b", 403), ("", 403)):
+            answer = await self.ask(server, post(f"/sse?{query}", b"x"))
+            self.assertEqual(answer.status, status, query)
+
+
 class DisconnectTest(ServerTestCase):
     async def test_it_ends_the_chosen_streams(self):
         server = await self.start(history=100_000)
@@ -5327,6 +6054,38 @@ class DisconnectOverTLSTest(OverTLS, DisconnectTest):
         await self.until(
             lambda: len(os.listdir(DESCRIPTORS)) <= before + 1, "the server to close"
         )
+
+
+class PresenceTest(ServerTestCase):
+    async def test_each_stream_is_told_once_whatever_ends_it(self):
+        told = []
+        server = await self.start(
+            on_open=lambda request: told.append(("open", request.query)),
+            on_close=lambda request: told.append(("close", request.query)),
+        )
+        ends = (
+            lambda client: client.close(),
+            lambda client: client.reset(),
+            lambda client: server.disconnect(lambda request: request.query == "2"),
+        )
+        for number, end in enumerate(ends):
+            client = await self.stream(server, f"/sse?{number}")
+            self.assertEqual([r.query for r in server.requests()], [str(number)])
+            end(client)
+            expected = [("open", str(number)), ("close", str(number))]
+            await self.until(lambda e=expected: told[-2:] == e, str(number))
+        await self.stream(server, "/sse?last")
+        await server.close()
+        self.assertEqual(told[6:], [("open", "last"), ("close", "last")])
+        self.assertEqual(server.requests(), [])
+
+    async def test_what_a_hook_raises_is_logged(self):
+        server = await self.start(on_open=lambda request: 1 / 0)
+        with self.assertLogs("sse_server", "ERROR") as caught:
+            client = await self.stream(server)
+            server.publish("a")
+            self.assertEqual(await client.data(1), ["a"])
+        self.assertIn("a hook failed", caught.output[0])
 
 
 class PostTest(ServerTestCase):
@@ -5467,6 +6226,33 @@ class PostTest(ServerTestCase):
         await closing
 
 
+class MonitorTest(ServerTestCase):
+    async def test_the_counts_as_json_with_the_token(self):
+        server = await self.start(publish_token="secret")
+        server.publish("a")
+        accept = "Accept: application/json"
+        answer = await self.ask(
+            server, ask("/sse", accept, "Authorization: Bearer secret")
+        )
+        self.assertEqual(answer.field("content-type"), "application/json")
+        self.assertEqual(json.loads(answer.body), dataclasses.asdict(server.stats))
+        answer = await self.ask(server, ask("/sse", accept, "Authorization: Bearer x"))
+        self.assertEqual(answer.status, 401)
+        client = await self.stream(server, "/sse", accept)
+        server.publish("b")
+        self.assertEqual(await client.data(1), ["b"])
+
+    async def test_data_becomes_text_by_the_programs_function(self):
+        server = await self.start(dumps=lambda data: f"<{data!r}>")
+        client = await self.stream(server)
+        for data in ({1}, "text", None):
+            server.publish(data)
+        self.assertEqual(await client.data(3), ["<{1}>", "text", "<None>"])
+        wrong = await self.start(dumps=lambda data: b"bytes")
+        with self.assertRaisesRegex(TypeError, "allowed is a str"):
+            wrong.publish(1)
+
+
 class CorsTest(ServerTestCase):
     ORIGIN = "https://example.com"
     ALLOWED = "access-control-allow-"
@@ -5558,6 +6344,41 @@ class CorsTest(ServerTestCase):
         field = f"Origin: {self.ORIGIN}"
         found, _ = await self.fields_of(server, field, method="GET")
         self.assertEqual(found[f"{self.ALLOWED}origin"], self.ORIGIN)
+
+
+class HostTest(ServerTestCase):
+    """A page of another site may have its own name point at this machine."""
+
+    async def status(self, server, host, target="/sse"):
+        data = f"HEAD {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        return (await self.ask(server, data, head_only=True)).status
+
+    async def test_on_loopback_another_name_gets_421(self):
+        server = await self.start()
+        for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:9", "[::1]",
+                     "a.localhost", "localhost."):  # fmt: skip
+            self.assertEqual(await self.status(server, host), 200, host)
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example",
+                     "localhost.evil.example", "evillocalhost", "10.0.0.1"):  # fmt: skip
+            self.assertEqual(await self.status(server, host), 421, host)
+            self.assertEqual(await self.status(server, host, "/"), 200, host)
+
+    async def test_the_421_says_what_to_set(self):
+        server = await self.start()
+        answer = await self.ask(server, b"GET /sse HTTP/1.1\r\nHost: a.b\r\n\r\n")
+        self.assertIn("--allow-host", answer.body.decode())
+        self.assertEqual(answer.body.count(b"\n"), 1)
+
+    async def test_the_names_that_are_given(self):
+        server = await self.start(hosts=["Example.com"])
+        self.assertEqual(await self.status(server, "example.com:443"), 200)
+        self.assertEqual(await self.status(server, "localhost"), 421)
+        everything = await self.start(hosts=["*"])
+        self.assertEqual(await self.status(everything, "evil.example"), 200)
+
+    async def test_where_others_can_connect_any_name_will_do(self):
+        server = await self.start("0.0.0.0")
+        self.assertEqual(await self.status(server, "evil.example"), 200)
 
 
 class FullTest(ServerTestCase):
@@ -6020,6 +6841,109 @@ class ListenTest(ServerTestCase):
         self.assertEqual(await self.in_thread(run), [["a"]] * 3)
 
 
+class LifeTest(ServerTestCase):
+    """Beginning and ending, in every order."""
+
+    async def test_a_close_while_it_starts(self):
+        server = SSEServer("127.0.0.1", 0)
+        starting = asyncio.ensure_future(server.serve_forever())
+        await asyncio.sleep(0)
+        await server.close()
+        with self.assertRaisesRegex(RuntimeError, "closed while it started"):
+            await starting
+        self.assertEqual(server._listeners, [])
+
+    async def test_two_starts_at_once_are_one(self):
+        server = SSEServer("127.0.0.1", 0)
+        one, two = (asyncio.ensure_future(server.serve_forever()) for _ in range(2))
+        await self.until(lambda: server.port, "the port")
+        client = await self.stream(server)
+        server.publish("a")
+        self.assertEqual(await client.data(1), ["a"])
+        await server.close()
+        await asyncio.gather(one, two)
+
+    async def test_a_close_from_another_event_loop(self):
+        server = await self.start()
+        client = await self.stream(server)
+
+        def close():
+            asyncio.run(server.close())
+
+        await self.in_thread(close)
+        self.assertEqual(await client.rest(), [])
+
+    async def test_the_port_is_not_known_before_it_listens(self):
+        """Who waits for it in another thread connects at once."""
+        start_server = asyncio.start_server
+        ports = []
+
+        async def start_and_note(accept, **options):
+            ports.append(server.port)
+            return await start_server(accept, **options)
+
+        server = SSEServer("localhost", 0)
+        self.change(asyncio, start_server=start_and_note)
+        await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        self.assertEqual(set(ports), {0})
+        self.assertGreater(server.port, 0)
+
+    async def test_the_port_is_known_when_it_listens(self):
+        server = SSEServer("127.0.0.1", 0)
+        starting = asyncio.ensure_future(self.in_thread(server.start))
+        await self.until(lambda: server.port, "the port")
+        self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
+        await starting
+        await self.in_thread(server.stop)
+        with self.assertRaisesRegex(RuntimeError, "started before"):
+            server.start()
+
+    async def test_leaving_the_block_when_it_was_closed_from_within(self):
+        server = SSEServer("127.0.0.1", 0)
+
+        def run():
+            with server:
+                asyncio.run_coroutine_threadsafe(server.close(), server._loop)
+
+        await asyncio.wait_for(self.in_thread(run), DEADLINE)
+        with self.assertRaises(RuntimeError):
+            server.publish("a")
+
+    async def test_drain_waits_once_for_one_who_takes_little(self):
+        server = await self.start(write_timeout=0.5, history=10_000)
+        client, _ = await self.stall(server)
+        for _ in range(1000):
+            server.publish("x" * 8 * KIB)
+
+        async def trickle():
+            while True:
+                await client.receive()  # enough for the server to see it
+                await asyncio.sleep(0.05)  # the pace of the client
+
+        trickling = asyncio.ensure_future(trickle())
+        began = time.monotonic()
+        await server.drain(behind=True)
+        first = time.monotonic() - began
+        server.publish("a")
+        began = time.monotonic()
+        await asyncio.wait_for(server.drain(behind=True), DEADLINE)
+        again = time.monotonic() - began
+        self.assertEqual((server.stats.behind, server.stats.dropped), (1, 0))
+        trickling.cancel()
+        await asyncio.wait([trickling])
+        self.assertGreater(first, 0.4)
+        self.assertLess(again, first / 2)
+
+    async def test_drain_does_not_wait_for_one_who_is_ahead(self):
+        server = await self.start(id_order=int)
+        server.publish("a", id="1")
+        await self.stream(server, "/sse", "Last-Event-ID: 99")
+        self.assertEqual(server.stats.behind, 1)
+        server.publish("b", id="2")
+        await asyncio.wait_for(server.drain(behind=True), DEADLINE)
+
+
 class ThreadTest(ServerTestCase):
     """`with SSEServer()`: the blocks run where nothing else does."""
 
@@ -6154,7 +7078,7 @@ class TLSTest(OverTLS, ServerTestCase):
 
 
 # ------------------------------------------------------------------------------------
-# 8. The page
+# 9. The page
 # ------------------------------------------------------------------------------------
 
 
@@ -6221,7 +7145,7 @@ class PageTest(ServerTestCase):
 
 
 # ------------------------------------------------------------------------------------
-# 9. The command line
+# 10. The command line
 # ------------------------------------------------------------------------------------
 
 TIMESTAMP = (
@@ -6702,930 +7626,6 @@ class StandardInputTest(CommandLineTestCase):
         self.assertEqual(status, 0, err)
         self.assertNotIn("Traceback", err)
         self.assertEqual(await client.rest(), [])
-
-
-class SharedLogTest(ServerTestCase):
-    """Ids that many processes share, and what the publisher itself has lost."""
-
-    async def resume(self, server, id):
-        client = await self.connect(server)
-        await client.send(ask("/sse", f"Last-Event-ID: {id}"))
-        await client.open(b"")
-        return client
-
-    def publish(self, server, *numbers):
-        for number in numbers:
-            server.publish(str(number), id=str(number))
-
-    async def test_a_client_that_is_ahead_waits_for_what_it_has_seen(self):
-        server = await self.start(id_order=int)
-        self.publish(server, 1, 2)
-        client = await self.resume(server, 4)
-        self.assertEqual((server.stats.live, server.stats.behind), (0, 1))
-        self.publish(server, 3, 4, 5)
-        self.assertEqual(await client.data(1), ["5"])
-        await self.until_stats(server, live=1, behind=0)
-        self.assertEqual(server.stats.gaps, 0)
-
-    async def test_what_it_has_seen_may_be_skipped_by_the_log(self):
-        server = await self.start(id_order=int)
-        self.publish(server, 1, 2)
-        client = await self.resume(server, 4)
-        self.publish(server, 3, 5, 6)
-        self.assertEqual(await client.data(2), ["5", "6"])
-
-    async def test_what_is_forgotten_before_a_client_wakes_is_a_gap(self):
-        server = await self.start(id_order=int, history=2)
-        self.publish(server, 1, 2)
-        client = await self.resume(server, 5)
-        self.publish(server, *range(3, 10))
-        gap, *others = await client.events(3)
-        # Which reason depends on when it wakes.
-        self.assertEqual(gap.type, "gap")
-        self.assertEqual([event.data for event in others], ["8", "9"])
-
-    async def test_an_id_that_never_comes_is_a_gap_in_time(self):
-        with mock.patch.object(sse_server, "AHEAD_SECONDS", 0.05):
-            server = await self.start(id_order=int)
-            self.publish(server, 1, 2)
-            client = await self.resume(server, 999)
-            events = await client.events(3)
-        self.assertEqual([event.type for event in events], ["gap", *["message"] * 2])
-
-    async def test_an_id_between_two_others_has_its_place(self):
-        server = await self.start(id_order=int)
-        self.publish(server, 10, 20, 30)
-        client = await self.resume(server, 15)
-        self.assertEqual(await client.data(2), ["20", "30"])
-        self.assertEqual(server.stats.gaps, 0)
-
-    async def test_the_end_does_not_wait_for_who_is_ahead(self):
-        server = await self.start(id_order=int, shutdown_timeout=30)
-        self.publish(server, 1)
-        client = await self.resume(server, 5)
-        await asyncio.wait_for(server.close(), DEADLINE)
-        self.assertEqual(await client.rest(), [])
-        self.assertTrue(client.decoder.retry)
-
-    async def test_one_that_is_ahead_and_leaves_is_gone(self):
-        server = await self.start(id_order=int)
-        self.publish(server, 1)
-        client = await self.resume(server, 5)
-        client.reset()
-        self.publish(server, 2)
-        await self.until_stats(server, live=0, behind=0)
-        await server.close()
-
-    async def test_a_gap_of_the_publisher_reaches_every_channel_in_its_place(self):
-        server = await self.start()
-        clients = [
-            await self.stream(server, target) for target in ("/sse", "/sse?channel=a")
-        ]
-        start = server.last_event_id
-        server.publish("1", channel="a")
-        server.publish_gap("trimmed")
-        server.publish("2", channel="a")
-        clients.append(await self.stream(server, f"/sse?channel=a&lastEventId={start}"))
-        gap = ("gap", '{"reason":"trimmed"}')
-        expected = [("message", "1"), gap, ("message", "2")]
-        for client, events in zip(clients, ([gap], expected, expected)):
-            seen = await client.events(len(events))
-            self.assertEqual([(event.type, event.data) for event in seen], events)
-
-
-class FailureTest(ServerTestCase):
-    """What goes wrong stays with whom it concerns, and is said."""
-
-    async def test_a_transport_that_raises_costs_only_its_subscriber(self):
-        self.change(sse_server, _direct_socket=lambda transport: None)
-        server = await self.start()
-        client = await self.stream(server)
-        other = await self.stream(server)
-        (audience,) = server._broadcaster._audiences.values()
-        write = audience.write
-        audience.write = mock.Mock(
-            wraps=write, side_effect=[ZeroDivisionError, mock.DEFAULT]
-        )
-        with self.assertLogs("sse_server", "ERROR") as caught:
-            server.publish("a")
-            await server.drain()
-        self.assertIn("writing failed", caught.output[0])
-        audience.write = write
-        await client.rest_of_cut()
-        await self.until_stats(server, live=1, behind=0)
-        server.publish("b")
-        self.assertEqual(await other.data(2), ["a", "b"])
-
-    async def half_a_head(self, server):
-        """A client that has sent a part of its request; the server's side of it."""
-        client = await self.connect(server)
-        await client.send(b"GET / HTTP/1.1\r\n")
-        heads = server._registry.members["head"]
-        await self.until(lambda: any(c.received for c in heads), "the line")
-        (connection,) = (c for c in heads if c.received)
-        return client, connection
-
-    def due(self, server, *connections):
-        """Their time is over."""
-        for connection in connections:
-            server._registry.members["head"][connection] = 0
-        server._registry._expire_due()
-
-    async def test_after_an_answer_that_could_not_be_written_there_is_none(self):
-        server = await self.start()
-        client, connection = await self.half_a_head(server)
-        transport = connection.transport
-
-        def fail(data):
-            transport.abort()
-
-        connection.transport = mock.Mock(wraps=transport)
-        connection.transport.write.side_effect = fail
-        await client.send(b"Host: localhost\r\n\r\n" + ask("/") * 20)
-        await self.until(lambda: not server._registry, "the departure")
-        self.assertEqual(connection.transport.write.call_count, 1)
-
-    async def test_a_client_that_has_gone_when_its_time_is_over(self):
-        server = await self.start()
-        client, connection = await self.half_a_head(server)
-        connection.transport = mock.Mock(wraps=connection.transport)
-        connection.transport.write_eof.side_effect = OSError
-        self.due(server, connection)
-        self.assertEqual(connection.state, "lingering")
-        client.close()
-        await self.until(lambda: not server._registry, "the departure")
-
-    async def test_one_that_cannot_be_ended_does_not_keep_the_others(self):
-        server = await self.start()
-        _, first = await self.half_a_head(server)
-        heads = server._registry.members["head"]
-        client = await self.connect(server)
-        await self.until(lambda: len(heads) == 2, "the second")
-        second = list(heads)[1]
-        first.transport = mock.Mock(wraps=first.transport)
-        first.transport.write.side_effect = ZeroDivisionError
-        with self.assertLogs("sse_server", "ERROR") as caught:
-            self.due(server, first, second)
-        self.assertIn("ending it failed", caught.output[0])
-        self.assertEqual((await client.read_answer()).status, 408)
-        client.close()
-        await self.until(lambda: not server._registry, "the departures")
-
-    async def test_the_sockets_are_looked_at_before_anybody_is_cut(self):
-        """As after SIGSTOP and SIGCONT, when timers are due before what came is read."""
-        server = await self.start()
-        client, connection = await self.half_a_head(server)
-        client.sock.send(b"Host: a\r\n\r\n")
-        server._registry.members["head"][connection] = (
-            0  # the time was over while the process did nothing
-        )
-        server._registry._look_at_sockets()
-        self.assertEqual((await client.read_answer()).status, 200)
-
-    async def test_no_delivery_goes_to_a_descriptor_that_was_reused(self):
-        """Rule 5; the kernel gives a new connection the lowest descriptor."""
-        self.give_way_after(1)
-        server = await self.start()
-        first = await self.stream(server)
-        leaver = await self.stream(server)
-        (audience,) = server._broadcaster._audiences.values()
-        descriptor = list(audience.live)[1].fileno()
-        write = audience.write
-        swapped = []
-
-        def write_and_swap(key, data):
-            swapped.append(key)
-            return write(key, data)
-
-        audience.write = write_and_swap
-        server.publish("a")
-        work = server._broadcaster.work()
-        while not swapped:
-            next(work)
-        self.assertEqual(len(swapped), 1)  # `first` was written to, `leaver` not yet
-        leaver.close()
-        await self.until_stats(server, live=1)
-        newcomer = await self.stream(server)
-        newest = list(audience.live)[-1].fileno()
-        self.assertEqual(newest, descriptor, "it is not reused")
-        for _ in work:
-            pass
-        self.assertEqual(swapped, [swapped[0]])
-        server.publish("b")
-        self.assertEqual(await first.data(2), ["a", "b"])
-        self.assertEqual(await newcomer.data(1), ["b"])
-
-    async def test_broadcasting_that_fails_ends_the_server(self):
-        server = await self.start(shutdown_timeout=0.2)
-        client = await self.stream(server)
-        kept = await self.connect(server)
-        await kept.request(ask("/"))
-        with (
-            mock.patch.object(server._broadcaster.log, "read", side_effect=MemoryError),
-            self.assertLogs("sse_server", "CRITICAL"),
-        ):
-            server.publish("a")
-            await client.rest()
-        answer = await kept.request(ask("/"))
-        self.assertEqual(
-            (answer.status, answer.body), (503, b"broadcasting has failed\n")
-        )
-        with self.assertRaisesRegex(RuntimeError, "broadcasting has failed"):
-            server.publish("b")
-        with self.assertRaises(MemoryError):
-            await server.serve_forever()
-
-    async def test_an_event_loop_that_was_closed_before_the_server(self):
-        server = SSEServer(port=0)
-        loop = asyncio.new_event_loop()
-
-        def run():
-            loop.run_until_complete(server._start())
-            for listener in server._listeners:
-                listener.close()
-            for task in asyncio.all_tasks(loop):
-                task.cancel()
-            loop.run_until_complete(asyncio.sleep(0))
-            loop.run_until_complete(asyncio.sleep(0))
-            loop.close()
-
-        await self.in_thread(run)
-        self.logged(logging.CRITICAL)
-        server._broadcaster.closed_because = ""
-        with self.assertRaisesRegex(RuntimeError, "event loop was closed"):
-            server.publish("a")
-        self.assertEqual(server.stats.published, 0)
-
-    @unittest.skipUnless(hasattr(os, "fork"), "no fork on this platform")
-    async def test_a_forked_process_is_told_that_it_does_not_serve(self):
-        server = await self.start()
-        forked = self.assertRaisesRegex(RuntimeError, "forked from")
-        with mock.patch.object(os, "getpid", return_value=-1), forked:
-            server.publish("a")
-        server.publish("a")
-
-    async def test_a_logging_handler_and_a_signal_may_publish(self):
-        server = await self.start()
-        client = await self.stream(server)
-        lock = server._broadcaster.lock
-        with lock:  # as if within publish()
-            self.assertTrue(lock.acquire(blocking=False), "it would wait for ever")
-            lock.release()
-            server.publish("a")
-        self.assertEqual(await client.data(1), ["a"])
-
-    async def test_an_order_that_asks_the_server_does_not_lock_it(self):
-        answered = []
-
-        def order(id):
-            asking = threading.Thread(target=lambda: server.last_event_id, daemon=True)
-            asking.start()
-            asking.join(DEADLINE)
-            answered.append(not asking.is_alive())
-            return int(id)
-
-        server = await self.start(id_order=order)
-        server.publish("a", id="1")
-        self.assertEqual(answered, [True])
-
-
-class LifeTest(ServerTestCase):
-    """Beginning and ending, in every order."""
-
-    async def test_a_close_while_it_starts(self):
-        server = SSEServer("127.0.0.1", 0)
-        starting = asyncio.ensure_future(server.serve_forever())
-        await asyncio.sleep(0)
-        await server.close()
-        with self.assertRaisesRegex(RuntimeError, "closed while it started"):
-            await starting
-        self.assertEqual(server._listeners, [])
-
-    async def test_two_starts_at_once_are_one(self):
-        server = SSEServer("127.0.0.1", 0)
-        one, two = (asyncio.ensure_future(server.serve_forever()) for _ in range(2))
-        await self.until(lambda: server.port, "the port")
-        client = await self.stream(server)
-        server.publish("a")
-        self.assertEqual(await client.data(1), ["a"])
-        await server.close()
-        await asyncio.gather(one, two)
-
-    async def test_a_close_from_another_event_loop(self):
-        server = await self.start()
-        client = await self.stream(server)
-
-        def close():
-            asyncio.run(server.close())
-
-        await self.in_thread(close)
-        self.assertEqual(await client.rest(), [])
-
-    async def test_the_port_is_not_known_before_it_listens(self):
-        """Who waits for it in another thread connects at once."""
-        start_server = asyncio.start_server
-        ports = []
-
-        async def start_and_note(accept, **options):
-            ports.append(server.port)
-            return await start_server(accept, **options)
-
-        server = SSEServer("localhost", 0)
-        self.change(asyncio, start_server=start_and_note)
-        await server.__aenter__()
-        self.addAsyncCleanup(self._stop, server)
-        self.assertEqual(set(ports), {0})
-        self.assertGreater(server.port, 0)
-
-    async def test_the_port_is_known_when_it_listens(self):
-        server = SSEServer("127.0.0.1", 0)
-        starting = asyncio.ensure_future(self.in_thread(server.start))
-        await self.until(lambda: server.port, "the port")
-        self.assertEqual((await self.ask(server, ask("/"))).body, b"ok")
-        await starting
-        await self.in_thread(server.stop)
-        with self.assertRaisesRegex(RuntimeError, "started before"):
-            server.start()
-
-    async def test_leaving_the_block_when_it_was_closed_from_within(self):
-        server = SSEServer("127.0.0.1", 0)
-
-        def run():
-            with server:
-                asyncio.run_coroutine_threadsafe(server.close(), server._loop)
-
-        await asyncio.wait_for(self.in_thread(run), DEADLINE)
-        with self.assertRaises(RuntimeError):
-            server.publish("a")
-
-    async def test_drain_waits_once_for_one_who_takes_little(self):
-        server = await self.start(write_timeout=0.5, history=10_000)
-        client, _ = await self.stall(server)
-        for _ in range(1000):
-            server.publish("x" * 8 * KIB)
-
-        async def trickle():
-            while True:
-                await client.receive()  # enough for the server to see it
-                await asyncio.sleep(0.05)  # the pace of the client
-
-        trickling = asyncio.ensure_future(trickle())
-        began = time.monotonic()
-        await server.drain(behind=True)
-        first = time.monotonic() - began
-        server.publish("a")
-        began = time.monotonic()
-        await asyncio.wait_for(server.drain(behind=True), DEADLINE)
-        again = time.monotonic() - began
-        self.assertEqual((server.stats.behind, server.stats.dropped), (1, 0))
-        trickling.cancel()
-        await asyncio.wait([trickling])
-        self.assertGreater(first, 0.4)
-        self.assertLess(again, first / 2)
-
-    async def test_drain_does_not_wait_for_one_who_is_ahead(self):
-        server = await self.start(id_order=int)
-        server.publish("a", id="1")
-        await self.stream(server, "/sse", "Last-Event-ID: 99")
-        self.assertEqual(server.stats.behind, 1)
-        server.publish("b", id="2")
-        await asyncio.wait_for(server.drain(behind=True), DEADLINE)
-
-
-class SeamTest(ServerTestCase):
-    """Where requests, answers and streams follow each other on one connection."""
-
-    async def test_tls_on_a_plain_port_gets_400_at_once(self):
-        server = await self.start()
-        client = await self.connect(server)
-        answer = await client.request(b"\x16\x03\x01\x02\x00\x01")
-        self.assertEqual(answer.status, 400)
-        self.assertIn(b"this port does not speak TLS", answer.body)
-        self.assertTrue(await client.ended())
-
-    async def test_an_end_of_input_behind_a_pipelined_request_is_seen(self):
-        requests = ask("/sse", "Accept: text/html") + ask()
-        server, client, gate = await self.asking(requests)
-        client.end_of_input()
-        gate.set()
-        await client.read_answer()
-        await client.open(b"")
-        self.assertEqual(await client.rest(), [])
-        await self.until_stats(server, live=0, behind=0)
-
-    async def test_reading_pauses_when_much_is_sent_ahead(self):
-        server, client, gate = await self.asking(ask(), permission=False)
-        sending = asyncio.ensure_future(client.send(ask() * 200_000))
-        (connection,) = server._registry.all("asking")
-        await self.until(lambda: not connection.transport.is_reading(), "the pause")
-        self.assertLess(len(connection.received), 512 * KIB)
-        sending.cancel()
-        client.reset()
-        await asyncio.wait([sending])
-        gate.set()
-        await self.until(lambda: not server._registry, "its departure")
-
-    async def test_a_stream_that_is_asked_for_with_close_says_so(self):
-        server = await self.start()
-        client = await self.stream(server, "/sse", "Connection: close")
-        self.assertEqual(client.answer.field("connection"), "close")
-        self.assertEqual(client.answer.field("transfer-encoding"), "chunked")
-
-    async def test_authorize_that_fails_does_not_end_an_event_source(self):
-        async def authorize(request):
-            raise ZeroDivisionError
-
-        server = await self.start(authorize=authorize)
-        with self.assertLogs("sse_server", "ERROR"):
-            answer = await self.ask(server, ask("/sse", "Accept: text/event-stream"))
-            plain = await self.ask(server, ask())
-        self.assertEqual(answer.status, 200)
-        self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
-        self.assertEqual(plain.status, 500)
-
-    async def test_blocking_hooks_do_not_refuse_those_who_wait_their_turn(self):
-        def authorize(request):
-            time.sleep(0.01)  # for all, 0.2 s; the call alone has its time
-            return True
-
-        with (
-            mock.patch.object(sse_server, "AUTHORIZE_THREADS", 2),
-            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.5),
-        ):
-            server = await self.start(authorize=authorize)
-            clients = [await self.connect(server) for _ in range(40)]
-            opened = await asyncio.gather(*[client.open(ask()) for client in clients])
-        self.assertEqual(len(opened), 40)
-        await self.until_stats(server, live=40)
-
-    async def test_a_blocked_hook_does_not_hold_the_end(self):
-        release = threading.Event()
-        self.addCleanup(release.set)
-        server = SSEServer("127.0.0.1", 0, authorize=lambda request: release.wait())
-        await self.in_thread(server.start)
-        client = await self.connect(server)
-        await client.send(ask())
-        await self.until(lambda: server._registry.count("asking"), "the question")
-        server._shutdown_timeout = 0.1
-        await asyncio.wait_for(self.in_thread(server.stop), DEADLINE)
-        release.set()
-
-    async def test_disconnect_holds_for_those_who_are_being_let_in(self):
-        server, client, gate = await self.asking(
-            ask("/sse", "Accept: text/event-stream")
-        )
-        chosen = []
-        server.disconnect(lambda request: chosen.append(request) or True)
-        await self.until(lambda: chosen, "the predicate")
-        gate.set()
-        answer = await client.read_answer()
-        self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
-        self.assertEqual(server.stats.live, 0)
-
-    async def test_no_visit_leaves_a_cycle_for_the_garbage_collector(self):
-        def alive():
-            kinds = (asyncio.StreamReaderProtocol, sse_server._Connection)
-            return sum(isinstance(found, kinds) for found in gc.get_objects())
-
-        server = await self.start()
-        gc.collect()
-        gc.disable()
-        self.addCleanup(gc.enable)
-        before = alive()
-        for _ in range(5):
-            await self.ask(server, ask("/", "Connection: close"))
-            client = await self.stream(server)
-            client.close()
-        self.transports.clear()
-        await self.until(lambda: not server._registry, "the departures")
-        await self.until(lambda: alive() == before, "the end of the connections")
-
-    async def test_the_kernel_holds_little_for_who_does_not_read(self):
-        server = await self.start()
-        await self.stream(server)
-        sock = self.transports[0].get_extra_info("socket")
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            size = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
-            self.assertEqual(size, 128 * KIB)
-
-
-class RetainedTest(ServerTestCase):
-    """What a new client is given at once, and who missed something."""
-
-    async def seen(self, server, count, target="/sse", *fields):
-        client = await self.stream(server, target, *fields)
-        events = await client.events(count)
-        client.close()
-        return [(event.type, event.data, event.last_event_id) for event in events]
-
-    async def test_a_new_client_is_given_the_newest_of_each_name_and_channel(self):
-        server = await self.start()
-        for number in range(3):
-            server.publish(f"a{number}", event="a", retain=True)
-            server.publish(f"b{number}", event="b", channel="b", retain=True)
-            server.publish(f"plain{number}", retain=True)
-        server.publish("everybody", channel=EVERYBODY, event="c", retain=True)
-        server.publish("not retained")
-        end = server.last_event_id
-        self.assertEqual(
-            await self.seen(server, 3),
-            [("a", "a2", ""), ("message", "plain2", ""), ("c", "everybody", end)],
-        )
-        self.assertEqual(
-            await self.seen(server, 2, "/sse?channel=b"),
-            [("b", "b2", ""), ("c", "everybody", end)],
-        )
-
-    async def test_then_it_goes_on_live_and_resumes_by_the_last_ones_id(self):
-        server = await self.start()
-        server.publish("state", event="s", retain=True)
-        client = await self.stream(server)
-        (state,) = await client.events(1)
-        server.publish("new")
-        self.assertEqual(await client.data(1), ["new"])
-        field = f"Last-Event-ID: {state.last_event_id}"
-        again = await self.stream(server, "/sse", field)
-        self.assertEqual(await again.data(1), ["new"])
-
-    async def test_one_that_resumes_gets_what_it_missed_and_no_more(self):
-        server = await self.start()
-        first = server.publish("1", event="s", retain=True)
-        server.publish("2", event="t", retain=True)
-        seen = await self.seen(server, 1, "/sse", f"Last-Event-ID: {first}")
-        self.assertEqual(seen[0][:2], ("t", "2"))
-
-    async def test_after_a_gap_the_state_that_is_no_longer_held(self):
-        server = await self.start(history=2)
-        old = server.publish("old", event="s", retain=True)
-        base = [server.publish(str(number)) for number in range(4)][1]
-        for field, reason in (
-            (f"Last-Event-ID: {old[:-1]}0", "history"),
-            ("Last-Event-ID: nobody knows", "unknown id"),
-        ):
-            await server.drain()
-            gap = json.dumps({"reason": reason}, separators=(",", ":"))
-            seen = await self.seen(server, 4, "/sse", field)
-            self.assertEqual(seen[:2], [("gap", gap, ""), ("s", "old", base)])
-            self.assertEqual([data for _, data, _ in seen[2:]], ["2", "3"])
-
-    async def test_forget(self):
-        server = await self.start()
-        server.publish("1", event="s", retain=True)
-        server.publish("2", channel="c", retain=True)
-        self.assertFalse(server.forget())
-        self.assertTrue(server.forget("s"))
-        self.assertFalse(server.forget("s"))
-        self.assertTrue(server.forget(event="message", channel="c"))
-        client = await self.stream(server, "/sse")
-        server.publish("new")
-        self.assertEqual(await client.data(1), ["new"])
-
-    async def test_the_bound_on_their_number(self):
-        for bound in (0, 1, 2, 3):
-            server = await self.start(retained=bound)
-            for number in range(bound + 1):
-                server.publish(str(number), event=f"n{number}", retain=True)
-            server.publish("again", event="n1", retain=True)
-            server.publish("last")
-            retained = server._broadcaster.log._retained
-            expected = [f"n{number}" for number in range(1, bound + 1)]
-            self.assertEqual(sorted(name for _, name in retained), expected)
-
-    async def test_the_bound_on_their_bytes_is_that_of_the_history(self):
-        overhead = sse_server.EVENT_OVERHEAD_BYTES
-        size = len(b"event: s\ndata: \n\n") + 100 + overhead
-        for bound, kept in ((2 * size - 1, 1), (2 * size, 2), (2 * size + 1, 2)):
-            server = await self.start(history_bytes=bound)
-            for name in "abc":
-                server.publish("x" * 100, event=name, retain=True)
-            self.assertEqual(len(server._broadcaster.log._retained), kept)
-            self.assertEqual(len(server._broadcaster.log), 1)  # never less than one
-
-    async def test_a_large_snapshot_goes_out_in_batches(self):
-        server = await self.start()
-        texts = [f"{number} " + "x" * 20_000 for number in range(20)]
-        for number, text in enumerate(texts):
-            server.publish(text, event=f"n{number}", retain=True)
-        await server.drain()
-        client = await self.stream(server)
-        events = await client.events(20)
-        self.assertEqual([event.data for event in events], texts)
-        ids = [event.last_event_id for event in events]
-        self.assertEqual(ids, [""] * 19 + [server.last_event_id])
-
-    async def test_by_post(self):
-        server = await self.start(publish_token="secret")
-        answer = await self.ask(server, post("/sse?event=s&retain=1", b"state"))
-        self.assertEqual(answer.status, 200)
-        id = answer.body.decode()
-        self.assertEqual(await self.seen(server, 1), [("s", "state", id)])
-
-
-class ReplayTest(ServerTestCase):
-    async def test_a_new_client_asks_for_the_newest(self):
-        server = await self.start(history=5)
-        for number in range(8):
-            server.publish(str(number), channel="ab"[number % 2])
-        for query, expected in (
-            ("channel=b&replay=1", ["7"]),
-            ("channel=b&replay=2", ["5", "7"]),
-            ("channel=b&replay=9", ["3", "5", "7"]),
-            ("channel=a&channel=b&replay=all", ["3", "4", "5", "6", "7"]),
-            ("channel=b&replay=0", []),
-            ("channel=b", []),
-        ):
-            with self.subTest(query):
-                client = await self.stream(server, f"/sse?{query}")
-                server.publish("end", channel=EVERYBODY)
-                data = await client.data(len(expected) + 1)
-                self.assertEqual(data, [*expected, "end"])
-                server = await self.start(history=5)
-                for number in range(8):
-                    server.publish(str(number), channel="ab"[number % 2])
-
-    async def test_the_bound_on_what_is_looked_at(self):
-        server = await self.start()
-        for number in range(5):
-            server.publish(str(number))
-        await server.drain()
-        for bound, expected in ((4, "1"), (5, "0"), (6, "0")):
-            with mock.patch.object(sse_server, "MAX_REPLAY_SCAN", bound):
-                client = await self.stream(server, "/sse?replay=all")
-                self.assertEqual(await client.data(1), [expected])
-
-    async def test_a_last_event_id_wins(self):
-        server = await self.start()
-        ids = [server.publish(str(number)) for number in range(4)]
-        field = f"Last-Event-ID: {ids[2]}"
-        client = await self.stream(server, "/sse?replay=all", field)
-        self.assertEqual(await client.data(1), ["3"])
-
-    async def test_what_a_client_gets_that_asks_for_nothing(self):
-        server = await self.start(replay=2)
-        for number in range(4):
-            server.publish(str(number))
-        client = await self.stream(server)
-        self.assertEqual(await client.data(2), ["2", "3"])
-
-
-class PermissionTest(ServerTestCase):
-    """`authorize` may return the channels that a client may use."""
-
-    async def test_a_channel_that_may_not_be_heard_gets_403(self):
-        for allowed, query, status in (
-            (["mine"], "?channel=mine", 200),
-            (("mine",), "?channel=mine&channel=mine", 200),
-            ({"mine"}, "?channel=mine&channel=other", 403),
-            ({"mine"}, "?channel=other", 403),
-            (frozenset(["mine", None]), "", 200),
-            (["mine", "yours"], "", 200),
-            ([], "", 403),
-            ([], "?channel=mine", 403),
-            ("mine", "?channel=m", 500),
-            (["a\nb"], "", 500),
-            ([1], "", 500),
-            (True, "?channel=other", 200),
-            (None, "?channel=other", 403),
-        ):
-            with self.subTest(allowed=allowed, query=query):
-                server = await self.start(authorize=lambda request, a=allowed: a)
-                data = ask(f"/sse{query}", method="HEAD")
-                logs = self.assertLogs("sse_server") if status == 500 else None
-                with logs or contextlib.nullcontext():
-                    answer = await self.ask(server, data, head_only=True)
-                self.assertEqual(answer.status, status)
-
-    async def test_who_asks_for_none_hears_all_that_it_may(self):
-        async def authorize(request):
-            return ["a", "b"]
-
-        server = await self.start(authorize=authorize)
-        client = await self.stream(server)
-        for channel in ("a", None, "c", "b"):
-            server.publish(channel or "none", channel=channel)
-        self.assertEqual(await client.data(2), ["a", "b"])
-
-    async def test_they_hold_for_publishing_as_well(self):
-        server = await self.start(
-            authorize=lambda request: ["a"], publish_token="secret"
-        )
-        for query, status in (("channel=a", 200), ("channel=b", 403), ("", 403)):
-            answer = await self.ask(server, post(f"/sse?{query}", b"x"))
-            self.assertEqual(answer.status, status, query)
-
-
-class PresenceTest(ServerTestCase):
-    async def test_each_stream_is_told_once_whatever_ends_it(self):
-        told = []
-        server = await self.start(
-            on_open=lambda request: told.append(("open", request.query)),
-            on_close=lambda request: told.append(("close", request.query)),
-        )
-        ends = (
-            lambda client: client.close(),
-            lambda client: client.reset(),
-            lambda client: server.disconnect(lambda request: request.query == "2"),
-        )
-        for number, end in enumerate(ends):
-            client = await self.stream(server, f"/sse?{number}")
-            self.assertEqual([r.query for r in server.requests()], [str(number)])
-            end(client)
-            expected = [("open", str(number)), ("close", str(number))]
-            await self.until(lambda e=expected: told[-2:] == e, str(number))
-        await self.stream(server, "/sse?last")
-        await server.close()
-        self.assertEqual(told[6:], [("open", "last"), ("close", "last")])
-        self.assertEqual(server.requests(), [])
-
-    async def test_what_a_hook_raises_is_logged(self):
-        server = await self.start(on_open=lambda request: 1 / 0)
-        with self.assertLogs("sse_server", "ERROR") as caught:
-            client = await self.stream(server)
-            server.publish("a")
-            self.assertEqual(await client.data(1), ["a"])
-        self.assertIn("a hook failed", caught.output[0])
-
-
-class HostTest(ServerTestCase):
-    """A page of another site may have its own name point at this machine."""
-
-    async def status(self, server, host, target="/sse"):
-        data = f"HEAD {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-        return (await self.ask(server, data, head_only=True)).status
-
-    async def test_on_loopback_another_name_gets_421(self):
-        server = await self.start()
-        for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:9", "[::1]",
-                     "a.localhost", "localhost."):  # fmt: skip
-            self.assertEqual(await self.status(server, host), 200, host)
-        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example",
-                     "localhost.evil.example", "evillocalhost", "10.0.0.1"):  # fmt: skip
-            self.assertEqual(await self.status(server, host), 421, host)
-            self.assertEqual(await self.status(server, host, "/"), 200, host)
-
-    async def test_the_421_says_what_to_set(self):
-        server = await self.start()
-        answer = await self.ask(server, b"GET /sse HTTP/1.1\r\nHost: a.b\r\n\r\n")
-        self.assertIn("--allow-host", answer.body.decode())
-        self.assertEqual(answer.body.count(b"\n"), 1)
-
-    async def test_the_names_that_are_given(self):
-        server = await self.start(hosts=["Example.com"])
-        self.assertEqual(await self.status(server, "example.com:443"), 200)
-        self.assertEqual(await self.status(server, "localhost"), 421)
-        everything = await self.start(hosts=["*"])
-        self.assertEqual(await self.status(everything, "evil.example"), 200)
-
-    async def test_where_others_can_connect_any_name_will_do(self):
-        server = await self.start("0.0.0.0")
-        self.assertEqual(await self.status(server, "evil.example"), 200)
-
-
-class IteratorTest(ServerTestCase):
-    """stream(): what another framework sends as its own response."""
-
-    def reading(self, server, **parameters):
-        iterator = server.stream(**parameters)
-        self.addAsyncCleanup(self.end, iterator)
-        return iterator
-
-    async def end(self, iterator):
-        await iterator.aclose()
-
-    async def read(self, iterator, count):
-        """So many events, in the order in which they come."""
-        decoder, events = Decoder(), []
-        while len(events) < count:
-            events += decoder.feed(await anext_of(iterator))
-        return [event.data for event in events]
-
-    async def test_it_gets_what_a_connection_gets(self):
-        server = await self.start(port=None, heartbeat=0.05, history=3)
-        server.publish("state", event="s", retain=True)
-        first = server.publish("0")
-        await server.drain()
-        iterator = self.reading(server)
-        self.assertTrue((await anext_of(iterator)).startswith(b": open\nretry: "))
-        self.assertEqual(await self.read(iterator, 1), ["state"])
-        server.publish("1")
-        server.publish("a", channel="a")
-        self.assertEqual(await self.read(iterator, 1), ["1"])
-        self.assertEqual(await anext_of(iterator), b":\n")
-        resuming = self.reading(server, last_event_id=first)
-        self.assertEqual(await self.read(resuming, 1), ["1"])
-        other = self.reading(server, channels=["a"], replay=1)
-        self.assertEqual(await self.read(other, 1), ["a"])
-        for number in range(5):
-            server.publish(str(number))
-        await server.drain()
-        late = self.reading(server, last_event_id=first)
-        gap = '{"reason":"history"}'
-        self.assertEqual(await self.read(late, 5), [gap, "state", "2", "3", "4"])
-
-    async def test_one_that_is_slow_is_behind_and_then_dropped(self):
-        server = await self.start(port=None, write_timeout=0.1)
-        iterator = self.reading(server)
-        await anext_of(iterator)
-        for _ in range(3):
-            server.publish("x" * 100_000)
-        await self.until_stats(server, dropped=1, live=0, behind=0)
-        rest = await rest_of(iterator)
-        self.assertEqual(rest, [])
-
-    async def test_it_ends_with_the_server_and_with_disconnect(self):
-        server = await self.start(port=None)
-        for end in (
-            lambda: server.disconnect(lambda request: True),
-            lambda: asyncio.ensure_future(server.close()),
-        ):
-            iterator = self.reading(server, channels=["a", "b"])
-            await anext_of(iterator)
-            self.assertEqual(server.requests()[0].channels, {"a", "b"})
-            server.publish("last", channel="a")
-            ending = end()
-            rest = b"".join(await rest_of(iterator))
-            self.assertIn(b"data: last\n\nretry: ", rest)
-            if ending:
-                await ending
-        after = await rest_of(server.stream())
-        self.assertEqual(len(after), 1)
-        self.assertTrue(after[0].startswith(b"retry: "))
-
-    async def test_one_that_is_cancelled_or_closed_is_gone(self):
-        told = []
-        server = await self.start(port=None, on_close=told.append)
-        waiting = asyncio.ensure_future(self.read(self.reading(server), 1))
-        await self.until_stats(server, live=1)
-        waiting.cancel()
-        closed = self.reading(server)
-        await anext_of(closed)
-        await closed.aclose()
-        await self.until_stats(server, live=0, behind=0)
-        await self.until(lambda: len(told) == 2, "on_close")
-
-    async def test_closing_does_not_wait_for_one_that_nobody_reads(self):
-        server = await self.start(port=None, shutdown_timeout=0.1)
-        iterator = self.reading(server)
-        await anext_of(iterator)
-        server.publish("never read")
-        await asyncio.wait_for(server.close(), DEADLINE)
-        self.assertEqual(len(server._registry), 0)
-
-    async def test_one_above_the_limit_is_told_to_come_back(self):
-        server = await self.start(port=None, max_connections=1)
-        await anext_of(self.reading(server))
-        self.assertEqual(len(await rest_of(server.stream())), 1)
-        self.assertEqual(server.stats.refused, 1)
-
-    async def test_what_is_refused(self):
-        server = await self.start(port=None)
-        cases = [
-            ({"channels": ["a", name]}, message.format("channel"))
-            for name, message in REFUSED_NAMES
-        ]
-        many = [str(number) for number in range(101)]
-        cases.append(({"channels": many}, "101 channels; allowed are 100"))
-        cases += [
-            ({name: value}, message)
-            for name, value, _, message in REFUSED_ARGUMENTS
-            if name == "replay"
-        ]
-        for parameters, message in cases:
-            with self.subTest(parameters), self.assertRaises(ValueError) as caught:
-                await anext_of(server.stream(**parameters))
-            self.assertEqual(str(caught.exception), message)
-        self.assertEqual(server.stats.live, 0)
-
-    async def test_it_belongs_into_the_event_loop_of_the_server(self):
-        with self.assertRaisesRegex(RuntimeError, "belongs into the event loop"):
-            await anext_of(SSEServer().stream())
-
-
-class MonitorTest(ServerTestCase):
-    async def test_the_counts_as_json_with_the_token(self):
-        server = await self.start(publish_token="secret")
-        server.publish("a")
-        accept = "Accept: application/json"
-        answer = await self.ask(
-            server, ask("/sse", accept, "Authorization: Bearer secret")
-        )
-        self.assertEqual(answer.field("content-type"), "application/json")
-        self.assertEqual(json.loads(answer.body), dataclasses.asdict(server.stats))
-        answer = await self.ask(server, ask("/sse", accept, "Authorization: Bearer x"))
-        self.assertEqual(answer.status, 401)
-        client = await self.stream(server, "/sse", accept)
-        server.publish("b")
-        self.assertEqual(await client.data(1), ["b"])
-
-    async def test_data_becomes_text_by_the_programs_function(self):
-        server = await self.start(dumps=lambda data: f"<{data!r}>")
-        client = await self.stream(server)
-        for data in ({1}, "text", None):
-            server.publish(data)
-        self.assertEqual(await client.data(3), ["<{1}>", "text", "<None>"])
-        wrong = await self.start(dumps=lambda data: b"bytes")
-        with self.assertRaisesRegex(TypeError, "allowed is a str"):
-            wrong.publish(1)
 
 
 # ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ async def main(history=1000):
                 last_id = server.publish(data, channel=channel)
             return last_id
 
-        await obey(server.port, publish, server.drain)
+        await obey(server.port, publish, lambda: server.drain(behind=True))
 
 
 asyncio.run(main(*map(int, sys.argv[1:])))
