@@ -19,25 +19,24 @@ everybody connected to /sse and answers 200 `ok` on every other path.
                                            |
      GET /sse --> parse_request --> position of Last-Event-ID --> catch up --> live
 
-The rules that the rest follows from:
+The rules from which the rest follows:
 
 1. A subscriber is a position in the log.  It owns no queue and no task.  All live
-   subscribers share one position, `sent`, which the broadcaster moves: it takes what
-   was published since then as one batch, encodes the batch once for each audience
-   (the live subscribers who want identical bytes; compressed once, if they want
-   that), and writes it to each subscriber.
-2. A subscriber that resumes and one that is slow are the same thing: behind.  It has a
-   position of its own, is given the next batch whenever its socket has room, and joins
-   the live when its position equals `sent`.
-3. Losing is allowed, losing silently is not: a position that the log no longer holds,
-   or an id that it does not know, gets one event named `gap`, then what is held.  The
-   newest retained event of each name stays, whatever the log forgets: a new client is
-   given them first, and so is, after its gap, one that missed something.
-4. Every buffer has a bound and every wait has a deadline.
-5. One coroutine, the broadcaster's, writes all events, and it waits for no client.  An
+   subscribers share one position, `sent`.  The broadcaster moves it: it takes all
+   events after `sent` as one batch, encodes the batch once for each audience (the
+   subscribers that need identical bytes), and writes it to each live subscriber.
+2. A subscriber that resumes and a subscriber that is slow are the same thing: they are
+   behind.  Each has a position of its own, gets the next batch when its socket has
+   room, and becomes live when its position equals `sent`.
+3. An event may be lost, but never silently.  A client whose position is no longer in
+   the log, or whose id is unknown, gets one event named `gap`, then the events that the
+   log holds.  The newest retained event of each name stays, whatever the log forgets.
+   Every new client gets these events first, and so does a client after its gap.
+4. Every buffer has a bound, and every wait has a deadline.
+5. One coroutine, the broadcaster's, writes all events.  It waits for no client.  An
    event is always written whole.
-6. A connection is one object, the protocol of its transport, from its first byte to its
-   last.  It has one state, and `_Registry.enter` is the only place that changes it:
+6. A connection is one object from its first byte to its last: the protocol of its
+   transport.  It has one state, and only `_Registry.enter` changes it:
 
    state       what happens in it                      it ends with
    handshake   TLS is being agreed on                  head, closed
@@ -47,18 +46,19 @@ The rules that the rest follows from:
    answering   an answer is written and taken          head, idle, a stream's states
    idle        the next request may come               head
    lingering   after an error, input is thrown away    leaving
-   ready       behind; its socket has room             full, live
-   full        behind; its socket has no room          ready
-   ahead       it has seen an event yet to come here   ready
-   live        it was given everything, and took it    full, ready
+   ready       behind, and its socket has room         full, live
+   full        behind, and its socket has no room      ready
+   ahead       it has seen an event still to come here ready, full
+   live        it got everything, and took it          full, ready
    leaving     the last bytes are being sent           closed
 
-   Any state may end with leaving or closed, and one that receives with lingering.
+   Each state may also end with leaving or closed; head and body also with lingering.
    A subscriber is live only while its socket has taken everything.
 
-It does not do HTTP/2, certificates' renewal, WebSocket, sessions, or storage: put a
-proxy in front, use the `authorize` hook, and to run many processes feed each from a
-broker's log whose ids become the ids of the events, or let them follow one server.
+It does not do HTTP/2, WebSocket, sessions, storage, or the renewal of certificates.
+For HTTP/2 and certificates, put a proxy in front.  For sessions, use the `authorize`
+hook. To run many processes, feed each from the log of a broker whose ids become the ids
+of the events, or let the others follow one server.
 """
 
 from __future__ import annotations
@@ -386,7 +386,7 @@ class _EventLog:
         # Random, so that an id from before a restart never names another event.
         self._epoch = secrets.token_hex(4)
         self._own_id = re.compile(self._epoch + "-(0|[1-9][0-9]{0,18})")
-        # By channel and name, the oldest first: the event without id, its cost in bytes.
+        # By channel and name, the oldest first: the event without id, and its cost.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self.retained_changes = 0  # by unretain(); other changes change `newest`
         # The number of the last forgotten event of each channel, the oldest first.
@@ -405,7 +405,7 @@ class _EventLog:
 
     @property
     def newest_id(self) -> str:
-        """The id of the newest event; before the first event, an id that precedes it."""
+        """The id of the newest event; before the first event, one that precedes it."""
         return self.id_at(self.newest)
 
     def id_at(self, number: int) -> str:
@@ -520,7 +520,7 @@ class _EventLog:
         return True
 
     def _find_published(self, id: str) -> int | None:
-        """The number of the event, held or at `base`, that was published with this id."""
+        """The number of the event, held or at `base`, that has this published id."""
         entry = self._entries.get(self._numbers.get(id, self.base))
         return entry.number if entry and entry.id == id else None
 
@@ -641,7 +641,8 @@ class Request:
     """The head of one HTTP request, checked and otherwise as it was received.
 
     Text is decoded as UTF-8, and other bytes become surrogate escapes, so that none is
-    lost.  What a query asks for raises HTTPError 400 if it has more than 200 parameters.
+    lost.  What a query asks for raises HTTPError 400 if it has more than 200
+    parameters.
     """
 
     method: str
@@ -980,7 +981,7 @@ class _BodyReader:
 
 @dataclasses.dataclass(frozen=True)
 class _Response:
-    """An answer that is not yet bytes.  A `body` of None means that a stream follows."""
+    """An answer that is not yet bytes.  If `body` is None, a stream follows."""
 
     status: int
     headers: Headers
@@ -1062,10 +1063,10 @@ def _deflate(payload: bytes, compressor: Any = None) -> Iterator[bytes]:
 # ------------------------------------------------------------------------------------
 # 6. Audiences and the broadcaster.
 #
-#    Everything here runs in the event loop, except publish().  A sweep decides who is
-#    given its batch in the moment in which it moves `sent`: a subscriber that joins
-#    later begins at the new position, and it becomes live only when its audience has
-#    been written to.
+#    Everything here runs in the event loop, except publish().  A sweep writes its batch
+#    to the subscribers that are live at the moment in which it moves `sent`.  One that
+#    joins later begins at the new position, and becomes live only when the sweep has
+#    written to its audience.
 # ------------------------------------------------------------------------------------
 
 _HANDSHAKE, _HEAD, _BODY, _ASKING = "handshake", "head", "body", "asking"
@@ -1143,12 +1144,12 @@ class _Wish(NamedTuple):
 class _Audience:
     """The subscribers with equal wishes.
 
-    If they want gzip, one compressor goes on from batch to batch for all in `live`,
-    which is possible only for those who got all of its output.  A subscriber that
-    joins later is in `joined`, whose batches are compressed alone, until the compressor
-    starts anew for everybody.  A new start makes one batch as large as if it were
-    compressed alone, for all in `live`; each batch without one has this price for all
-    in `joined`.  So it starts anew when the second sum has reached the first.
+    If they want gzip, one compressor goes on from batch to batch for all in `live`.
+    This is possible only for subscribers that got all of its output.  A subscriber that
+    joins later is in `joined`: its batches are compressed alone, until the compressor
+    starts anew for everybody.  A batch that is compressed alone is larger.  A new start
+    costs this once for each in `live`; to wait costs it with every batch for each in
+    `joined`.  So the compressor starts anew when waiting has cost as much.
     """
 
     __slots__ = ("batches", "compressor", "joined", "live", "members", "waited",
@@ -1165,7 +1166,7 @@ class _Audience:
         self.members = 0  # live and behind
         self.compressor: Any = None  # None: the next batch begins a new one
         self.batches = 0  # that it has compressed
-        self.waited = 0  # batches, times subscribers who got them compressed alone
+        self.waited = 0  # batches compressed alone, each times its subscribers
 
     def frame(self, payload: bytes) -> bytes:
         """The payload, compressed already if need be, as it is written."""
@@ -1183,11 +1184,10 @@ def _write_through(transport: asyncio.Transport, payload: bytes) -> int:
 
 
 class _Registry:
-    """Who is in which state, and until when.
+    """The state of each connection and subscriber, and its deadline.
 
-    `seconds` tells how long each state may last; one that is not named may last for
-    ever.  The time is the same for all who are in a state, so they are due in the order
-    in which they entered it.
+    `seconds` tells how long each state may last; a state that it does not name may last
+    for ever.  All in one state have the same time, so the first to enter is due first.
     """
 
     def __init__(self, seconds: dict[str, float]) -> None:
@@ -1217,11 +1217,11 @@ class _Registry:
         return sum(len(self.members[state]) for state in states)
 
     def all(self, *states: str) -> list[_Subscriber]:
-        """Those who are in these states."""
+        """The connections and subscribers in these states."""
         return [s for state in states for s in list(self.members[state])]
 
     def add(self, subscriber: _Subscriber, state: str) -> None:
-        """Take in somebody who begins in this state."""
+        """Add a subscriber, which begins in this state."""
         subscriber.state = state
         self._size += 1
         self._set_deadline(subscriber, state)
@@ -1258,8 +1258,8 @@ class _Registry:
         self._timer = self._loop.call_at(deadline, self._look_at_sockets)
 
     def _look_at_sockets(self) -> None:
-        """Somebody may be due.  But the process may have been stopped for a while: what
-        has come meanwhile is read first, in the next two rounds of the loop."""
+        """A deadline is over.  But the process may have been stopped for a while: first,
+        what has come meanwhile is read, in the next two rounds of the loop."""
         self._loop.call_soon(self._loop.call_soon, self._expire_due)
 
     def _expire_due(self) -> None:
@@ -1286,11 +1286,11 @@ class _Registry:
 class _Turns:
     """Shares the time of the event loop: some milliseconds in each of its rounds.
 
-    Whoever finds that its turn is over leaves the rest to the next round.
+    Code that finds its turn over leaves the rest of its work to the next round.
     """
 
     def __init__(self) -> None:
-        self.waiting: dict[_Connection, None] = {}  # those who go on in the next round
+        self.waiting: dict[_Connection, None] = {}  # they go on in the next round
         self._ends = 0.0
         self._begun = False
 
@@ -1318,8 +1318,8 @@ class Stats:
     A subscriber counts from the moment in which its stream opens until it has left.
     """
 
-    live: int  # subscribers who were given everything that was published
-    behind: int  # subscribers who are resuming or slow
+    live: int  # subscribers that were given everything that was published
+    behind: int  # subscribers that are resuming or slow
     published: int  # events
     events_written: int  # an event that is written to ten subscribers counts ten times
     bytes_written: int  # of events, gaps and heartbeats, as they are framed and coded
@@ -1329,7 +1329,7 @@ class Stats:
 
 
 class _Batch(NamedTuple):
-    """What one who is behind is given next, and where it is then."""
+    """What a subscriber that is behind gets next, and its position after that."""
 
     payload: bytes
     events: int
@@ -1491,7 +1491,7 @@ class _Broadcaster:
         self._bell.set()
         self._schedule_heartbeat()
 
-    # The sweep: one batch to all who are live in this moment.
+    # The sweep: it writes one batch to all subscribers that are live at this moment.
 
     def _sweep(self) -> Iterator[None]:
         position = self.log.sent
@@ -1525,7 +1525,7 @@ class _Broadcaster:
         self._end_being_ahead()
 
     def _leave_behind(self, audience: _Audience, position: int) -> Iterator[None]:
-        """Let those who lost something go on alone, and be told of the gap."""
+        """Take the subscribers of an audience that lost events out of the live."""
         for subscriber in [*audience.live.values(), *audience.joined.values()]:
             if subscriber.state == _LIVE:
                 subscriber.position = position
@@ -1552,7 +1552,7 @@ class _Broadcaster:
     def _write_all(
         self, audience: _Audience, payload: bytes, events: int
     ) -> Iterator[None]:
-        """Write to each who is live now, compressed if the audience wants that."""
+        """Write to each subscriber that is live now, compressed if the wish says so."""
         if not audience.wish.gzip:
             keys, payload = list(audience.live), audience.frame(payload)
             yield from self._write(audience, keys, payload, events)
@@ -1568,7 +1568,7 @@ class _Broadcaster:
                 yield from self._write(audience, targets, framed, events)
 
     def _choose_compressor(self, audience: _Audience) -> None:
-        """Let it go on, or start anew for those who have joined; see _Audience."""
+        """Let the compressor go on, or start it anew; see _Audience."""
         waited_long = audience.batches >= JOIN_BATCHES and audience.joined
         paid = audience.waited >= len(audience.live)
         if audience.compressor is None or waited_long or paid:
@@ -1737,7 +1737,7 @@ class _Broadcaster:
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
         return (
-            # A sweep has yet to find out who misses something before `base`.
+            # If events before `base` are missed, the next sweep has to find that.
             self.log.base <= subscriber.position == self.log.sent
             and subscriber.gap is None
             and subscriber.snapshot is None
@@ -1793,7 +1793,7 @@ class _Broadcaster:
             self._drop(subscriber, f"took nothing for {self._write_timeout:g} s")
 
     def _serve_ready(self) -> Iterator[None]:
-        """Write the next batch to some of those whose socket has room, in turn."""
+        """Write the next batch to some subscribers that are ready, in turn."""
         ready = self.registry.members[_READY]
         for subscriber in list(itertools.islice(ready, CATCH_UPS_PER_TURN)):
             if subscriber.state != _READY:
@@ -2009,7 +2009,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     @property
     def _receives(self) -> bool:
-        """Whether it may go on with what comes; else it comes back to that by itself."""
+        """Whether new input makes it go on.  Else it looks at its input later anyway."""
         waits = self in self.server._turns.waiting
         return self.state in (_HEAD, _IDLE, _BODY) and not waits
 
@@ -2038,7 +2038,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         return self.state != _LEAVING and self.lower is self.transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone, whoever ended it."""
+        """The connection is gone, for whatever reason."""
         if self.task:
             self.task.cancel()
         self.server._turns.waiting.pop(self, None)
@@ -2327,7 +2327,7 @@ class _Reader(_Subscriber):
 
 
 class _Pipe(asyncio.Transport):
-    """Holds what its reader has yet to take, and has room for a batch, like a socket."""
+    """Holds what its reader has not taken yet; like a socket it has limited room."""
 
     def __init__(self, reader: _Reader) -> None:
         super().__init__({"socket": self})
@@ -2435,34 +2435,39 @@ _FAILED, _CLOSING = "failed", "closing"  # and _CLOSED
 
 
 class SSEServer:
-    """Broadcasts what is published to everybody who is connected.
+    """Broadcasts the events that are published to all connected clients.
 
-    Use it as `async with SSEServer() as server:` in a running event loop, as `with
-    SSEServer() as server:` for an event loop in a thread of its own, or let
-    `serve_forever()` do both ends.  A server runs once.  Raises ValueError or TypeError
-    for a bad argument; starting raises OSError where it cannot listen.
+    Use it as `async with SSEServer() as server:` in a running event loop, or as `with
+    SSEServer() as server:` in code that is not async: then it runs an event loop in a
+    thread of its own.  `serve_forever()` starts and ends it by itself.  A server runs
+    once.  A bad argument raises ValueError or TypeError; the start raises OSError if
+    the server cannot listen.
 
-    Access: `authorize(request)` is asked before a request to `path` is served, for
-    streams and for publishing (`request.method` tells).  True lets in, false is 403,
-    an HTTPError is what it says, any other exception is logged and is 500.  It may
-    also return the names of the channels that the client may use: who asks for another
-    one gets 403, who asks for none gets all of them (None among the names stands for
-    the events without a channel).  A coroutine function runs in the event loop; a plain
-    function in a thread, so that it may block.  `publish_token` allows `POST` to
-    publish ("" and None: 405).
-    `cors_origins` are the origins whose pages may read the stream, as in
-    "https://example.com"; "*" is all of them, without credentials.  `hosts` are the
-    names that the server answers to on its path, without ports; "*" is any.  While it
-    listens on loopback alone the default is loopback's names, because a page from
-    elsewhere can have its own name point there (DNS rebinding); otherwise any.
+    Access: `authorize(request)` is called before a request to `path` is served; this
+    may be a stream or a POST, as `request.method` tells.  True allows the request,
+    false is answered with 403, and an HTTPError with its own status.  Any other
+    exception is logged and answered with 500.  `authorize` may also return the names of
+    the channels that the client may hear (None stands for the events without a
+    channel).  Then a client that asks for another channel gets 403, and a client that
+    asks for none gets all of these.  A coroutine function runs in the event loop.  A
+    plain function runs in a thread and may block.
 
-    Hooks: `on_open(request)` is called when a stream has opened and `on_close(request)`
-    when it has gone, whatever ended it, once each, in the event loop; they must not
-    block, and what they raise is logged.
+    `publish_token` allows clients to publish with POST; None and "" do not.
+    `cors_origins` are the origins whose pages may read the stream, such as
+    "https://example.com".  "*" means all origins, but without credentials.
+    `hosts` are the names of this server that a request to `path` may carry, without
+    ports; "*" means any name.  A server that listens only on loopback has loopback's
+    names by default, because a foreign page can make its own name point there (DNS
+    rebinding).  Any other server has "*" by default.
 
-    Many processes: where all publish the same ids, which ascend when they are sorted
-    by `id_order` (such as `int`), a client may resume at any of them.  One that has
-    seen more than this process was given yet waits for it, up to 30 seconds.
+    Hooks: `on_open(request)` is called when a stream has opened, `on_close(request)`
+    when it has ended for any reason, each exactly once, in the event loop.  They must
+    not block.  An exception is logged.
+
+    Many processes: if all of them publish events with the same ids, and the ids ascend
+    when they are sorted by `id_order` (such as `int`), a client may resume at any of
+    them.  If a client has seen events that this process has not published yet, it waits
+    for them for up to 30 seconds.
     """
 
     def __init__(
@@ -2471,19 +2476,19 @@ class SSEServer:
         port: int | None = 8080,  # 0: one that is free; None: none, for stream()
         *,
         path: str = "/sse",
-        # History, for those who come back
+        # History, for clients that come back
         history: int = 1000,  # events
         history_bytes: int = 16 * MIB,
         retained: int = 1000,  # events, of those published with retain=True
-        replay: float = 0,  # events for a new client that asks for none; math.inf: all
+        replay: float = 0,  # events for a new client; math.inf: all
         # Timing, in seconds
         heartbeat: float | None = 15.0,  # a comment to everybody; None: never
         retry: float = 2.0,  # clients wait this long to reconnect, jittered by half
         header_timeout: float = 10.0,  # for a request's head to be complete
         body_timeout: float = 30.0,  # for its body
         keepalive_timeout: float = 75.0,  # for the next request on a connection
-        write_timeout: float = 30.0,  # a client that takes nothing for so long is cut
-        shutdown_timeout: float = 5.0,  # for close() to be polite
+        write_timeout: float = 30.0,  # a client that takes nothing for this long is cut
+        shutdown_timeout: float = 5.0,  # for close() to end all streams in order
         # Limits
         max_connections: int | None = None,  # None: what the descriptors allow
         max_event_bytes: int = MIB,  # of data, in UTF-8
@@ -2497,10 +2502,10 @@ class SSEServer:
         on_close: Callable[[Request], object] | None = None,
         dumps: Callable[[Any], str] | None = None,  # for data that is no text
         # Transport
-        compress: bool = False,  # gzip to who accepts it, once for all who get the same
+        compress: bool = False,  # once for all clients that get the same bytes
         ssl: ssl_module.SSLContext | None = None,
         reuse_port: bool = False,
-        # Ids that come from elsewhere: what they are sorted by, where they ascend
+        # The sort key of the publisher's ids, if these ascend
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
         given = locals()
@@ -2594,19 +2599,19 @@ class SSEServer:
     ) -> str:
         """Send an event to every subscriber of the channel; return the event's id.
 
-        With `retain` those who come later get it as well: a new client first gets the
-        newest retained event of each name of its channels, and so does one that missed
-        something, after its gap.  forget() ends that.
+        With `retain`, clients that connect later get it as well: a new client first
+        gets the newest retained event of each name of its channels, and so does a
+        client that missed something, after its gap.  forget() ends that.
 
-        May be called from any thread, from a signal's handler, and before the server is
-        started (the event is then there for those who resume), and never waits for a
-        client.  `data` and `event` are as in format_event, but None is sent as JSON's
-        null; events named `open`, `error` or `gap` look to a client like the stream's
-        own.  `channel` may be EVERYBODY.  `id` is the caller's own, and Last-Event-ID
-        finds it; by default the server numbers.
+        It may be called from any thread, from a signal's handler, and before the server
+        is started (then the event is there for clients that resume).  It never waits
+        for a client.  `data` and `event` are as in format_event, but None is sent as
+        JSON's null.  To a client, events named `open`, `error` or `gap` look like those
+        of the stream itself.  `channel` may be EVERYBODY.  `id` is an id of your own,
+        which a Last-Event-ID then finds.  By default the server numbers the events.
 
-        A burst that is larger than `history_bytes` loses its first events, and who
-        misses them is told by a gap; a producer that may be so fast awaits drain().
+        If a burst is larger than `history_bytes`, its first events are lost, and
+        clients that miss them get a gap.  A fast producer should await drain().
 
         Raises ValueError for data above `max_event_bytes`, for what format_event
         refuses, for an id that an event has that is held or that does not ascend by
@@ -2648,14 +2653,15 @@ class SSEServer:
     def publish_gap(self, reason: str = "source") -> str:
         """Tell everybody, of every channel, that events are missing at this point.
 
-        Who is connected gets an event `gap` with this reason, and so does who resumes
-        from an earlier event, in its place.  For a program that feeds the server from
-        elsewhere and has lost something on the way.  As publish(), from any thread.
+        Connected clients get an event `gap` with this reason, and so do clients that
+        resume from an earlier event, in its place.  It is for a program that feeds the
+        server from elsewhere and has lost events on the way.  Like publish(), it may be
+        called from any thread.
         """
         body = format_event({"reason": reason}, event="gap")
         return self._broadcaster.publish(lambda log: log.append_gap(body))
 
-    async def stream(
+    def stream(
         self,
         last_event_id: str | None = None,
         channels: Iterable[str] = (),
@@ -2664,13 +2670,14 @@ class SSEServer:
     ) -> AsyncIterator[bytes]:
         """A stream for another framework's response: its body, in whole events.
 
-        To be served with stream_headers(), from the server's own event loop, by a
-        framework that has checked who asks.  The parameters are what a request brings:
+        Send it with stream_headers(), in the server's own event loop, after your
+        framework has checked the request.  The arguments are what the request brings:
         its Last-Event-ID, its channels (none: the events without a channel), its
-        replay, its Accept-Encoding, with which it may be compressed.  It gets all that
-        a connection gets, retained events, gaps and heartbeats as well, and is cut when
-        nothing is taken for `write_timeout`.  It ends with close() and disconnect(), or
-        when the iterator is closed, as frameworks do when a client has gone.
+        replay, and its Accept-Encoding, with which the stream may be compressed.  The
+        stream has everything that a connection's has, such as retained events, gaps and
+        heartbeats, and it is cut if nothing is taken for `write_timeout`.  It ends with
+        close(), with disconnect(), or when the iterator is closed, as frameworks do
+        when their client has gone.
 
         Raises ValueError for bad channels and a bad replay, RuntimeError in another
         event loop.
@@ -2682,15 +2689,20 @@ class SSEServer:
             raise ValueError(f"{len(names)} channels; allowed are {MAX_CHANNELS}")
         if self._loop is not asyncio.get_running_loop():
             raise RuntimeError("stream() belongs into the event loop of the server")
+        request = self._request_for_stream(last_event_id, names, accept_encoding)
+        wish = _Wish(names or _NO_CHANNEL, False, self._compresses(request), False)
+        return self._read_stream(request, wish, replay)
+
+    async def _read_stream(
+        self, request: Request, wish: _Wish, replay: float
+    ) -> AsyncIterator[bytes]:
         if not self._is_serving or self._is_full:
             self._refused += 1
             yield self._come_back()
             return
-        request = self._request_for_stream(last_event_id, names, accept_encoding)
-        wish = _Wish(names or _NO_CHANNEL, False, self._compresses(request), False)
         reader = _Reader(self, request)
         try:
-            self._broadcaster.add(reader, wish, last_event_id, replay)
+            self._broadcaster.add(reader, wish, request.last_event_id, replay)
             yield self._first_bytes(wish.gzip)
             while taken := await reader.pipe.take():
                 yield taken
@@ -2717,10 +2729,10 @@ class SSEServer:
     async def drain(self, behind: bool = False) -> None:
         """Return once all that was published is written to every live subscriber.
 
-        With `behind`, also to those that are behind.  Each of them is waited for up to
-        `write_timeout`, and then not again until it has caught up; one that waits for
-        an event that it has seen elsewhere is not waited for.  Written means given to
-        the connection's transport.  Must be awaited in the server's own event loop.
+        With `behind`, it waits for the subscribers that are behind, too: for each of
+        them up to `write_timeout`, then not again until the subscriber has caught up.
+        It does not wait for a subscriber that is ahead.  Written means given to the
+        connection's transport.  It must be awaited in the server's own event loop.
         """
         if self._loop is not asyncio.get_running_loop():
             raise RuntimeError("drain() belongs into the event loop of the server")
@@ -2729,9 +2741,9 @@ class SSEServer:
     def disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """End the streams of the subscribers whose request the predicate is true of.
 
-        That includes those whose `authorize` has not answered yet.  May be called from
-        any thread and does not wait; the predicate is called in the event loop soon
-        after.  Browsers reconnect, so let `authorize` refuse them.
+        This includes requests that `authorize` is still asked about.  It may be called
+        from any thread and does not wait: the predicate is called soon, in the event
+        loop.  Browsers reconnect, so `authorize` has to refuse them from then on.
         """
         with contextlib.suppress(RuntimeError):  # its loop has ended
             if self._loop and self._state == _SERVING:
@@ -3960,7 +3972,7 @@ def _publish_lines(
     loop: asyncio.AbstractEventLoop,
     options: argparse.Namespace,
 ) -> None:
-    """Publish the lines of standard input.  Reading blocks, so this runs in a thread."""
+    """Publish the lines of standard input; runs in a thread, as reading blocks."""
 
     def drain() -> None:
         drained = server.drain(behind=options.lossless)
@@ -4080,7 +4092,7 @@ def _argument_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 2 for bad options, 1 for other errors."""
+    """Run the command line.  Exit status: 2 for bad options, 1 for other errors."""
     parser = _argument_parser()
     options = parser.parse_args(arguments)
     if options.lossless and not options.input:

@@ -5655,13 +5655,13 @@ class IteratorTest(ServerTestCase):
         ]
         for parameters, message in cases:
             with self.subTest(parameters), self.assertRaises(ValueError) as caught:
-                await anext_of(server.stream(**parameters))
+                server.stream(**parameters)  # at once, not when it is read
             self.assertEqual(str(caught.exception), message)
         self.assertEqual(server.stats.live, 0)
 
     async def test_it_belongs_into_the_event_loop_of_the_server(self):
         with self.assertRaisesRegex(RuntimeError, "belongs into the event loop"):
-            await anext_of(SSEServer().stream())
+            SSEServer().stream()
 
 
 class PublishTest(ServerTestCase):
