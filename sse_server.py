@@ -2906,18 +2906,21 @@ class SSEServer:
             raise
 
     async def _begin(self) -> None:
+        sockets: list[socket.socket] = []
         try:
             if self._max_connections is None:
                 self._max_connections = _connections_by_descriptors()
-            sockets = await self._listen() if self._listens else []
+            if self._listens:
+                sockets = await self._listen()
             self._registry.start()
             for sock in sockets:
-                # asyncio accepts as many in a turn as it is told that the backlog is.
                 listener = await asyncio.start_server(
-                    self._accept, sock=sock, backlog=ACCEPTS_PER_TURN
+                    self._accept,
+                    sock=sock,
+                    backlog=ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
+                    start_serving=False,
                 )
                 self._listeners.append(listener)
-                sock.listen(BACKLOG)
             names = [sock.getsockname() for sock in sockets]
             if names:
                 self._port = names[0][1]
@@ -2932,6 +2935,8 @@ class SSEServer:
             for listener in self._listeners:
                 listener.close()
             self._listeners = []
+            for sock in sockets:
+                sock.close()
             self._abort()
             if self._enter(_NEW, _STARTING):
                 self._loop = None
@@ -2940,6 +2945,9 @@ class SSEServer:
         self._hook_threads = asyncio.Semaphore(AUTHORIZE_THREADS)
         self._broadcasting = self._broadcaster.start()
         self._broadcasting.add_done_callback(self._broadcasting_ended)
+        for listener, sock in zip(self._listeners, sockets):
+            await listener.start_serving()
+            sock.listen(BACKLOG)  # what waits is not bounded by what a turn accepts
 
     def _broadcasting_ended(self, broadcasting: asyncio.Task[None]) -> None:
         """What was published can no longer be delivered: say so to everybody."""
