@@ -3202,7 +3202,7 @@ class SubscriberModelTest(unittest.TestCase):
         self.work = iter(())
         acts = [self.publish] * 4 + [self.step] * 8 + [self.give_room] * 4 + [
             self.arrive, self.arrive, self.leave, self.disconnect, self.look, self.say_gap,
-            self.pause, self.pause, self.rarely_forget, self.beat,
+            *[self.pause] * 4, self.rarely_forget, self.beat,
         ]  # fmt: skip
         for _ in range(60):
             random_.choice(acts)()
@@ -4011,6 +4011,26 @@ class SlowClientTest(ServerTestCase):
         self.assertEqual((server.stats.gaps, server.stats.dropped), (0, 0))
         for chunk in client.chunks.chunks[1:]:
             self.assertTrue(chunk.endswith(b"\n\n"))
+
+    async def test_after_a_gap_come_events_however_fast_the_log_forgets(self):
+        """Between two turns of its own, all that the live were given is forgotten."""
+        server = await self.start(history=2, history_bytes=1500)
+        serve = server._broadcaster._serve_ready
+        turns = [0]
+
+        def serve_late():
+            if turns[0] < 3 and server.stats.behind:
+                turns[0] += 1
+                for n in range(5):
+                    server.publish(f"{turns[0]}.{n}")
+            return serve()
+
+        server._broadcaster._serve_ready = serve_late
+        client = await self.stream(server, "/sse", "Last-Event-ID: unknown")
+        events = await client.until("3.4")
+        gaps = [event.type == "gap" for event in events]
+        self.assertTrue(gaps[0])
+        self.assertNotIn((True, True), list(zip(gaps, gaps[1:])))
 
     async def test_who_reads_again_too_late_is_told_of_the_gap(self):
         """Rule 3; of more than one, where the kernel took something in between."""
