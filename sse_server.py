@@ -3067,14 +3067,11 @@ class SSEServer:
     async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """Ask the predicate about each open stream, and about those to come."""
         found = self._registry.all(*_STREAMING, _ASKING)
-        await self._broadcaster.drain(
-            behind=False
-        )  # they get what was published before
-        ends = time.monotonic() + TURN_SECONDS
+        # They get what was published before.
+        await self._broadcaster.drain(behind=False)
         for connection in found:
-            if time.monotonic() >= ends:
+            if self._turns.is_over():
                 await asyncio.sleep(0)
-                ends = time.monotonic() + TURN_SECONDS
             if connection.state not in (*_STREAMING, _ASKING):
                 continue
             try:
