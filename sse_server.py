@@ -195,8 +195,8 @@ class HTTPError(Exception):
     """The request is answered with this status and one line of plain text.
 
     `status` is 200 to 599.  `headers` are (name, value) pairs that are added to the
-    answer.  A malformed header and one that frames the answer are a ValueError.
-    The parser raises it, and an `authorize` hook may raise it to choose the answer:
+    answer.  A header that is malformed or frames the answer is a ValueError.
+    The parser raises this, and an `authorize` hook may raise it to choose the answer:
     `HTTPError(401, "log in", [("WWW-Authenticate", "Basic")])`.  `HTTPError(204)` tells
     an EventSource not to reconnect (HTML standard, 9.2.3).
     """
@@ -319,11 +319,11 @@ def _check_name(what: str, name: str) -> str:
         raise TypeError(f"{what} is {name!r}; allowed is a str")
     size = len(_encode(_refuse_characters(what, name)))
     if not 1 <= size <= MAX_NAME_BYTES:
-        allowed = f"allowed are 1 to {MAX_NAME_BYTES} (UTF-8)"
-        raise ValueError(f"{what} has {size} bytes; {allowed}")
+        bounds = f"1 to {MAX_NAME_BYTES} (UTF-8)"
+        raise ValueError(f"{what} has {size} bytes; allowed are {bounds}")
     if name != name.strip(" ") or _UNSENDABLE.search(name):
-        fault = "has a control character or a space at an end"
-        raise ValueError(f"{what} {name!r} {fault}")
+        fault = "a control character or a space at an end"
+        raise ValueError(f"{what} {name!r} has {fault}")
     return name
 
 
@@ -641,8 +641,7 @@ class Request:
     """The head of one HTTP request, checked and otherwise as it was received.
 
     Text is decoded as UTF-8, and other bytes become surrogate escapes, so that none is
-    lost.  What a query asks for raises HTTPError 400 if it has more than 200
-    parameters.
+    lost.  Reading a query of more than 200 parameters raises HTTPError 400.
     """
 
     method: str
@@ -820,7 +819,7 @@ def _parse_fields(lines: bytes) -> Fields:
     if number > MAX_FIELDS:
         raise HTTPError(431, f"{number} header fields; allowed are {MAX_FIELDS}")
     if not _FIELD_LINES.fullmatch(lines):
-        line = _FIELD_LINES.sub(b"", lines, 1).partition(b"\r\n")[0]  # the first one
+        line = _FIELD_LINES.sub(b"", lines, 1).partition(b"\r\n")[0]
         name, colon, _ = line.partition(b":")
         has_name = colon and _TOKEN.fullmatch(name)
         fault = "control character in" if has_name else "malformed"
@@ -904,9 +903,9 @@ class _BodyReader:
         self.complete = False
         self._limit = limit
         self._keep = keep
-        self._size = 0  # the bytes of content that are announced so far
+        self._size = request._content_length  # the content that is announced so far
         self._decoder = self._decode(request)
-        self._announce(request._content_length)
+        self._check_size()
 
     def feed(self, data: bytes | bytearray = b"") -> None:
         """Add what was received, and decode at most STEPS_PER_LOOK chunks."""
@@ -929,8 +928,8 @@ class _BodyReader:
         for number in itertools.count(1):
             while (end := self.rest.find(b"\r\n", 0, MAX_CHUNK_LINE_BYTES + 2)) < 0:
                 if len(self.rest) >= MAX_CHUNK_LINE_BYTES + 2:
-                    fault = f"is longer than {MAX_CHUNK_LINE_BYTES} bytes"
-                    raise HTTPError(400, f"chunk size line {fault}")
+                    bound = f"{MAX_CHUNK_LINE_BYTES} bytes"
+                    raise HTTPError(400, f"chunk size line is longer than {bound}")
                 yield False
             line = bytes(self.rest[:end])
             found = _CHUNK_SIZE.fullmatch(line)
@@ -940,7 +939,8 @@ class _BodyReader:
             if not size:
                 del self.rest[:end]
                 return
-            self._announce(size)
+            self._size += size
+            self._check_size()
             del self.rest[: end + 2]
             yield from self._read_content(size)
             while len(self.rest) < 2:
@@ -972,11 +972,10 @@ class _BodyReader:
         _parse_fields(bytes(self.rest[2 : end - 2]))
         del self.rest[:end]
 
-    def _announce(self, size: int) -> None:
-        self._size += size
+    def _check_size(self) -> None:
         if self._size > self._limit:
-            seen = f"body of {self._size} bytes or more"
-            raise HTTPError(413, f"{seen}; allowed are {self._limit}")
+            message = f"body of {self._size} bytes or more; allowed are {self._limit}"
+            raise HTTPError(413, message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1032,8 +1031,8 @@ def _text_response(status: int, text: str) -> _Response:
 def _error_response(error: HTTPError) -> _Response:
     if error.status in (204, 304):
         return _Response(error.status, error.headers, b"")
-    response = _text_response(error.status, error.message + "\n")
-    return dataclasses.replace(response, headers=_TEXT_HEADERS + error.headers)
+    body = (error.message + "\n").encode("utf-8", "replace")
+    return _Response(error.status, _TEXT_HEADERS + error.headers, body)
 
 
 # A stream with `Content-Encoding: gzip` begins with this header (RFC 1952).  Deflate
@@ -1043,11 +1042,10 @@ _new_compressor = functools.partial(zlib.compressobj, wbits=-zlib.MAX_WBITS)
 
 
 def _deflate(payload: bytes, compressor: Any = None) -> Iterator[bytes]:
-    """Compress the payload, in pieces that take a few milliseconds each.
+    """Compress in pieces of a few milliseconds; the last is a sync flush (RFC 1951).
 
-    A client can decode them all at once after the last piece (a sync flush, RFC 1951).
-    The result of a new compressor (None) is right for every client, and that of another
-    one only for the clients that received everything it made before.
+    A client can decode what a new compressor (None) makes.  What another compressor
+    makes can be decoded only by a client that received everything it made before.
     """
     compressor = compressor or _new_compressor()
     for start in range(0, len(payload), BATCH_BYTES):
