@@ -153,9 +153,9 @@ MAX_TRACKED_CHANNELS = 10_000
 RESERVED_DESCRIPTORS = 64
 MAX_REFUSALS_AT_ONCE = 32
 BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
-# Connections accepted in one turn.  When no descriptor is free, asyncio logs this many
-# errors per second.
-ACCEPTS_PER_TURN = 50
+# Connections that one listening socket accepts in one turn.  When no descriptor is free,
+# asyncio logs this many errors per second.
+ACCEPTS_PER_TURN = 10
 # Listening sockets for each address.  On Linux those that share a port have a queue
 # each, and the kernel spreads the clients over them.  A client that finds its queue
 # full tries again only after a second.
