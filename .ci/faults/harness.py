@@ -266,6 +266,11 @@ class Stream:
         status, *fields = head.split(b"\r\n")
         if not status.startswith(b"HTTP/1.1 200 "):
             raise ValueError(f"not a stream: {status!r}")
+        if any(field.startswith(b"Content-Length:") for field in fields):
+            self._dechunker = (
+                None  # it is told to come back: the server ends, or is full
+            )
+            return
         chunked = b"Transfer-Encoding: chunked" in fields
         if chunked != (self._version == "1.1"):
             raise ValueError(f"wrong framing for HTTP/{self._version}: {head!r}")
