@@ -153,7 +153,7 @@ MAX_TRACKED_CHANNELS = 10_000
 RESERVED_DESCRIPTORS = 64
 MAX_REFUSALS_AT_ONCE = 32
 BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
-# Connections that one listening socket accepts in one turn.  When no descriptor is free,
+# Connections that a listening socket accepts in one turn.  When no descriptor is free,
 # asyncio logs this many errors per second.
 ACCEPTS_PER_TURN = 10
 # Listening sockets for each address.  On Linux those that share a port have a queue
@@ -1256,8 +1256,8 @@ class _Registry:
         self._timer = self._loop.call_at(deadline, self._look_at_sockets)
 
     def _look_at_sockets(self) -> None:
-        """A deadline is over.  But the process may have been stopped for a while: first,
-        what has come meanwhile is read, in the next two rounds of the loop."""
+        """A deadline is over.  But the process may have been stopped for a while, so
+        what has come meanwhile is read first, in the next two rounds of the loop."""
         self._loop.call_soon(self._loop.call_soon, self._expire_due)
 
     def _expire_due(self) -> None:
@@ -2007,7 +2007,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     @property
     def _receives(self) -> bool:
-        """Whether new input makes it go on.  Else it looks at its input later anyway."""
+        """Whether new input makes it go on; else it looks at its input later."""
         waits = self in self.server._turns.waiting
         return self.state in (_HEAD, _IDLE, _BODY) and not waits
 
@@ -2948,7 +2948,7 @@ class SSEServer:
             sock.listen(BACKLOG)  # what waits is not bounded by what a turn accepts
 
     def _broadcasting_ended(self, broadcasting: asyncio.Task[None]) -> None:
-        """What was published can no longer be delivered: say so to everybody."""
+        """Nothing can be delivered any more: end the streams, refuse to publish."""
         error = None if broadcasting.cancelled() else broadcasting.exception()
         if error is None and self._state == _CLOSING:
             return
@@ -3053,7 +3053,7 @@ class SSEServer:
         self._enter(_CLOSED, _CLOSING)
 
     def _abort(self) -> None:
-        """The time to be polite is over."""
+        """Cut all connections: shutdown_timeout is over, or the start has failed."""
         for subscriber in self._registry.all(*_TRANSITIONS):
             subscriber.lower.abort()
 
@@ -3120,9 +3120,9 @@ class SSEServer:
     def _expect_body(
         self, connection: _Connection, request: Request
     ) -> _BodyReader | None:
-        """What reads the request's body; None where it has none.
+        """The reader for the request's body; None if the request has none.
 
-        HTTPError where the answer does not depend on it.
+        HTTPError if the answer does not depend on the body.
         """
         if connection in self._refusing or not self._is_serving:
             self._refused += 1
@@ -3137,7 +3137,7 @@ class SSEServer:
         return _BodyReader(request, self._max_event_bytes, publishes)
 
     def _require_own_name(self, request: Request) -> None:
-        """HTTPError 421 on the path for a name that is not this server's."""
+        """HTTPError 421 if a request to the path names another host than this one."""
         given = request.header("host")
         if request.path != self._path or not given or self._hosts is None:
             return
@@ -3206,7 +3206,8 @@ class SSEServer:
     def _represent(self, request: Request) -> _Response:
         """What a GET of the path gets: the counts, the page, or the stream to come.
 
-        Each says what the newest id is: another process can render it into a page.
+        Each answer carries the newest id, so that another process can render it into a
+        page.
         """
         newest_id = self.last_event_id
         if not request.accepts("text/event-stream"):
@@ -3228,13 +3229,17 @@ class SSEServer:
         return "GET, HEAD, OPTIONS" + (", POST" if self._publish_token else "")
 
     def _full_response(self, request: Request) -> _Response:
-        """An error status would end a browser's EventSource for good."""
+        """The answer of a server that cannot serve this request now.
+
+        For an EventSource it is a stream that ends at once: an error status would stop
+        a browser's EventSource for good.
+        """
         if not self._wants_stream(request):
             raise self._full_error()
         return _Response(200, _STREAM_HEADERS, self._come_back())
 
     def _come_back(self) -> bytes:
-        """All of a stream that cannot be served now."""
+        """The whole of a stream that only says when to come back."""
         seconds = FULL_RETRY_SECONDS if self._is_serving else RESTART_RETRY_SECONDS
         return format_event(retry=_jittered_ms(seconds))
 
@@ -3331,7 +3336,12 @@ class SSEServer:
             with contextlib.suppress(concurrent.futures.InvalidStateError):
                 outcome.set_result((answer, failure))  # if it is still waited for
 
-        threading.Thread(target=call, name="sse_server authorize", daemon=True).start()
+        thread = threading.Thread(target=call, name="sse_server authorize", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left
+            self._hook_threads.release()
+            raise
         return asyncio.wrap_future(outcome)
 
     def _publish_body(self, request: Request, body: bytes) -> _Response:
@@ -3363,8 +3373,8 @@ class SSEServer:
             raise HTTPError(503, str(error)) from None
 
     def _add_fields(self, request: Request, response: _Response) -> _Response:
-        """What every answer on the path has, and what lets pages of other origins read
-        it (Fetch standard, 3.2)."""
+        """Add the fields that all answers on the path have, and those that allow pages
+        of other origins to read them (Fetch standard, 3.2)."""
         if request.path != self._path or not (self._cors_origins or self._compress):
             return response
         headers = list(response.headers)

@@ -5401,6 +5401,24 @@ class SeamTest(ServerTestCase):
         self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
         self.assertEqual(plain.status, 500)
 
+    async def test_a_thread_that_cannot_be_started_costs_one_answer(self):
+        """And not the place of the call among those that may run."""
+        self.change(sse_server, AUTHORIZE_THREADS=1, AUTHORIZE_SECONDS=5)
+        server = await self.start(authorize=lambda request: True)
+
+        async def status():
+            head = ask(method="HEAD")
+            return (await self.ask(server, head, head_only=True)).status
+
+        with (
+            mock.patch.object(
+                threading.Thread, "start", side_effect=RuntimeError("no")
+            ),
+            self.assertLogs("sse_server", "ERROR"),
+        ):
+            self.assertEqual(await status(), 500)
+        self.assertEqual(await status(), 200)
+
     async def test_blocking_hooks_do_not_refuse_those_who_wait_their_turn(self):
         def authorize(request):
             time.sleep(0.01)  # for all, 0.2 s; the call alone has its time
