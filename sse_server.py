@@ -2952,7 +2952,8 @@ class SSEServer:
         error = None if broadcasting.cancelled() else broadcasting.exception()
         if error is None and self._state == _CLOSING:
             return
-        logger.critical("broadcasting ended", exc_info=error)
+        if not isinstance(error, (KeyboardInterrupt, SystemExit)):  # the program ends
+            logger.critical("broadcasting ended", exc_info=error)
         self._enter(_FAILED, _SERVING)
         self._broadcaster.stop("broadcasting has failed")
         for subscriber in self._registry.all(*_STREAMING):

@@ -4728,6 +4728,15 @@ class FailureTest(ServerTestCase):
         self.assertEqual(await first.data(2), ["a", "b"])
         self.assertEqual(await newcomer.data(1), ["b"])
 
+    async def test_ctrl_c_in_the_midst_of_broadcasting_is_no_failure_to_log(self):
+        server = await self.start(shutdown_timeout=0.2)
+        interrupted = asyncio.get_running_loop().create_future()
+        interrupted.set_exception(KeyboardInterrupt())
+        server._broadcasting.remove_done_callback(server._broadcasting_ended)
+        server._broadcasting_ended(interrupted)  # what is logged fails the test
+        with self.assertRaisesRegex(RuntimeError, "broadcasting has failed"):
+            server.publish("a")
+
     async def test_broadcasting_that_fails_ends_the_server(self):
         server = await self.start(shutdown_timeout=0.2)
         client = await self.stream(server)
