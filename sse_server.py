@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A Server-Sent Events server in one file that needs nothing but Python 3.9.
+"""A Server-Sent Events server in one file.  It needs only Python 3.9 or later.
 
     python sse_server.py                     a clock at http://localhost:8080/sse
     tail -f app.log | python sse_server.py - each line an event
@@ -22,19 +22,20 @@ everybody connected to /sse and answers 200 `ok` on every other path.
 The rules from which the rest follows:
 
 1. A subscriber is a position in the log.  It owns no queue and no task.  All live
-   subscribers share one position, `sent`.  The broadcaster moves it: it takes all
-   events after `sent` as one batch, encodes the batch once for each audience (the
+   subscribers share one position, `sent`.  The broadcaster moves it: it takes the next
+   batch of events after `sent`, encodes the batch once for each audience (the
    subscribers that need identical bytes), and writes it to each live subscriber.
 2. A subscriber that resumes and a subscriber that is slow are the same thing: they are
    behind.  Each has a position of its own, gets the next batch when its socket has
    room, and becomes live when its position equals `sent`.
 3. An event may be lost, but never silently.  A client whose position is no longer in
    the log, or whose id is unknown, gets one event named `gap`, then the events that the
-   log holds.  The newest retained event of each name stays, whatever the log forgets.
-   Every new client gets these events first, and so does a client after its gap.
-4. Every buffer has a bound, and every wait has a deadline.
+   log holds.  A program can publish an event as retained.  The log keeps the newest
+   retained event of each name even when it forgets the events around it.  A new client
+   gets the retained events first.  A client that was told of a gap gets them after it.
+4. Every buffer has a bound.  Every wait for a client has a deadline.
 5. One coroutine, the broadcaster's, writes all events.  It waits for no client.  An
-   event is always written whole.
+   event is never split between two batches.
 6. A connection is one object from its first byte to its last: the protocol of its
    transport.  It has one state, and only `_Registry.enter` changes it:
 
@@ -43,13 +44,13 @@ The rules from which the rest follows:
    head        a request's head is received            body, asking, answering
    body        a request's body is received            asking, answering
    asking      `authorize` decides (a task)            answering
-   answering   an answer is written and taken          head, idle, a stream's states
+   answering   the socket takes the answer             head, idle, a stream's states
    idle        the next request may come               head
-   lingering   after an error, input is thrown away    leaving
+   lingering   after an error, input is discarded      leaving
    ready       behind, and its socket has room         full, live
    full        behind, and its socket has no room      ready
-   ahead       it has seen an event still to come here ready, full
-   live        it got everything, and took it          full, ready
+   ahead       its last event is not published here    ready, full
+   live        it was sent all, and its socket took it full, ready
    leaving     the last bytes are being sent           closed
 
    Each state may also end with leaving or closed; head and body also with lingering.
@@ -57,8 +58,8 @@ The rules from which the rest follows:
 
 It does not do HTTP/2, WebSocket, sessions, storage, or the renewal of certificates.
 For HTTP/2 and certificates, put a proxy in front.  For sessions, use the `authorize`
-hook. To run many processes, feed each from the log of a broker whose ids become the ids
-of the events, or let the others follow one server.
+hook.  To run many processes, feed each from the log of a broker and use the broker's
+ids as the ids of the events, or let the other processes read from one server.
 """
 
 from __future__ import annotations
@@ -128,21 +129,21 @@ MAX_NAME_BYTES = 256  # an event's name, an id or a channel's name, in UTF-8
 MAX_CHANNELS = 100  # of one subscriber
 MAX_PARAMETERS = 200  # of one query
 MAX_RECEIVED_BYTES = 64 * KIB  # not parsed yet; reading pauses above this limit
-# One write to one subscriber.  Larger writes would not save many system calls, and a
-# stalled client can keep this much in memory.
+# The largest batch for one subscriber.  Larger writes would save few system calls, and
+# a client that stalls makes the server keep this much in memory.
 BATCH_BYTES = 64 * KIB
 BATCH_EVENTS = 1000
 # Unsent bytes of one connection in the kernel (TCP_NOTSENT_LOWAT).  The kernel's own
 # limit is 4 MiB, and it reports room to write only in steps of megabytes.
 NOTSENT_BYTES = 128 * KIB
 TURN_SECONDS = 0.003  # of work before the event loop may do something else
-STEPS_PER_LOOK = 64  # writes or chunks between two looks at the clock
-LOOKS = 4  # how often per write_timeout the progress of a slow client is checked
-MAX_COMPRESSORS = 64  # that continue from batch to batch; zlib uses 256 KiB for each
-JOIN_BATCHES = 64  # before a compressor starts anew for the clients that joined since
-CATCH_UPS_PER_TURN = 8  # batches for clients that are behind; the live ones wait
-# The memory for one event in the log beside its bytes.  On Python 3.9 to 3.13 it is
-# 240 to 380 bytes.
+STEPS_PER_LOOK = 64  # writes or chunks before the code reads the clock again
+LOOKS = 4  # the number of checks of a slow client's progress per write_timeout
+MAX_COMPRESSORS = 64  # shared by live subscribers; zlib uses 256 KiB for each
+JOIN_BATCHES = 64  # after so many, joined clients get a share in a new compressor
+CATCH_UPS_PER_TURN = 8  # batches for clients that are behind, before the next sweep
+# The memory that one event in the log takes in addition to its bytes.  Measured on
+# Python 3.9 to 3.13: 240 to 380 bytes.
 EVENT_OVERHEAD_BYTES = 400
 MAX_REPLAY_SCAN = 10_000  # events that are searched for those to replay
 # Channels whose last forgotten event is remembered.  With more channels, a client may
@@ -153,23 +154,23 @@ MAX_TRACKED_CHANNELS = 10_000
 RESERVED_DESCRIPTORS = 64
 MAX_REFUSALS_AT_ONCE = 32
 BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
-# Connections that a listening socket accepts in one turn.  When no descriptor is free,
-# asyncio logs this many errors per second.
+# A listening socket accepts at most this many connections in one round of the event
+# loop.  When no descriptor is free, asyncio logs this many errors per second.
 ACCEPTS_PER_TURN = 10
-# Listening sockets for each address.  On Linux those that share a port have a queue
-# each, and the kernel spreads the clients over them.  A client that finds its queue
-# full tries again only after a second.
+# Listening sockets for each address.  On Linux, each of the sockets that share a port
+# has its own queue, and the kernel distributes the clients among the queues.  A client
+# whose queue is full tries again only after one second.
 LISTENERS = 2 if sys.platform == "linux" else 1
 # Input that is read and thrown away after an error.  Otherwise the client may see a
 # reset before it has read the answer (RFC 9112, 9.6).
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 4 * MIB
-# The reconnection times that clients are told, before jitter.  Firefox never tries
-# again after a refused connection, so a restart must be complete by then.
+# The server tells clients to wait this long before they reconnect (before jitter).
+# Firefox gives up after one refused connection, so a restart must take less time.
 RESTART_RETRY_SECONDS = 5.0
 FULL_RETRY_SECONDS = 30.0
-# A client that brings the id of an event that this process has not published yet waits
-# this long for the event.  Then it is told of a gap.
+# A client may have seen an event that this process has not published yet.  It waits
+# this long for the event; then the server tells it of a gap.
 AHEAD_SECONDS = 30.0
 AUTHORIZE_SECONDS = 30.0  # for one call of authorize()
 AUTHORIZE_THREADS = 64  # for the calls that may block
@@ -180,10 +181,10 @@ VANISHED_SECONDS = 40
 
 
 # ------------------------------------------------------------------------------------
-# 2. Errors.  One exception knows its status, and one place turns it into an answer.
+# 2. Errors.  The exception contains the status of the answer.
 # ------------------------------------------------------------------------------------
 
-# Python before 3.13 has the older names of two of them (RFC 9110, 15.5.14 and 15.5.15).
+# Python before 3.13 has older phrases for these two (RFC 9110, 15.5.14 and 15.5.15).
 _REASONS: dict[int, str] = {
     **{status.value: status.phrase for status in http.HTTPStatus},
     413: "Content Too Large",
@@ -192,10 +193,11 @@ _REASONS: dict[int, str] = {
 
 
 class HTTPError(Exception):
-    """The request is answered with this status and one line of plain text.
+    """An error that the server answers with this status and a text of one line.
 
     `status` is 200 to 599.  `headers` are (name, value) pairs that are added to the
-    answer.  A header that is malformed or frames the answer is a ValueError.
+    answer.  Raises ValueError for another status, for a malformed header, and for a
+    header that only the server sets (Connection, Content-Length, Transfer-Encoding).
     The parser raises this, and an `authorize` hook may raise it to choose the answer:
     `HTTPError(401, "log in", [("WWW-Authenticate", "Basic")])`.  `HTTPError(204)` tells
     an EventSource not to reconnect (HTML standard, 9.2.3).
@@ -244,8 +246,8 @@ def format_event(
     `retry` is the reconnection time in milliseconds, at least 1.  Clients ignore
     `comment`.  A client dispatches only an event that has data.
 
-    A blank line ends an event.  A `retry` or a comment alone has none, because it takes
-    effect at once, and some clients show an empty block as an event.
+    A blank line ends an event.  If there is only a `retry` or a comment, no blank line
+    follows: none is necessary, and some clients would show it as an empty event.
 
     Raises ValueError for a CR, LF or NUL in `event` or `id`, a lone surrogate, NaN or
     infinity in the data, a retry below 1, and a call without arguments; TypeError for
@@ -273,7 +275,7 @@ def format_event(
 
 
 def _split_lines(text: str) -> list[str]:
-    """Split at CRLF, CR and LF as clients do; str.splitlines() knows seven more."""
+    """Split at CRLF, CR and LF only; str.splitlines() splits at seven more."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
@@ -328,7 +330,7 @@ def _check_name(what: str, name: str) -> str:
 
 
 def _chunk(payload: bytes) -> bytes:
-    """Frame for `Transfer-Encoding: chunked` (RFC 9112, 7.1)."""
+    """Return the payload as one chunk (RFC 9112, 7.1)."""
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
@@ -343,11 +345,11 @@ HEARTBEAT = b":\n"
 #    subscriber was given: at position 7, the next one is event 8.  The log holds the
 #    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
-#    Ctrl-C may end append() between any two steps, and a signal handler, a `__del__` or
-#    a logging handler may call append() while another call runs.  Therefore one
-#    indivisible operation, a dict's setdefault(), adds an event.  A generator does the
-#    rest: Python runs no generator within itself, and after Ctrl-C a new one repeats
-#    the step that was not finished.
+#    Ctrl-C may interrupt append() at any point, and a signal handler, a `__del__` or a
+#    logging handler may call append() while another call runs.  Therefore append() adds
+#    an event with one indivisible operation, a dict's setdefault().  A generator does
+#    the rest, for two reasons.  Python does not let a generator run inside itself.  And
+#    if Ctrl-C ends the generator, a new one repeats the step that was not finished.
 # ------------------------------------------------------------------------------------
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
@@ -360,20 +362,21 @@ class _Entry(NamedTuple):
     frame: bytes
     channel: str | None
     id: str | None  # the publisher's; None: the log numbered the event
-    place: tuple[Any, int] | None  # the newest key so far, and the number of its event
-    end: int  # what all events up to this one cost, in bytes
+    place: tuple[Any, int] | None  # the newest key up to here, and its event's number
+    end: int  # the sum of the costs of all events up to this one, in bytes
     retain: str | None = None  # the name under which the event is retained
 
 
 class _EventLog:
-    """The events that are held, in order, and the newest retained ones.
+    """The events that are held, in order, and the newest retained events.
 
-    `max_events` bounds the held events that the live subscribers were given.
-    `max_bytes` bounds the bytes of all events, held and retained, with
-    EVENT_OVERHEAD_BYTES for each.  Above a bound the oldest event goes, but the newest
-    event is always held.  The publisher's ids may come with keys, which then ascend;
-    so an id that is not held still has a place between those that are.  The methods are
-    called under the server's lock; `base`, `newest` and `sent` may be read without it.
+    `max_events` limits the number of held events; events that the live subscribers
+    were not given yet do not count.  `max_bytes` limits the bytes of all events, held
+    and retained, plus EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log
+    forgets its oldest event, but it always holds the newest.  The publisher's ids may
+    have keys, which ascend; by its key, find() can place an id that is not held between
+    two that are.  Call the methods under the server's lock; `base`, `newest` and `sent`
+    may be read without it.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
@@ -386,15 +389,16 @@ class _EventLog:
         # Random, so that an id from before a restart never names another event.
         self._epoch = secrets.token_hex(4)
         self._own_id = re.compile(self._epoch + "-(0|[1-9][0-9]{0,18})")
-        # By channel and name, the oldest first: the event without id, and its cost.
+        # By channel and name, oldest first: the event without its id field, its cost.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self.retained_changes = 0  # by unretain(); other changes change `newest`
         # The number of the last forgotten event of each channel, the oldest first.
         self._forgotten = collections.OrderedDict[Optional[str], int]()
-        self._forgotten_floor = 0  # the same for each channel that is not in there
+        self._forgotten_floor = 0  # the same, for all channels not in `_forgotten`
         self.base = 0  # the position before the oldest event that is held
         self.sent = 0
         self._keeper: Any = self._keep()  # a generator
+        self._readers = 0  # that are inside unchanged()
 
     def __len__(self) -> int:
         return self.newest - self.base
@@ -405,7 +409,7 @@ class _EventLog:
 
     @property
     def newest_id(self) -> str:
-        """The id of the newest event; before the first event, one that precedes it."""
+        """The newest event's id.  Before the first event: an id that precedes all."""
         return self.id_at(self.newest)
 
     def id_at(self, number: int) -> str:
@@ -430,7 +434,7 @@ class _EventLog:
         entry: _Entry | None = None
         while newest is not entry:
             number, place = newest.number + 1, newest.place
-            # Another process does not know the gap, but the event before it.
+            # A gap has the id before it, which other processes know too.
             id = newest.id if is_gap else id
             name = id or f"{self._epoch}-{number}"
             frame = b"id: %b\n%b" % (_encode(name), body)
@@ -443,7 +447,8 @@ class _EventLog:
                 self._numbers[id] = number
             end = newest.end + len(frame) + EVENT_OVERHEAD_BYTES
             entry = _Entry(number, frame, channel, id, place, end, retain)
-            # A call within this one may have used this number, and even forgotten it.
+            # A signal handler's append() may have used this number meanwhile, and the
+            # log may even have forgotten that event already.
             newest = held.setdefault(number, entry)
             if newest is entry and number < self.base and held.pop(number, False):
                 entry = None
@@ -459,11 +464,21 @@ class _EventLog:
         self._settle()
 
     def unretain(self, channel: str | None, name: str) -> bool:
-        """Drop a retained event; whether there was one."""
+        """Drop a retained event.  Return whether there was one."""
         self.retained_changes += 1
         found = self._retained.pop((channel, name), None)
         self._settle()
         return found is not None
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Forget no event meanwhile: a signal handler may publish at any step."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            self._settle()
 
     def _settle(self) -> None:
         while not self._keeper.gi_running:  # if it runs, the outer call does this
@@ -494,19 +509,19 @@ class _EventLog:
                 _, (_, freed) = self._retained.popitem(last=False)
                 size -= freed
                 count -= 1
-            while self._forget(size):
+            while not self._readers and self._forget(size):
                 pass
             yield True
 
     def _forget(self, retained_bytes: int) -> bool:
-        """Forget the oldest event if a bound is exceeded; whether one was."""
+        """Forget the oldest event if a limit is exceeded.  Return whether it was."""
         base, number, newest = self.base, self.base + 1, self._newest
         is_full = newest.number - base > self._max_events and base < self.sent
         size = newest.end - self._entries[base].end + retained_bytes
         if not is_full and (size <= self._max_bytes or newest.number <= number):
             return False
         _, _, channel, id, place, end, _ = self._entries[number]
-        # The loss is noted first, so that it is never silent.
+        # Note the loss before the event is gone: Ctrl-C may come in between.
         self._forgotten.pop(channel, None)
         self._forgotten[channel] = number
         if len(self._forgotten) > MAX_TRACKED_CHANNELS:
@@ -530,10 +545,10 @@ class _EventLog:
         number = self._find_published(id)
         if number is not None:
             return number
-        own = self._own_id.fullmatch(id)
+        own = self.is_own(id)
         if own and int(own[1]) <= self.newest:
             return int(own[1])
-        # Search for the last key that is not above this one.
+        # Binary search for the last key that is not above this one.
         low, high, found = self.base, self.newest + 1, None
         with contextlib.suppress(TypeError):  # it is not a key of the publisher's
             while key is not None and low < high:
@@ -545,6 +560,10 @@ class _EventLog:
                     low, found = middle + 1, place
             return max(self.base, found[1]) if found else None
         return None
+
+    def is_own(self, id: str) -> re.Match[str] | None:
+        """The match of an id that this log made, in its group 1 the event's number."""
+        return self._own_id.fullmatch(id)
 
     def is_ahead(self, key: Any) -> bool:
         """Whether `key` is above the newest key, so that its event is yet to come."""
@@ -559,7 +578,7 @@ class _EventLog:
         return any(last.get(c, floor) > position for c in (*channels, EVERYBODY))
 
     def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
-        """The next batch after `position`, up to `end`: its events, its last number."""
+        """The next batch after `position`, up to `end`, and its last event's number."""
         start = max(position, self.base)
         batch = _take_batch(map(self._entries.__getitem__, range(start + 1, end + 1)))
         return batch, start + len(batch)
@@ -572,7 +591,8 @@ class _EventLog:
         return min(itertools.islice(found, count), default=newest + 1) - 1
 
     def retains(self, channels: Channels) -> bool:
-        return bool(self.snapshot(0, self.newest, channels)[0])
+        wanted = channels | {EVERYBODY}
+        return any(channel in wanted for channel, _ in list(self._retained))
 
     def snapshot(
         self, after: int, upto: int, channels: Channels
@@ -590,7 +610,7 @@ class _EventLog:
 
 
 def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
-    """The first entries: up to BATCH_EVENTS and, beyond the first, BATCH_BYTES."""
+    """The first entries, at most BATCH_EVENTS and BATCH_BYTES, but at least one."""
     batch: list[_Entry] = []
     size = 0
     for entry in itertools.islice(entries, BATCH_EVENTS):
@@ -992,7 +1012,8 @@ class _Response:
 
         `connection` is the value of the field Connection, "" for no such field.
         """
-        size = None if self.body is None or self.status == 204 else len(self.body)
+        unsized = self.body is None or self.status in (204, 304)
+        size = None if unsized else len(self.body or b"")
         head = _render_head(self.status, self.headers, size, connection, int(now))
         if self.newest_id:
             head += b"Last-Event-ID: %b\r\n" % self.newest_id.encode()
@@ -1029,7 +1050,7 @@ def _text_response(status: int, text: str) -> _Response:
 
 
 def _error_response(error: HTTPError) -> _Response:
-    if error.status in (204, 304):
+    if error.status in (204, 205, 304):
         return _Response(error.status, error.headers, b"")
     body = (error.message + "\n").encode("utf-8", "replace")
     return _Response(error.status, _TEXT_HEADERS + error.headers, body)
@@ -1062,8 +1083,8 @@ def _deflate(payload: bytes, compressor: Any = None) -> Iterator[bytes]:
 # 6. Audiences and the broadcaster.
 #
 #    Everything here runs in the event loop, except publish().  A sweep writes its batch
-#    to the subscribers that are live at the moment in which it moves `sent`.  One that
-#    joins later begins at the new position, and becomes live only when the sweep has
+#    to the subscribers that are live when it moves `sent`.  A subscriber that joins
+#    after that begins at the new position.  It becomes live only after the sweep has
 #    written to its audience.
 # ------------------------------------------------------------------------------------
 
@@ -1101,12 +1122,12 @@ class _Subscriber:
     state: str
     position: int  # while it is behind: its own
     gap: str | None  # the reason of the gap that it must be told of
-    # While it is given retained events: the position up to which it has them, and the
-    # id that its own position has, from which it may resume once it has them all.
+    # While it receives retained events: the position up to which it has them, and the
+    # id of its own position.  The last retained event carries this id (_encode_next).
     snapshot: tuple[int, str] | None
     awaited: tuple[str, Any]  # while it is ahead: the id it has seen, and that id's key
     unsent: int  # while its socket is full: what the transport held at the last look
-    looks: int  # at how many more looks it may have taken nothing
+    looks: int  # the checks without progress that are left before it is dropped
 
     def __init__(self, transport: asyncio.Transport, peer: str) -> None:
         self.transport = transport
@@ -1131,7 +1152,7 @@ class _Subscriber:
 
 
 class _Wish(NamedTuple):
-    """What a stream consists of, and how it is written: equal wishes, equal bytes."""
+    """The content and the coding of a stream.  Equal wishes need the same bytes."""
 
     channels: Channels
     chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
@@ -1142,12 +1163,13 @@ class _Wish(NamedTuple):
 class _Audience:
     """The subscribers with equal wishes.
 
-    If they want gzip, one compressor goes on from batch to batch for all in `live`.
-    This is possible only for subscribers that got all of its output.  A subscriber that
-    joins later is in `joined`: its batches are compressed alone, until the compressor
-    starts anew for everybody.  A batch that is compressed alone is larger.  A new start
-    costs this once for each in `live`; to wait costs it with every batch for each in
-    `joined`.  So the compressor starts anew when waiting has cost as much.
+    With gzip, all subscribers in `live` share one compressor, which continues from
+    batch to batch.  Only a subscriber that got all of its output can decode more of it.
+    A subscriber that joins later is in `joined`.  For these, each batch is compressed
+    separately and is larger, until a new compressor serves everybody.  A new compressor
+    makes one batch larger for each subscriber in `live`.  Without it, every batch is
+    larger for each subscriber in `joined`.  So a new compressor begins when the second
+    cost has reached the first.
     """
 
     __slots__ = ("batches", "compressor", "joined", "live", "members", "waited",
@@ -1155,23 +1177,23 @@ class _Audience:
 
     def __init__(self, wish: _Wish) -> None:
         self.wish = wish
-        # By target: a sweep then touches nothing of a subscriber whose socket takes
-        # all.  In the order of arrival, which is about the order in memory: the order
-        # of a set costs some 3 % more.
+        # By target, so that a sweep does not access the subscriber if its socket takes
+        # everything.  A dict, because its order is roughly the order in memory; a set
+        # makes a sweep some 3 % slower.
         self.live: dict[Any, _Subscriber] = {}
         self.joined: dict[Any, _Subscriber] = {} if wish.gzip else self.live
         self.write = _send if wish.direct else _write_through
         self.members = 0  # live and behind
         self.compressor: Any = None  # None: the next batch begins a new one
         self.batches = 0  # that it has compressed
-        self.waited = 0  # batches compressed alone, each times its subscribers
+        self.waited = 0  # separate batches, each counted once per joined subscriber
 
     def frame(self, payload: bytes) -> bytes:
         """The payload, compressed already if need be, as it is written."""
         return _chunk(payload) if self.wish.chunked else payload
 
 
-# In the kernel some 5 % cheaper than os.write, which goes through file system code.
+# send() takes some 5 % less time in the kernel than os.write().
 _send = socket.socket.send
 
 
@@ -1184,8 +1206,9 @@ def _write_through(transport: asyncio.Transport, payload: bytes) -> int:
 class _Registry:
     """The state of each connection and subscriber, and its deadline.
 
-    `seconds` tells how long each state may last; a state that it does not name may last
-    for ever.  All in one state have the same time, so the first to enter is due first.
+    `seconds` gives the time limit of each state; a state that is not in it has none.
+    The limit is the same for all members of a state, so they expire in the order in
+    which they entered.
     """
 
     def __init__(self, seconds: dict[str, float]) -> None:
@@ -1225,7 +1248,7 @@ class _Registry:
         self._set_deadline(subscriber, state)
 
     def enter(self, subscriber: _Subscriber, state: str) -> None:
-        """The only place where a state changes, and what follows from it."""
+        """Change the state, and update what depends on it.  Nothing else changes it."""
         old, audience = subscriber.state, subscriber.audience
         assert state in _TRANSITIONS[old], f"{old} to {state}"
         del self.members[old][subscriber]
@@ -1246,7 +1269,8 @@ class _Registry:
         deadline = math.inf
         if state in self._seconds:
             deadline = self._loop.time() + self._seconds[state]
-            # A timer that is early costs less than one that is set for each deadline.
+            # The timer may be too early; then it is set again.  This costs less than a
+            # timer for each deadline.
             if self._timer is None or deadline < self._timer.when():
                 self._set_timer(deadline)
         self.members[state][subscriber] = deadline
@@ -1256,8 +1280,10 @@ class _Registry:
         self._timer = self._loop.call_at(deadline, self._look_at_sockets)
 
     def _look_at_sockets(self) -> None:
-        """A deadline is over.  But the process may have been stopped for a while, so
-        what has come meanwhile is read first, in the next two rounds of the loop."""
+        """Let the loop read its sockets for two rounds before anything expires.
+
+        If the process was stopped for a while, the awaited input may be there already.
+        """
         self._loop.call_soon(self._loop.call_soon, self._expire_due)
 
     def _expire_due(self) -> None:
@@ -1267,7 +1293,7 @@ class _Registry:
             for subscriber, deadline in list(self.members[state].items()):
                 if deadline > now:
                     break
-                if subscriber.state == state:  # and no other one's end has ended it
+                if subscriber.state == state:  # an earlier one may have ended it
                     self._expire(subscriber)
         first = [next(iter(self.members[s].values()), math.inf) for s in self._seconds]
         if min(first) < math.inf:
@@ -1288,7 +1314,7 @@ class _Turns:
     """
 
     def __init__(self) -> None:
-        self.waiting: dict[_Connection, None] = {}  # they go on in the next round
+        self.waiting: dict[_Connection, None] = {}  # for the next round
         self._ends = 0.0
         self._begun = False
 
@@ -1301,6 +1327,11 @@ class _Turns:
             asyncio.get_running_loop().call_soon(self._begin_round)
         return now >= self._ends
 
+    def defer(self, connection: _Connection) -> None:
+        """Let the connection proceed in the next round."""
+        self.waiting[connection] = None
+        self.is_over()  # schedules the next round
+
     def _begin_round(self) -> None:
         self._begun = False
         while self.waiting and not self.is_over():
@@ -1311,7 +1342,7 @@ class _Turns:
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """What a server has done since its start, in one moment.
+    """Counts of a server, and how many subscribers it has now.
 
     A subscriber counts from the moment in which its stream opens until it has left.
     """
@@ -1363,7 +1394,7 @@ class _Broadcaster:
         self._on_open, self._on_close = on_open, on_close
         self._audiences: dict[_Wish, _Audience] = {}
         self._by_channel: dict[str | None, dict[_Audience, None]] = {}
-        # Those whose compressors go on; the one that was used last stands last.
+        # The audiences that have a compressor, the most recently used one last.
         self._compressing: collections.OrderedDict[_Audience, None] = (
             collections.OrderedDict()
         )
@@ -1377,16 +1408,17 @@ class _Broadcaster:
         self._heartbeat_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Future[None]] = set()
-        # Those behind for whom a drain has waited as long as a drain does.
+        # A drain has waited write_timeout for these, so the next drain does not.
         self._not_waited_for: set[_Subscriber] = set()
 
     # Publishing: from any thread.
 
     def key_of(self, id: str) -> Any:
-        """What an id is sorted by; None where ids have no order.
+        """The sort key of an id; None if the server has no `id_order`.
 
-        What the program's function raises is raised.  TypeError for a key that is not
-        made of numbers and texts: only these are compared by code that cannot publish.
+        Raises what the program's function raises, and TypeError for a key that is not
+        made of numbers and texts.  Comparing other objects may run the program's code,
+        which may publish.
         """
         if self._id_order is None:
             return None
@@ -1399,13 +1431,14 @@ class _Broadcaster:
 
     def publish(self, append: Callable[[_EventLog], str]) -> str:
         """Append to the log and ring the bell; never waits for a client."""
-        loop = self._loop
-        if loop and os.getpid() != self._process:
+        # Before the lock: in a forked process another thread may hold it for ever.
+        if self._loop and os.getpid() != self._process:
             raise RuntimeError(
                 "this process was forked from the one in which the server runs; "
                 "publish there"
             )
         with self.lock:
+            loop = self._loop
             if self.closed_because:
                 raise RuntimeError(self.closed_because + "; nothing can be published")
             if loop and loop.is_closed():
@@ -1432,7 +1465,9 @@ class _Broadcaster:
             self._swept = self.log.sent
             self._loop = loop
         self._schedule_heartbeat()
-        return loop.create_task(self._run())
+        self._task = loop.create_task(self._run())
+        self._task.add_done_callback(lambda task: self._notify())
+        return self._task
 
     def stop(self, why: str) -> None:
         """Let nothing more be published; end each stream that was given everything."""
@@ -1456,7 +1491,7 @@ class _Broadcaster:
 
     def _is_done(self) -> bool:
         swept = self.log.sent == self.log.newest
-        return swept and not self.registry.count(*_STREAMING)
+        return swept and not self.connected
 
     def work(self) -> Iterator[None]:
         """Do what there is to do; each yield is the end of a turn."""
@@ -1493,7 +1528,7 @@ class _Broadcaster:
 
     def _sweep(self) -> Iterator[None]:
         position = self.log.sent
-        with self.lock:
+        with self.lock, self.log.unchanged():
             batch, end = self.log.read(position, self.log.newest)
             # The frames themselves: the log may forget them before they are written.
             frames: _Frames = {}
@@ -1520,7 +1555,7 @@ class _Broadcaster:
             list(self._pending), lambda wish: _payload_for(wish.channels, frames)
         )
         self._swept = self.log.sent
-        self._end_being_ahead()
+        yield from self._end_being_ahead()
 
     def _leave_behind(self, audience: _Audience, position: int) -> Iterator[None]:
         """Take the subscribers of an audience that lost events out of the live."""
@@ -1536,7 +1571,7 @@ class _Broadcaster:
         audiences: list[_Audience],
         payload_for: Callable[[_Wish], tuple[bytes, int]],
     ) -> Iterator[None]:
-        """Write to each of these audiences what is for its wish, of so many events."""
+        """Write to each audience the payload for its wish; it comes with its count."""
         self.registry.departed = {}
         for audience in audiences:
             self._pending.pop(audience, None)
@@ -1556,7 +1591,7 @@ class _Broadcaster:
             yield from self._write(audience, keys, payload, events)
             return
         self._choose_compressor(audience)
-        # Fixed now: a subscriber that joins while this gives way has the batch already.
+        # Both lists are copies: a subscriber that joins during a yield has this batch.
         groups = [(list(audience.live), audience.compressor)]
         groups += [(list(audience.joined), None)]
         for targets, compressor in groups:
@@ -1602,8 +1637,9 @@ class _Broadcaster:
                 yield
             part = targets[start : start + STEPS_PER_LOOK]
             if departed:
-                # Nothing may follow the end of a stream.  And a transport may have
-                # paused by itself, as TLS does: then it is still owed this batch.
+                # A stream that has ended must get nothing more.  A transport may also
+                # have paused on its own, as TLS does; its subscriber still needs this
+                # batch, so its position is the one before the sweep.
                 for target in part:
                     if target in departed:
                         departed[target].position = self._swept
@@ -1622,7 +1658,7 @@ class _Broadcaster:
     def _write_failed(
         self, audience: _Audience, target: Any, rest: bytes, error: Exception | None
     ) -> None:
-        """The socket did not take the rest: its transport takes it, or judges why."""
+        """The socket did not take `rest`.  Its transport buffers it or reports why."""
         subscriber = audience.live.get(target) or audience.joined.get(target)
         if subscriber and audience.wish.direct:
             self._write_by_transport(subscriber, rest)
@@ -1666,8 +1702,7 @@ class _Broadcaster:
             self.registry.enter(subscriber, _LIVE)
         else:
             self._fall_behind(subscriber)
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("%s joined; %d connected", subscriber.peer, self.connected)
+        logger.info("%s joined; %d connected", subscriber.peer, self.connected)
         self._call(self._on_open, subscriber)
 
     def _add_audience(self, wish: _Wish) -> _Audience:
@@ -1682,12 +1717,12 @@ class _Broadcaster:
         self, subscriber: _Subscriber, channels: Channels, replay: float
     ) -> None:
         """Let a new client begin with what is retained, and with the newest events."""
-        with self.lock:
+        with self.lock, self.log.unchanged():
             position = self.log.sent
             if replay:
                 newest = int(min(replay, MAX_REPLAY_SCAN))
                 position = min(position, self.log.before_newest(newest, channels))
-            # What was forgotten before it came is no loss of its own.
+            # A new client misses nothing that was forgotten before it connected.
             position = subscriber.position = max(position, self.log.base)
             if self.log.retains(channels):
                 subscriber.snapshot = 0, self.log.id_at(position)
@@ -1698,8 +1733,8 @@ class _Broadcaster:
         if len(id) <= MAX_NAME_BYTES:
             key = None
             with contextlib.suppress(Exception):  # the publisher never gave such an id
-                key = self.key_of(id)
-            with self.lock:
+                key = None if self.log.is_own(id) else self.key_of(id)
+            with self.lock, self.log.unchanged():
                 position = self.log.find(id, key)
                 if self.log.is_ahead(key):
                     subscriber.awaited = id, key
@@ -1709,15 +1744,18 @@ class _Broadcaster:
         subscriber.position = position
         return True
 
-    def _end_being_ahead(self) -> None:
-        """The event that some have seen at another process may have come."""
+    def _end_being_ahead(self) -> Iterator[None]:
+        """Let the subscribers resume whose awaited event was published meanwhile."""
         for subscriber in self.registry.all(_AHEAD):
             id, key = subscriber.awaited
-            if not self.log.is_ahead(key) and self._resume(subscriber, id):
+            waits = subscriber.state == _AHEAD and not self.log.is_ahead(key)
+            if waits and self._resume(subscriber, id):
                 self._fall_behind(subscriber)
+            if self.turns.is_over():
+                yield
 
     def _call(self, hook: _Hook, subscriber: _Subscriber) -> None:
-        """Call the program soon: not before everything here is in order."""
+        """Call the hook in the next round, when the state here is consistent again."""
         if hook and self._loop:
             self._loop.call_soon(self._call_now, hook, subscriber.request())
 
@@ -1735,18 +1773,18 @@ class _Broadcaster:
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
         return (
-            # If events before `base` are missed, the next sweep has to find that.
+            # Below `base` it may have lost events; _encode_next or a sweep checks that.
             self.log.base <= subscriber.position == self.log.sent
             and subscriber.gap is None
             and subscriber.snapshot is None
-            # Until the sweep has written to an audience, that is still before `sent`.
+            # The sweep has moved `sent` but may not have written to its audience yet.
             and (
                 self._swept == self.log.sent or subscriber.audience not in self._pending
             )
         )
 
     def _fall_behind(self, subscriber: _Subscriber) -> None:
-        """Give it what it is owed from its own position on, as its socket has room."""
+        """Let it catch up from its own position when its socket has room."""
         if _unsent(subscriber.transport):
             self._enter_full(subscriber)
         else:
@@ -1780,7 +1818,7 @@ class _Broadcaster:
             subscriber.transport.abort()  # it takes nothing of what it is sent
 
     def _look(self, subscriber: _Subscriber) -> None:
-        """Drop it if its socket took nothing since so many looks."""
+        """Drop it if its socket took nothing during the last LOOKS checks."""
         unsent = subscriber.count_unsent()
         subscriber.looks = LOOKS if unsent < subscriber.unsent else subscriber.looks - 1
         subscriber.unsent = unsent
@@ -1796,7 +1834,7 @@ class _Broadcaster:
         for subscriber in list(itertools.islice(ready, CATCH_UPS_PER_TURN)):
             if subscriber.state != _READY:
                 continue  # it has left while this gave way
-            self.registry.enter(subscriber, _READY)  # to the end of the turn
+            self.registry.enter(subscriber, _READY)  # to the end of the queue
             owed = subscriber.position < self.log.sent
             if owed or subscriber.gap or subscriber.snapshot:
                 yield from self._write_next(subscriber)
@@ -1807,8 +1845,9 @@ class _Broadcaster:
     def _write_next(self, subscriber: _Subscriber) -> Iterator[None]:
         audience, log = subscriber.audience, self.log
         assert audience
-        with self.lock:
-            # After an outage many come back to one position: they share the bytes too.
+        with self.lock, log.unchanged():
+            # After an outage many clients resume at the same position.  They get the
+            # same bytes, which are encoded once.
             owed = subscriber.position, subscriber.gap, subscriber.snapshot
             key = audience, owed, log.sent, log.base, log.newest, log.retained_changes
             known = self._next_batch_key == key
@@ -1846,8 +1885,8 @@ class _Broadcaster:
         if snapshot:
             (given, id), snapshot = snapshot, None
             frames, upto = log.snapshot(given, position, channels)
-            # A client that breaks off before it has all of them must not resume after
-            # them.  So the last one carries the id, and none before it has one.
+            # A client that loses its connection before it has all of them must not
+            # resume after them.  So only the last one carries an id.
             if upto < position:
                 snapshot = upto, id
             elif frames:
@@ -1856,8 +1895,8 @@ class _Broadcaster:
                 told = None if snapshot or frames else id
                 gaps = [format_event({"reason": reason}, event="gap", id=told)]
         if snapshot is None:
-            # If all that the live were given is forgotten, it is given what is held,
-            # ahead of the live: else it would soon lose that too.
+            # If every event up to `sent` is forgotten, it gets the held events before
+            # the live subscribers do.  Otherwise it would soon lose these as well.
             end = log.sent if log.base < log.sent else log.newest
             batch, position = log.read(position, end)
             wanted = channels | {EVERYBODY}
@@ -1915,6 +1954,8 @@ class _Broadcaster:
         """See SSEServer.drain."""
         target = self.log.newest
         while self._swept < target:
+            if self._task.done():
+                raise RuntimeError(f"{self.closed_because}; nothing can be delivered")
             await self._progress()
         deadline = time.monotonic() + self._write_timeout
         while behind:
@@ -1959,14 +2000,14 @@ def _payload_for(channels: Channels, frames: _Frames) -> tuple[bytes, int]:
 
 
 def _jittered_ms(seconds: float) -> int:
-    """Spread over half to one and a half, so that clients do not come back at once."""
+    """A random time, 0.5 to 1.5 times `seconds`, so that clients return one by one."""
     return max(1, round(seconds * 1000 * random.uniform(0.5, 1.5)))
 
 
 def _unsent(transport: asyncio.WriteTransport) -> int:
     """The bytes that the transport holds.
 
-    asyncio's TLS before Python 3.11 cannot tell once its connection is gone.
+    Before Python 3.11, a TLS transport whose connection is gone cannot answer this.
     """
     gone = transport.get_extra_info("socket") is None
     return 0 if gone else transport.get_write_buffer_size()
@@ -1998,7 +2039,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.body: _BodyReader | None = None  # of that request, while it is received
         self.task: asyncio.Task[None] | None = None  # that waits for somebody else
         server._registry.add(self, state)
-        # So pause_writing() says at once that the socket did not take everything.
+        # So the transport calls pause_writing() as soon as it must hold one byte.
         transport.set_write_buffer_limits(high=0)
 
     def request(self) -> Request:
@@ -2007,7 +2048,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     @property
     def _receives(self) -> bool:
-        """Whether new input makes it go on; else it looks at its input later."""
+        """Whether new input is parsed at once; otherwise it is kept for later."""
         waits = self in self.server._turns.waiting
         return self.state in (_HEAD, _IDLE, _BODY) and not waits
 
@@ -2083,7 +2124,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.connection_lost(None)
             return
         self.transport = self.target = transport
-        # asyncio's TLS of Python 3.11 and later pauses at 0 though it holds nothing.
+        # From Python 3.11 on, asyncio's TLS with high=0 pauses even if it is empty.
         high = 1 if sys.version_info >= (3, 11) else 0
         self.transport.set_write_buffer_limits(high=high, low=0)
         self.server._registry.enter(self, _HEAD)
@@ -2097,7 +2138,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
                 if self.transport.is_closing():
                     return  # an answer could not be written
                 if turns.is_over():
-                    turns.waiting[self] = None
+                    turns.defer(self)
                     if len(self.received) > MAX_RECEIVED_BYTES:
                         self.transport.pause_reading()
                     return
@@ -2156,7 +2197,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def _serve(self, request: Request, body: bytes) -> None:
         """Answer a request that is complete."""
-        if self.server._must_ask(request):
+        if self.server._must_ask(self, request):
             self.server._registry.enter(self, _ASKING)
             self.task = asyncio.get_running_loop().create_task(self._ask(request, body))
         else:
@@ -2196,7 +2237,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
             response = _error_response(HTTPError(500))
         response = server._add_fields(request, response)
         if response.body is None and request.method == "GET":
-            self._open_stream(request, response, channels or _NO_CHANNEL)
+            assert channels
+            self._open_stream(request, response, channels)
             return
         again = server._may_go_on(self, request)
         keep = "keep-alive" if response.body is None else ""
@@ -2215,8 +2257,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if not self.received and not self.server._is_serving:
             self._close()
         elif self.received or self.input_ended:
-            self.server._turns.waiting[self] = None
-            self.server._turns.is_over()  # so that there is a next round
+            self.server._turns.defer(self)
         else:
             self._receive_more()
 
@@ -2277,9 +2318,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """The time for the present state is over."""
         state, server = self.state, self.server
         if self in server._turns.waiting:
-            return  # it is the server that is late, not the client
-        nothing_came = not self.received and not self.head and self.searched
-        if state in (_IDLE, _LINGERING) or (state == _HEAD and nothing_came):
+            return  # the server is late, not the client
+        if state in (_IDLE, _LINGERING):
             self._close()
         elif state in (_HEAD, _BODY):
             timeouts = {_HEAD: server._header_timeout, _BODY: server._body_timeout}
@@ -2375,7 +2415,7 @@ class _Pipe(asyncio.Transport):
 
 
 class _ClosedTransport(asyncio.Transport):
-    """Stands in a writer for the transport that was taken from it."""
+    """Replaces the transport of a writer that has lost it to a _Connection."""
 
     def is_closing(self) -> bool:
         """So a writer that is collected has nothing to close."""
@@ -2386,12 +2426,12 @@ _CLOSED_TRANSPORT = _ClosedTransport()
 
 
 def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
-    """Take its transport from a writer; the writer must be kept if it is returned.
+    """Take the transport away from a writer; None if the writer is not needed then.
 
     asyncio.start_server makes a protocol, a reader and a writer for each connection.
     They are not needed here, and as they refer to each other, each connection would
-    leave a cycle for the garbage collector.  From Python 3.11 on a writer closes its
-    transport when it is collected.
+    leave a cycle for the garbage collector.  From Python 3.11 on, a writer closes its
+    transport when it is collected.  So the caller must keep a writer that is returned.
     """
     transport = writer.transport
     cast(asyncio.Protocol, transport.get_protocol()).connection_lost(None)
@@ -2404,8 +2444,9 @@ def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
 def _direct_socket(transport: asyncio.Transport) -> socket.socket | None:
     """The socket that may be written to past the transport, if there is one.
 
-    That is right only while the transport holds nothing, and only for asyncio's own
-    transport of plain TCP: TLS has to encrypt, and other event loops do it their way.
+    This is correct only while the transport holds nothing, and only for asyncio's own
+    transport for plain TCP: TLS must encrypt, and the transports of other event loops
+    are different.
     """
     if os.name != "posix" or type(transport).__module__ != "asyncio.selector_events":
         return None
@@ -2612,9 +2653,10 @@ class SSEServer:
         clients that miss them get a gap.  A fast producer should await drain().
 
         Raises ValueError for data above `max_event_bytes`, for what format_event
-        refuses, for an id that an event has that is held or that does not ascend by
-        `id_order`, and for an event, id or channel that is empty, above 256 bytes, or
-        has a control character, or a space at an end (no header could bring it back);
+        refuses, for the id of an event that is still held, for an id that does not
+        ascend by `id_order`, and for an event, id or channel that is empty, is longer
+        than 256 bytes, or has a control character or a space at an end (a header field
+        could not carry it);
         TypeError for data that is not JSON; RuntimeError once the server is closed,
         has failed, or has lost its event loop, and in a process forked from its own.
         """
@@ -2737,7 +2779,7 @@ class SSEServer:
         await self._broadcaster.drain(behind)
 
     def disconnect(self, predicate: Callable[[Request], bool]) -> None:
-        """End the streams of the subscribers whose request the predicate is true of.
+        """End each stream for whose request the predicate returns true.
 
         This includes requests that `authorize` is still asked about.  It may be called
         from any thread and does not wait: the predicate is called soon, in the event
@@ -2827,8 +2869,9 @@ class SSEServer:
         Put it into a page that is rendered, and have the page open
         `/sse?last_event_id=...`: it will miss nothing between the two.
         """
-        with self._broadcaster.lock:
-            return self._broadcaster.log.newest_id
+        log = self._broadcaster.log
+        with self._broadcaster.lock, log.unchanged():
+            return log.newest_id
 
     @property
     def stats(self) -> Stats:
@@ -2926,7 +2969,9 @@ class SSEServer:
                 ipaddress.ip_address(n[0].split("%")[0]).is_loopback for n in names
             ]
             if self._hosts is None and all(local):
-                self._hosts = _LOOPBACK_HOSTS
+                host = (self._host or "").lower()
+                own = f"[{host}]" if ":" in host else host
+                self._hosts = _LOOPBACK_HOSTS | {own}
             if not self._enter(_SERVING, _STARTING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -2945,7 +2990,7 @@ class SSEServer:
         self._broadcasting.add_done_callback(self._broadcasting_ended)
         for listener, sock in zip(self._listeners, sockets):
             await listener.start_serving()
-            sock.listen(BACKLOG)  # what waits is not bounded by what a turn accepts
+            sock.listen(BACKLOG)  # asyncio has set ACCEPTS_PER_TURN
 
     def _broadcasting_ended(self, broadcasting: asyncio.Task[None]) -> None:
         """Nothing can be delivered any more: end the streams, refuse to publish."""
@@ -2961,7 +3006,8 @@ class SSEServer:
 
     async def _listen(self) -> list[socket.socket]:
         """Bind every address of the host, all of them to one port."""
-        # Both, whatever the hosts file says: a browser may try either (RFC 6761, 6.3).
+        # A browser may try either address (RFC 6761, 6.3), so bind both, whatever the
+        # hosts file says.
         hosts: list[str | None] = ["127.0.0.1", "::1"]
         if self._host != "localhost":
             hosts = [self._host or None]
@@ -2978,7 +3024,8 @@ class SSEServer:
         addresses = dict.fromkeys(
             (info[0], info[4]) for infos in found for info in infos
         )
-        # With port 0 the first address gets a free port that may be taken on the next.
+        # With port 0, the port that is free on the first address may be in use on the
+        # next one.
         attempts = 1 if self._port else 10
         while True:
             try:
@@ -2994,7 +3041,8 @@ class SSEServer:
         failure = OSError(f"{self._host} has no address")
         with contextlib.ExitStack() as closing:
             for number, (family, (host, _, *scope)) in enumerate(addresses * LISTENERS):
-                # The first is bound alone, so that a port in use is found.
+                # The first socket of an address is bound without SO_REUSEPORT, so that
+                # the kernel reports a port that is in use.
                 shared = self._reuse_port or number >= len(addresses)
                 try:
                     sock = socket.create_server(
@@ -3064,10 +3112,11 @@ class SSEServer:
         task.add_done_callback(self._tasks.discard)
 
     async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
-        """Ask the predicate about each open stream, and about those to come."""
+        """Ask the predicate about open streams and those that wait for authorize."""
         found = self._registry.all(*_STREAMING, _ASKING)
-        # They get what was published before.
-        await self._broadcaster.drain(behind=False)
+        # The streams get the events that were published before the call.
+        with contextlib.suppress(RuntimeError):  # broadcasting has failed
+            await self._broadcaster.drain(behind=False)
         for connection in found:
             if self._turns.is_over():
                 await asyncio.sleep(0)
@@ -3125,7 +3174,7 @@ class SSEServer:
 
         HTTPError if the answer does not depend on the body.
         """
-        if connection in self._refusing or not self._is_serving:
+        if not self._admits(connection):
             self._refused += 1
             if not self._wants_stream(request):
                 raise self._full_error()
@@ -3154,21 +3203,24 @@ class SSEServer:
                 "hosts (--allow-host)",
             )
 
+    def _admits(self, connection: _Connection) -> bool:
+        """Whether the server serves this connection, not only refuses it."""
+        return self._is_serving and connection not in self._refusing
+
     def _may_go_on(self, connection: _Connection, request: Request) -> bool:
         """Whether another request may follow on this connection."""
-        admitted = connection not in self._refusing
-        return request.keep_alive and self._is_serving and admitted
+        return request.keep_alive and self._admits(connection)
 
     def _wants_stream(self, request: Request) -> bool:
         return request.path == self._path and request.accepts("text/event-stream")
 
-    def _must_ask(self, request: Request) -> bool:
+    def _must_ask(self, connection: _Connection, request: Request) -> bool:
         """Whether `authorize` has to be asked before this is answered."""
         return (
             self._authorize is not None
             and request.path == self._path
             and request.method in ("GET", "HEAD", "POST")
-            and self._is_serving
+            and self._admits(connection)
             and (request.method != "POST" or bool(self._publish_token))
         )
 
@@ -3182,7 +3234,7 @@ class SSEServer:
         """The answer to a complete request; a body of None is a stream to come."""
         asked_to_leave = connection in self._disconnected
         self._disconnected.discard(connection)
-        if connection in self._refusing or not self._is_serving or asked_to_leave:
+        if asked_to_leave or not self._admits(connection):
             return self._full_response(request)
         if request.path != self._path:
             return _OK
@@ -3241,15 +3293,16 @@ class SSEServer:
 
     def _come_back(self) -> bytes:
         """The whole of a stream that only says when to come back."""
-        seconds = FULL_RETRY_SECONDS if self._is_serving else RESTART_RETRY_SECONDS
-        return format_event(retry=_jittered_ms(seconds))
+        return format_event(retry=self._retry_later_ms())
 
     def _full_error(self) -> HTTPError:
-        seconds, why = RESTART_RETRY_SECONDS, self._broadcaster.closed_because
-        if self._is_serving:
-            seconds, why = FULL_RETRY_SECONDS, "the server is full"
-        after = str(-(-_jittered_ms(seconds) // 1000))
+        why = self._broadcaster.closed_because or "the server is full"
+        after = str(math.ceil(self._retry_later_ms() / 1000))
         return HTTPError(503, why, [("Retry-After", after)])
+
+    def _retry_later_ms(self) -> int:
+        full = self._is_serving
+        return _jittered_ms(FULL_RETRY_SECONDS if full else RESTART_RETRY_SECONDS)
 
     def _compresses(self, request: Request) -> bool:
         """Whether it gets its stream compressed."""
@@ -3276,7 +3329,7 @@ class SSEServer:
             "utf-8", "surrogateescape"
         )
         scheme, _, token = given.partition(b" ")
-        # Digests, so that not even the length shows in the time that it takes.
+        # Digests are compared, so that the time does not reveal the token's length.
         expected = hashlib.sha256(self._publish_token).digest()
         equal = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), expected)
         if scheme.lower() != b"bearer" or not equal:
@@ -3306,7 +3359,7 @@ class SSEServer:
         if inspect.iscoroutinefunction(authorize):
             answer: Any = authorize(request)
         else:
-            # All threads may be used by others; that wait has a time of its own.
+            # The wait for a free thread has its own time limit.
             await asyncio.wait_for(self._hook_threads.acquire(), AUTHORIZE_SECONDS)
             called = self._call_in_thread(authorize, request)
             answer, error = await asyncio.wait_for(called, AUTHORIZE_SECONDS)
@@ -3319,8 +3372,10 @@ class SSEServer:
     def _call_in_thread(
         self, authorize: Authorize, request: Request
     ) -> asyncio.Future[tuple[Any, Exception | None]]:
-        """Call it in a thread that the end of the program does not wait for, as it
-        would for a thread of an executor.  Gives what it returned or what it raised."""
+        """Call it in a daemon thread; the future is (what it returned, what it raised).
+
+        The program's end does not wait for a daemon thread, but for an executor's.
+        """
         loop = asyncio.get_running_loop()
         outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
@@ -3383,13 +3438,13 @@ class SSEServer:
             headers.append(("Vary", "Accept-Encoding"))
         if self._cors_origins:
             headers.append(("Vary", "Origin"))
-        origin = request.header("origin")
-        if origin in self._cors_origins:
-            headers.append(("Access-Control-Allow-Origin", origin or ""))
+        allowed_origin = request.header("origin")
+        if allowed_origin in self._cors_origins:
             headers.append(("Access-Control-Allow-Credentials", "true"))
-        elif "*" in self._cors_origins:
-            headers.append(("Access-Control-Allow-Origin", "*"))
-        allowed_origin = headers[-1][0] != "Vary"
+        else:
+            allowed_origin = "*" if "*" in self._cors_origins else None
+        if allowed_origin:
+            headers.append(("Access-Control-Allow-Origin", allowed_origin))
         if allowed_origin and response.newest_id:
             headers.append(("Access-Control-Expose-Headers", "Last-Event-ID"))
         if request.method == "OPTIONS" and allowed_origin:
@@ -3413,7 +3468,8 @@ _STATS_HEADERS: Headers = (
 def _permitted(request: Request, permission: Permission) -> Channels:
     """The channels that a request is served, by what `authorize` returned.
 
-    HTTPError 403 for one that is not allowed; TypeError for an answer that is none.
+    Raises HTTPError 403 for a channel that is not allowed, and TypeError or ValueError
+    for an invalid answer of the hook.
     """
     if isinstance(permission, (str, bytes)):
         raise TypeError(f"authorize() gave {permission!r}; allowed are bool, channels")
@@ -3438,7 +3494,7 @@ def _check_path(path: str) -> str:
     return _ESCAPE.sub(_decode_unreserved, path)
 
 
-# How they have to look, and that in words.
+# A pattern for the values, and its description for the error's message.
 _ORIGINS = (
     r"[a-z][a-z0-9+.-]*://[^/?#\s]+",
     "https://example.com and the like, without a path",
@@ -3497,7 +3553,8 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
 
     Connections inherit the options of the socket that they were accepted from.
     """
-    # Linux also ends who is there and takes nothing; that is write_timeout's task.
+    # Linux applies this timeout also to a client that is there and takes nothing.
+    # write_timeout handles such a client, so this one must not be shorter.
     user_timeout = min(2**31 - 1, int(1000 * max(VANISHED_SECONDS, write_timeout)))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
