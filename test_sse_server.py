@@ -388,6 +388,14 @@ class ChunkDecoderTest(unittest.TestCase):
 
 
 class HTTPErrorTest(unittest.TestCase):
+    def test_an_answer_without_content_has_no_length_or_that_of_nothing(self):
+        """RFC 9110, 8.6 and 15.3.6."""
+        for status, length in ((204, None), (205, b"0"), (304, None)):
+            response = sse_server._error_response(HTTPError(status, "text"))
+            head, _, body = response.render(0).partition(b"\r\n\r\n")
+            fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+            self.assertEqual((fields.get(b"Content-Length"), body), (length, b""))
+
     def test_statuses_from_200_to_599(self):
         for status in (200, 204, 599):
             self.assertEqual(HTTPError(status).status, status)
@@ -1386,6 +1394,16 @@ class InterruptedLogTest(unittest.TestCase):
         """As it is done before the server is started."""
         log.append(*self.NEW)
         log.advance(log.newest)
+
+    def test_what_is_read_stays_while_a_signal_publishes(self):
+        log = new_log(max_events=2)
+        append_many(log, 2)
+        log.advance(2)
+        with log.unchanged():
+            append_many(log, 2)  # as the handler of a signal would
+            log.advance(4)
+            self.assertEqual([e.number for e in log.read(0, 2)[0]], [1, 2])
+        self.assertEqual(log.base, 2)
 
     def test_ctrl_c_at_any_instruction(self):
         for log in self.each_instruction(self.append_new):
@@ -4609,6 +4627,46 @@ class CompressionTest(ServerTestCase):
 class FailureTest(ServerTestCase):
     """What goes wrong stays with whom it concerns, and is said."""
 
+    async def test_a_drain_ends_when_broadcasting_fails(self):
+        server = await self.start(shutdown_timeout=0.2)
+        with (
+            mock.patch.object(server._broadcaster.log, "read", side_effect=MemoryError),
+            self.assertLogs("sse_server", "CRITICAL"),
+        ):
+            server.publish("a")
+            with self.assertRaisesRegex(RuntimeError, "broadcasting has failed"):
+                await asyncio.wait_for(server.drain(), DEADLINE)
+
+    async def test_an_event_that_is_published_while_it_starts_is_delivered(self):
+        """The publisher has seen that the server is not started, and waits."""
+        server = SSEServer("127.0.0.1", 0)
+        broadcaster = server._broadcaster
+        waits, goes_on = threading.Event(), threading.Event()
+        lock = broadcaster.lock
+
+        class SlowLock:
+            def __enter__(self):
+                if threading.current_thread().name == "publisher":
+                    waits.set()
+                    goes_on.wait(DEADLINE)
+                return lock.__enter__()
+
+            def __exit__(self, *raised):
+                return lock.__exit__(*raised)
+
+        broadcaster.lock = SlowLock()
+        publisher = threading.Thread(
+            target=server.publish, args=("a",), name="publisher"
+        )
+        publisher.start()
+        waits.wait(DEADLINE)
+        await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        client = await self.stream(server)
+        goes_on.set()
+        self.assertEqual(await client.data(1), ["a"])
+        publisher.join()
+
     async def test_a_transport_that_raises_costs_only_its_subscriber(self):
         self.change(sse_server, _direct_socket=lambda transport: None)
         server = await self.start()
@@ -4823,6 +4881,16 @@ class SharedLogTest(ServerTestCase):
     def publish(self, server, *numbers):
         for number in numbers:
             server.publish(str(number), id=str(number))
+
+    async def test_an_id_of_its_own_is_never_ahead(self):
+        """Whatever `id_order` takes for an id of the publisher's."""
+        server = await self.start(id_order=str)
+        server.publish("before")
+        own = server.last_event_id
+        server.publish("a", id="\x21")
+        client = await self.stream(server, f"/sse?last_event_id={own}")
+        self.assertEqual(await client.data(1), ["a"])
+        self.assertEqual(server._registry.count("ahead"), 0)
 
     async def test_a_client_that_is_ahead_waits_for_what_it_has_seen(self):
         server = await self.start(id_order=int)
@@ -6400,6 +6468,15 @@ class HostTest(ServerTestCase):
         data = f"HEAD {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         return (await self.ask(server, data, head_only=True)).status
 
+    async def test_the_address_that_it_was_given_is_its_own_name(self):
+        server = await self.start("127.0.0.2")
+        for host, status in (("127.0.0.2", b"200"), ("evil.example", b"421")):
+            reader, writer = await asyncio.open_connection("127.0.0.2", server.port)
+            writer.write(f"HEAD /sse HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            self.assertIn(status, await reader.readline())
+            writer.close()
+            await writer.wait_closed()
+
     async def test_on_loopback_another_name_gets_421(self):
         server = await self.start()
         for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:9", "[::1]",
@@ -6429,6 +6506,16 @@ class HostTest(ServerTestCase):
 
 
 class FullTest(ServerTestCase):
+    async def test_who_is_only_turned_away_is_not_asked_about(self):
+        asked = []
+        server = await self.start(
+            max_connections=1, authorize=lambda request: not asked.append(request)
+        )
+        await self.stream(server)
+        answer = await self.ask(server, ask("/sse", "Accept: text/event-stream"))
+        self.assertIn(b"retry: ", answer.body)
+        self.assertEqual(len(asked), 1)
+
     async def test_who_is_refused_gets_503_or_as_an_event_source_a_retry(self):
         server = await self.start(max_connections=2)
         streams = [await self.stream(server) for _ in range(2)]
