@@ -172,7 +172,7 @@ FULL_RETRY_SECONDS = 30.0
 # A client may have seen an event that this process has not published yet.  It waits
 # this long for the event; then the server tells it of a gap.
 AHEAD_SECONDS = 30.0
-AUTHORIZE_SECONDS = 30.0  # for one call of authorize()
+AUTHORIZE_SECONDS = 30.0  # for each wait: for a thread, for the call, for its answer
 AUTHORIZE_THREADS = 64  # for the calls that may block
 # TCP keep-alive probes, and the time without an acknowledgement after which the kernel
 # ends a connection.  With both, a vanished client is gone within a minute.
@@ -1385,7 +1385,7 @@ class _Broadcaster:
         # Guards the log, and whether the bell is rung.  Re-entrant, because a signal's
         # handler may call publish() while publish() runs.
         self.lock = threading.RLock()
-        self.turns = _Turns()
+        self.turns = _Turns()  # beside those of the connections: each has its share
         self.events_written = self.bytes_written = self.gaps = self.dropped = 0
         self.closed_because = ""  # why nothing can be published; "": it can
         self._heartbeat = heartbeat
