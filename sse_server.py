@@ -136,7 +136,10 @@ BATCH_EVENTS = 1000
 # Unsent bytes of one connection in the kernel (TCP_NOTSENT_LOWAT).  The kernel's own
 # limit is 4 MiB, and it reports room to write only in steps of megabytes.
 NOTSENT_BYTES = 128 * KIB
-TURN_SECONDS = 0.003  # of work before the event loop may do something else
+# In each round of the event loop, so long may events be written, and so long may
+# requests be served.  A sweep over 1,000 clients takes one round or two.
+BROADCAST_SECONDS = 0.004
+REQUEST_SECONDS = 0.001
 STEPS_PER_LOOK = 64  # writes or chunks before the code reads the clock again
 LOOKS = 4  # the number of checks of a slow client's progress per write_timeout
 MAX_COMPRESSORS = 64  # shared by live subscribers; zlib uses 256 KiB for each
@@ -375,8 +378,8 @@ class _EventLog:
     and retained, plus EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log
     forgets its oldest event, but it always holds the newest.  The publisher's ids may
     have keys, which ascend; by its key, find() can place an id that is not held between
-    two that are.  Call the methods under the server's lock; `base`, `newest` and `sent`
-    may be read without it.
+    two that are.  Call the methods under the server's lock; `base`, `sent`, `newest`
+    and `newest_id` may be read without it.  Within `with log:` it forgets nothing.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
@@ -398,7 +401,7 @@ class _EventLog:
         self.base = 0  # the position before the oldest event that is held
         self.sent = 0
         self._keeper: Any = self._keep()  # a generator
-        self._readers = 0  # that are inside unchanged()
+        self._readers = 0  # `with` statements of this log that run now
 
     def __len__(self) -> int:
         return self.newest - self.base
@@ -410,11 +413,14 @@ class _EventLog:
     @property
     def newest_id(self) -> str:
         """The newest event's id.  Before the first event: an id that precedes all."""
-        return self.id_at(self.newest)
+        return self._id_of(self._newest)
 
     def id_at(self, number: int) -> str:
         """The id of an event that is held, or of the event at `base`."""
-        return self._entries[number].id or f"{self._epoch}-{number}"
+        return self._id_of(self._entries[number])
+
+    def _id_of(self, entry: _Entry) -> str:
+        return entry.id or f"{self._epoch}-{entry.number}"
 
     def append(
         self,
@@ -470,15 +476,13 @@ class _EventLog:
         self._settle()
         return found is not None
 
-    @contextlib.contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Forget no event meanwhile: a signal handler may publish at any step."""
+    def __enter__(self) -> None:
+        """A signal handler may publish at any step, so nothing is forgotten now."""
         self._readers += 1
-        try:
-            yield
-        finally:
-            self._readers -= 1
-            self._settle()
+
+    def __exit__(self, *raised: object) -> None:
+        self._readers -= 1
+        self._settle()
 
     def _settle(self) -> None:
         while not self._keeper.gi_running:  # if it runs, the outer call does this
@@ -592,7 +596,8 @@ class _EventLog:
 
     def retains(self, channels: Channels) -> bool:
         wanted = channels | {EVERYBODY}
-        return any(channel in wanted for channel, _ in list(self._retained))
+        found = (channel in wanted for channel, _ in list(self._retained))
+        return bool(self._retained) and any(found)
 
     def snapshot(
         self, after: int, upto: int, channels: Channels
@@ -767,11 +772,15 @@ class Request:
     def _values(self, name: bytes) -> list[bytes]:
         return self._by_name.get(name, [])
 
-    def _tokens(self, name: bytes) -> set[bytes]:
+    def _tokens(self, name: bytes) -> frozenset[bytes]:
         """The members of a list field, in lower case."""
         values = self._values(name)
-        members = b",".join(values).lower().split(b",") if values else []
-        return {member.strip(b" \t") for member in members}
+        return _split_list(b",".join(values)) if values else frozenset()
+
+
+@functools.lru_cache(maxsize=64)
+def _split_list(value: bytes) -> frozenset[bytes]:
+    return frozenset([member.strip(b" \t") for member in value.lower().split(b",")])
 
 
 @functools.lru_cache(maxsize=64)
@@ -1308,12 +1317,13 @@ class _Registry:
 
 
 class _Turns:
-    """Shares the time of the event loop: some milliseconds in each of its rounds.
+    """Shares the time of the event loop: so many seconds in each of its rounds.
 
     Code that finds its turn over leaves the rest of its work to the next round.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self.waiting: dict[_Connection, None] = {}  # for the next round
         self._ends = 0.0
         self._begun = False
@@ -1323,7 +1333,7 @@ class _Turns:
         now = time.monotonic()
         if not self._begun:
             self._begun = True
-            self._ends = now + TURN_SECONDS
+            self._ends = now + self._seconds
             asyncio.get_running_loop().call_soon(self._begin_round)
         return now >= self._ends
 
@@ -1385,7 +1395,8 @@ class _Broadcaster:
         # Guards the log, and whether the bell is rung.  Re-entrant, because a signal's
         # handler may call publish() while publish() runs.
         self.lock = threading.RLock()
-        self.turns = _Turns()  # beside those of the connections: each has its share
+        self.turns = _Turns(BROADCAST_SECONDS)
+        self.connected = 0  # open streams
         self.events_written = self.bytes_written = self.gaps = self.dropped = 0
         self.closed_because = ""  # why nothing can be published; "": it can
         self._heartbeat = heartbeat
@@ -1502,6 +1513,7 @@ class _Broadcaster:
                 yield from self._write_to(everybody, lambda wish: (HEARTBEAT, 0))
             if self.log.sent < self.log.newest:
                 yield from self._sweep()
+                self._notify()
             yield from self._serve_ready()
             self._notify()
             if self.log.sent == self.log.newest and not self.registry.count(_READY):
@@ -1528,7 +1540,7 @@ class _Broadcaster:
 
     def _sweep(self) -> Iterator[None]:
         position = self.log.sent
-        with self.lock, self.log.unchanged():
+        with self.lock, self.log:
             batch, end = self.log.read(position, self.log.newest)
             # The frames themselves: the log may forget them before they are written.
             frames: _Frames = {}
@@ -1691,6 +1703,7 @@ class _Broadcaster:
         """
         audience = self._audiences.get(wish) or self._add_audience(wish)
         audience.members += 1
+        self.connected += 1
         subscriber.audience = audience
         subscriber.gap = subscriber.snapshot = None
         subscriber.position = self.log.sent
@@ -1717,7 +1730,7 @@ class _Broadcaster:
         self, subscriber: _Subscriber, channels: Channels, replay: float
     ) -> None:
         """Let a new client begin with what is retained, and with the newest events."""
-        with self.lock, self.log.unchanged():
+        with self.lock, self.log:
             position = self.log.sent
             if replay:
                 newest = int(min(replay, MAX_REPLAY_SCAN))
@@ -1734,7 +1747,7 @@ class _Broadcaster:
             key = None
             with contextlib.suppress(Exception):  # the publisher never gave such an id
                 key = None if self.log.is_own(id) else self.key_of(id)
-            with self.lock, self.log.unchanged():
+            with self.lock, self.log:
                 position = self.log.find(id, key)
                 if self.log.is_ahead(key):
                     subscriber.awaited = id, key
@@ -1764,11 +1777,6 @@ class _Broadcaster:
             hook(request)
         except Exception:
             logger.exception("%s: a hook failed", request.peer)
-
-    @property
-    def connected(self) -> int:
-        """The number of open streams."""
-        return self.registry.count(*_STREAMING)
 
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
@@ -1841,11 +1849,13 @@ class _Broadcaster:
             if subscriber.state == _READY and self._is_in_step(subscriber):
                 self._not_waited_for.discard(subscriber)
                 self.registry.enter(subscriber, _LIVE)
+            if self.turns.is_over():
+                return
 
     def _write_next(self, subscriber: _Subscriber) -> Iterator[None]:
         audience, log = subscriber.audience, self.log
         assert audience
-        with self.lock, log.unchanged():
+        with self.lock, log:
             # After an outage many clients resume at the same position.  They get the
             # same bytes, which are encoded once.
             owed = subscriber.position, subscriber.gap, subscriber.snapshot
@@ -1937,6 +1947,7 @@ class _Broadcaster:
         subscriber.audience = None
         self._not_waited_for.discard(subscriber)
         audience.members -= 1
+        self.connected -= 1
         if not audience.members:
             del self._audiences[audience.wish]
             self._compressing.pop(audience, None)
@@ -2614,7 +2625,7 @@ class SSEServer:
             on_open,
             on_close,
         )
-        self._turns = _Turns()
+        self._turns = _Turns(REQUEST_SECONDS)
         self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -2869,9 +2880,7 @@ class SSEServer:
         Put it into a page that is rendered, and have the page open
         `/sse?last_event_id=...`: it will miss nothing between the two.
         """
-        log = self._broadcaster.log
-        with self._broadcaster.lock, log.unchanged():
-            return log.newest_id
+        return self._broadcaster.log.newest_id
 
     @property
     def stats(self) -> Stats:
@@ -3191,15 +3200,10 @@ class SSEServer:
         given = request.header("host")
         if request.path != self._path or not given or self._hosts is None:
             return
-        host = _PORT.sub("", given)
-        name = host.lower().rstrip(".")
-        # Names below localhost never leave the machine (RFC 6761, 6.3).
-        if name.endswith(".localhost"):
-            name = "localhost"
-        if not self._hosts & {name, "*"}:
+        if "*" not in self._hosts and _host_name(given) not in self._hosts:
             raise HTTPError(
                 421,
-                f"this server does not answer to {host[:80]!a}; its names are set by "
+                f"this server does not answer to {given[:80]!a}; its names are set by "
                 "hosts (--allow-host)",
             )
 
@@ -3513,6 +3517,14 @@ def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozens
         if value != "*" and not re.fullmatch(form, value):
             raise ValueError(f"{name} is {value!r}; allowed are {how}, and *")
     return checked
+
+
+@functools.lru_cache(maxsize=64)
+def _host_name(host: str) -> str:
+    """The name in a Host field, without a port, in lower case."""
+    name = _PORT.sub("", host).lower().rstrip(".")
+    # Names below localhost never leave the machine (RFC 6761, 6.3).
+    return "localhost" if name.endswith(".localhost") else name
 
 
 _LOOPBACK_HOSTS = frozenset(["localhost", "127.0.0.1", "[::1]"])

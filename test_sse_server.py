@@ -1399,7 +1399,7 @@ class InterruptedLogTest(unittest.TestCase):
         log = new_log(max_events=2)
         append_many(log, 2)
         log.advance(2)
-        with log.unchanged():
+        with log:
             append_many(log, 2)  # as the handler of a signal would
             log.advance(4)
             self.assertEqual([e.number for e in log.read(0, 2)[0]], [1, 2])
