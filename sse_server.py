@@ -175,6 +175,8 @@ FULL_RETRY_SECONDS = 30.0
 # A client may have seen an event that this process has not published yet.  It waits
 # this long for the event; then the server tells it of a gap.
 AHEAD_SECONDS = 30.0
+# close() in another event loop waits this much longer than shutdown_timeout.
+CLOSE_MARGIN_SECONDS = 5.0
 AUTHORIZE_SECONDS = 30.0  # for each wait: for a thread, for the call, for its answer
 AUTHORIZE_THREADS = 64  # for the calls that may block
 # TCP keep-alive probes, and the time without an acknowledgement after which the kernel
@@ -2812,7 +2814,9 @@ class SSEServer:
         """Deliver what was published, end every stream, and stop listening.
 
         Takes at most `shutdown_timeout` seconds; what has not ended by then is cut.
-        Later calls wait for the first.  May be awaited in any event loop.
+        Later calls wait for the first.  May be awaited in any event loop; in another
+        than the server's it raises RuntimeError if the server has not ended a few
+        seconds after that time, for example because its event loop is stopped.
         """
         if self._enter(_CLOSED, _NEW):
             self._broadcaster.stop("the server is closed")
@@ -2823,7 +2827,12 @@ class SSEServer:
             await asyncio.shield(self._begin_closing())
         else:
             ending = asyncio.run_coroutine_threadsafe(self.close(), loop)
-            await asyncio.wrap_future(ending)
+            seconds = self._shutdown_timeout + CLOSE_MARGIN_SECONDS
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(ending), seconds)
+            except asyncio.TimeoutError:
+                message = f"the server did not end within {seconds:g} s"
+                raise RuntimeError(message + "; does its event loop run?") from None
 
     def start(self) -> None:
         """Start the server in a thread of its own, for code that is not async."""

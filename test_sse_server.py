@@ -7007,6 +7007,18 @@ class LifeTest(ServerTestCase):
         await self.in_thread(close)
         self.assertEqual(await client.rest(), [])
 
+    async def test_a_close_from_another_event_loop_while_its_own_is_stopped(self):
+        self.change(sse_server, CLOSE_MARGIN_SECONDS=0.1)
+        server = SSEServer("127.0.0.1", 0, shutdown_timeout=0.1)
+        loop = asyncio.new_event_loop()
+        await self.in_thread(loop.run_until_complete, server.__aenter__())
+        with self.assertRaises(RuntimeError) as caught:
+            await asyncio.wait_for(server.close(), DEADLINE)
+        text = "the server did not end within 0.2 s; does its event loop run?"
+        self.assertEqual(str(caught.exception), text)
+        await self.in_thread(loop.run_until_complete, server.close())
+        loop.close()
+
     async def test_the_port_is_not_known_before_it_listens(self):
         """Who waits for it in another thread connects at once."""
         start_server = asyncio.start_server
