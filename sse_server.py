@@ -2504,7 +2504,8 @@ class SSEServer:
     asks for none gets all of these.  A coroutine function runs in the event loop.  A
     plain function runs in a thread and may block.
 
-    `publish_token` allows clients to publish with POST; None and "" do not.
+    `publish_token`, of visible ASCII characters, allows clients to publish with POST;
+    None and "" do not.
     `cors_origins` are the origins whose pages may read the stream, such as
     "https://example.com".  "*" means all origins, but without credentials.
     `hosts` are the names of this server that a request to `path` may carry, without
@@ -2568,6 +2569,9 @@ class SSEServer:
         _check_integer("max_event_bytes", max_event_bytes, 1)
         if max_connections is not None:
             _check_integer("max_connections", max_connections, 1)
+        if publish_token and (found := re.search("[^!-~]", publish_token)):
+            fault = f"publish_token has {found[0]!a} at index {found.start()}"
+            raise ValueError(fault + "; allowed are visible ASCII characters")
         _check_replay(replay)
         for name in ("retry", "header_timeout", "body_timeout", "keepalive_timeout",
                      "write_timeout", "shutdown_timeout"):  # fmt: skip
