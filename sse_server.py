@@ -2602,8 +2602,7 @@ class SSEServer:
         self._cors_origins = _check_all("cors_origin", cors_origins, *_ORIGINS)
         self._hosts: frozenset[str] | None = None
         if hosts is not None:
-            names = _check_all("host", hosts, *_HOSTS)
-            self._hosts = frozenset(name.lower() for name in names)
+            self._hosts = _check_all("host", hosts, *_HOSTS)
         self._replay = replay
         self._dumps = dumps
         self._compress = compress
@@ -3513,7 +3512,7 @@ def _check_path(path: str) -> str:
 
 # A pattern for the values, and its description for the error's message.
 _ORIGINS = (
-    r"[a-z][a-z0-9+.-]*://[^/?#\s]+",
+    r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+",
     "https://example.com and the like, without a path",
 )
 _HOSTS = (
@@ -3523,13 +3522,14 @@ _HOSTS = (
 
 
 def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozenset[str]:
+    """Return the values in lower case, in which browsers send an origin."""
     if isinstance(values, str):
         raise ValueError(f"{name}s is a str; allowed is a sequence of them")
-    checked = frozenset(values)
+    checked = list(values)
     for value in checked:
         if value != "*" and not re.fullmatch(form, value):
             raise ValueError(f"{name} is {value!r}; allowed are {how}, and *")
-    return checked
+    return frozenset(value.lower() for value in checked)
 
 
 @functools.lru_cache(maxsize=64)

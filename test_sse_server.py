@@ -6430,6 +6430,12 @@ class CorsTest(ServerTestCase):
         found = await self.fields_of(server, field, target="/")
         self.assertEqual(found, ({}, None))
 
+    async def test_an_origin_that_is_given_in_capitals(self):
+        """Browsers send the scheme and the host in lower case (RFC 6454, 4)."""
+        server = await self.start(cors_origins=["HTTPS://Example.COM"])
+        found, _ = await self.fields_of(server, f"Origin: {self.ORIGIN}")
+        self.assertEqual(found[f"{self.ALLOWED}origin"], self.ORIGIN)
+
     async def test_an_origin_that_is_not_of_the_list(self):
         server = await self.start(cors_origins=[self.ORIGIN])
         for fields in (
