@@ -3248,9 +3248,10 @@ class SSEServer:
         refusal: HTTPError | None,
     ) -> _Response:
         """The answer to a complete request; a body of None is a stream to come."""
-        asked_to_leave = connection in self._disconnected
-        self._disconnected.discard(connection)
-        if asked_to_leave or not self._admits(connection):
+        if connection in self._disconnected:
+            self._disconnected.discard(connection)
+            return self._full_response(request, "disconnected by the program")
+        if not self._admits(connection):
             return self._full_response(request)
         if request.path != self._path:
             return _OK
@@ -3297,22 +3298,22 @@ class SSEServer:
     def _allow(self) -> str:
         return "GET, HEAD, OPTIONS" + (", POST" if self._publish_token else "")
 
-    def _full_response(self, request: Request) -> _Response:
+    def _full_response(self, request: Request, why: str = "") -> _Response:
         """The answer of a server that cannot serve this request now.
 
         For an EventSource it is a stream that ends at once: an error status would stop
         a browser's EventSource for good.
         """
         if not self._wants_stream(request):
-            raise self._full_error()
+            raise self._full_error(why)
         return _Response(200, _STREAM_HEADERS, self._come_back())
 
     def _come_back(self) -> bytes:
         """The whole of a stream that only says when to come back."""
         return format_event(retry=self._retry_later_ms())
 
-    def _full_error(self) -> HTTPError:
-        why = self._broadcaster.closed_because or "the server is full"
+    def _full_error(self, why: str = "") -> HTTPError:
+        why = why or self._broadcaster.closed_because or "the server is full"
         after = str(math.ceil(self._retry_later_ms() / 1000))
         return HTTPError(503, why, [("Retry-After", after)])
 

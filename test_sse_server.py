@@ -5553,6 +5553,21 @@ class SeamTest(ServerTestCase):
         self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
         self.assertEqual(server.stats.live, 0)
 
+    async def test_what_is_no_stream_is_told_that_it_was_disconnected(self):
+        for data in (post("/sse", b"a"), ask("/sse")):
+            with self.subTest(data):
+                await self.check_disconnected(data)
+
+    async def check_disconnected(self, data):
+        server, client, gate = await self.asking(data, publish_token="secret")
+        server.disconnect(lambda request: True)
+        await self.until(lambda: server._disconnected, "the predicate")
+        gate.set()
+        answer = await client.read_answer()
+        text = b"disconnected by the program\n"
+        self.assertEqual((answer.status, answer.body), (503, text))
+        self.assertEqual(server.stats.published, 0)
+
     async def test_no_visit_leaves_a_cycle_for_the_garbage_collector(self):
         def alive():
             kinds = (asyncio.StreamReaderProtocol, sse_server._Connection)
