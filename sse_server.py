@@ -658,6 +658,7 @@ _CHUNK_SIZE = re.compile(
 )
 _CODING = re.compile(rb"([^ \t;]+)(?:[ \t]*;[ \t]*q=([01](?:\.[0-9]{0,3})?))?")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
+_EMPTY_LINES = b"\r\n" * 512
 
 Fields = tuple[tuple[bytes, bytes], ...]  # (name in lower case, value), in order
 Headers = tuple[tuple[str, str], ...]  # (name, value) of an answer
@@ -2173,8 +2174,10 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _read_head(self) -> bool:
         """Read a request's head; False if more of it must come first."""
         received = self.received
-        while received.startswith(b"\r\n"):  # RFC 9112, 2.2
-            del received[:2]
+        # RFC 9112, 2.2.  Many at a time, because a client may send nothing else.
+        for lines in (_EMPTY_LINES, b"\r\n"):
+            while received.startswith(lines):
+                del received[: len(lines)]
         if self.state == _IDLE and received:
             self.server._registry.enter(self, _HEAD)
         end = _find_head_end(received, self.searched)

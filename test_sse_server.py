@@ -5249,6 +5249,16 @@ class AnswerTest(ServerTestCase):
         self.assertEqual(await client.data(1), ["a"])
 
 
+class CountingBytes(bytearray):
+    """Counts the deletions from it."""
+
+    deletions = 0
+
+    def __delitem__(self, index):
+        self.deletions += 1
+        super().__delitem__(index)
+
+
 class ConnectionTest(ServerTestCase):
     async def test_pipelined_requests_are_answered_in_order(self):
         server = await self.start()
@@ -5271,6 +5281,19 @@ class ConnectionTest(ServerTestCase):
         await self.until_stats(server, live=1)
         server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
+
+    async def test_empty_lines_before_a_request_are_thrown_away_many_at_a_time(self):
+        server = await self.start()
+        client = await self.connect(server)
+        await self.until(lambda: server._registry.count("head"), "the connection")
+        (connection,) = server._registry.all("head")
+        connection.received = received = CountingBytes()
+        connection.data_received(b"\r\n" * (2**17 - 1) + ask("/") + b"\r\n\r")
+        self.assertEqual((await client.read_answer()).body, b"ok")
+        self.assertEqual(connection.received, b"\r")
+        self.assertLess(received.deletions, 1000)
+        again = await client.request(b"\n" + ask("/"))
+        self.assertEqual(again.body, b"ok")
 
     async def test_a_request_in_pieces(self):
         server = await self.start()
