@@ -1489,8 +1489,6 @@ class _Broadcaster:
             self.closed_because = self.closed_because or why
         if self._timer:
             self._timer.cancel()
-        for subscriber in self.registry.all(_AHEAD):
-            self.end(subscriber, "the server ends")
         if self._loop:
             self._bell.set()
 
@@ -1523,8 +1521,8 @@ class _Broadcaster:
                 break
             yield
         if self.closed_because:
-            for subscriber in self.registry.all(_LIVE):
-                if subscriber.state == _LIVE:
+            for subscriber in self.registry.all(_LIVE, _AHEAD):
+                if subscriber.state in (_LIVE, _AHEAD):
                     self.end(subscriber, "the server ends")
                 if self.turns.is_over():
                     yield
@@ -3108,10 +3106,12 @@ class SSEServer:
             listener.close()
         self._broadcaster.stop("the server is closed")
         for subscriber in self._registry.all(_HANDSHAKE, _HEAD, _IDLE):
+            if self._turns.is_over():
+                await asyncio.sleep(0)
             connection = cast(_Connection, subscriber)
             if connection.state == _HANDSHAKE:
                 connection.lower.abort()
-            elif not connection.received:
+            elif connection.state in (_HEAD, _IDLE) and not connection.received:
                 connection._close()
         # Else it was closed before.
         if not self._starting.cancelled() and self._starting.exception() is None:

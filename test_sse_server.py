@@ -4942,6 +4942,19 @@ class SharedLogTest(ServerTestCase):
         self.assertEqual(await client.rest(), [])
         self.assertTrue(client.decoder.retry)
 
+    async def test_the_end_of_those_who_are_ahead_gives_way(self):
+        self.give_way_after(1)
+        server = await self.start(id_order=int)
+        self.publish(server, 1)
+        for _ in range(5):
+            await self.resume(server, 5)
+        closing = asyncio.ensure_future(server.close())
+        ahead = set()
+        while not closing.done():
+            ahead.add(server._registry.count("ahead"))
+            await asyncio.sleep(0)
+        self.assertEqual(ahead, {0, 1, 2, 3, 4, 5})
+
     async def test_one_that_is_ahead_and_leaves_is_gone(self):
         server = await self.start(id_order=int)
         self.publish(server, 1)
@@ -6802,6 +6815,40 @@ class EndingTest(ServerTestCase):
         ended = await asyncio.gather(kept.ended(), silent.ended(), server.close())
         self.assertLess(time.monotonic() - began, 1.5)
         self.assertEqual(ended[:2], [True, True])
+
+    async def test_closing_idle_connections_gives_way(self):
+        server = await self.start()
+        for _ in range(5):
+            await self.ask(server, ask("/"))
+        await self.until(lambda: server._registry.count("idle") == 5, "idleness")
+        server._turns.is_over = lambda: True
+        closing = asyncio.ensure_future(server.close())
+        idle = set()
+        while not closing.done():
+            idle.add(server._registry.count("idle"))
+            await asyncio.sleep(0)
+        self.assertEqual(idle, {0, 1, 2, 3, 4, 5})
+
+    async def test_what_comes_while_idle_connections_are_closed_is_answered(self):
+        server = await self.start()
+        clients = [await self.connect(server) for _ in range(3)]
+        for client in clients:
+            await client.request(ask("/"))
+        await self.until(lambda: server._registry.count("idle") == 3, "idleness")
+        second = server._registry.all("idle")[1]
+        others = (None, asyncio.current_task())  # whose turn is never over
+        server._turns.is_over = lambda: asyncio.current_task() not in others
+        closing = asyncio.ensure_future(server.close())
+        while server._registry.count("idle") == 3:
+            await asyncio.sleep(0)
+        second.data_received(post("/", b"body")[:-1])
+        while server._registry.count("idle"):
+            await asyncio.sleep(0)
+        self.assertEqual(second.state, "lingering")
+        answer = await clients[1].read_answer()
+        self.assertEqual((answer.status, answer.body), (503, b"the server is closed\n"))
+        clients[1].close()
+        await closing
 
     async def test_a_request_in_progress_is_answered_and_the_connection_closed(self):
         server = await self.start()
