@@ -2881,7 +2881,9 @@ class SSEServer:
 
     @property
     def url(self) -> str:
-        """Where the stream is."""
+        """Where the stream is; RuntimeError if the server has no port of its own."""
+        if not self._listens:
+            raise RuntimeError("the server has no port of its own")
         host = self._host or "localhost"
         host = f"[{host}]" if ":" in host else host
         return f"{'https' if self._ssl else 'http'}://{host}:{self._port}{self._path}"

@@ -5107,6 +5107,13 @@ class ConstructorTest(unittest.TestCase):
         server = SSEServer(ssl=context, path="/%65vents")
         self.assertEqual(server.url, "https://localhost:8080/events")
 
+    def test_without_a_port_there_is_no_url(self):
+        server = SSEServer(port=None)
+        self.assertEqual(server.port, 0)
+        with self.assertRaises(RuntimeError) as caught:
+            server.url  # noqa: B018
+        self.assertEqual(str(caught.exception), "the server has no port of its own")
+
 
 PLAIN = ("content-type", "text/plain; charset=utf-8")
 NOSNIFF = ("x-content-type-options", "nosniff")
