@@ -4213,6 +4213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(_run(server, options))
     except OSError as error:
+        if server._state != _NEW:  # it has started
+            raise
         in_use = error.errno == errno.EADDRINUSE
         hint = "; choose another --port, or 0 for a free one" if in_use else ""
         address = f"{options.host}:{options.port}"

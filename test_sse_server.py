@@ -7550,6 +7550,23 @@ class CommandLineTest(CommandLineTestCase):
         self.assertNotIn("Traceback", err)
         self.assertNotIn("never retrieved", err)
 
+    async def test_broadcasting_that_fails_is_not_reported_as_the_start(self):
+        program = (
+            "import sys, sse_server\n"
+            "def read(*arguments):\n"
+            "    raise OSError('the reason')\n"
+            "sse_server._EventLog.read = read\n"
+            "sys.exit(sse_server.main())\n"
+        )
+        folder = os.path.dirname(os.path.abspath(sse_server.__file__))
+        process, _ = await self.serve(
+            program=["-c", program], environment={"PYTHONPATH": folder}
+        )
+        status, err = await self.finish(process)
+        self.assertEqual(status, 1)
+        self.assertNotIn("cannot listen", err)
+        self.assertTrue(err.endswith("OSError: the reason\n"), err)
+
     def main(self, *arguments):
         """Run it in this process: (exit status, standard output, standard error)."""
         with contextlib.ExitStack() as stack:
