@@ -2899,7 +2899,11 @@ class SSEServer:
 
     @property
     def stats(self) -> Stats:
-        """Counts of this moment; may be read from any thread."""
+        """Counts of this moment; may be read from any thread.
+
+        Outside the server's event loop, each count may be of a slightly different
+        moment.
+        """
         broadcaster = self._broadcaster
         with broadcaster.lock:
             published = broadcaster.log.newest
