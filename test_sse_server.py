@@ -4919,6 +4919,17 @@ class SharedLogTest(ServerTestCase):
         self.assertEqual(gap.type, "gap")
         self.assertEqual([event.data for event in others], ["8", "9"])
 
+    async def test_waking_those_who_are_ahead_gives_way(self):
+        self.give_way_after(1)
+        server = await self.start(id_order=int)
+        self.publish(server, 1)
+        clients = [await self.resume(server, 2) for _ in range(5)]
+        self.publish(server, 2, 3)
+        ahead = [server._registry.count("ahead") for _ in server._broadcaster.work()]
+        self.assertEqual(set(ahead), {0, 1, 2, 3, 4, 5})
+        for client in clients:
+            self.assertEqual(await client.data(1), ["3"])
+
     async def test_an_id_that_never_comes_is_a_gap_in_time(self):
         with mock.patch.object(sse_server, "AHEAD_SECONDS", 0.05):
             server = await self.start(id_order=int)
