@@ -1987,12 +1987,16 @@ class _Broadcaster:
 
     async def _progress(self, seconds: float | None = None) -> None:
         """Wait until something here may have changed, or for so many seconds."""
-        watcher = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        watcher = loop.create_future()
         self._watchers.add(watcher)
+        timer = None if seconds is None else loop.call_later(seconds, self._notify)
         try:
-            await asyncio.wait([watcher], timeout=seconds)
+            await watcher
         finally:
             self._watchers.discard(watcher)
+            if timer:
+                timer.cancel()
 
     def _notify(self) -> None:
         for watcher in list(self._watchers):

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import os
 import random
 import selectors
 import socket
@@ -26,6 +27,8 @@ from sse_server import SSEServer
 
 CHANNELS = 1000
 EVENTS = 60
+# The server and its clients each keep to one, so that it never waits for theirs.
+CORES = sorted(os.sched_getaffinity(0))
 ARRIVALS = 5  # during one of them, only some 27 events are published
 
 
@@ -81,9 +84,8 @@ async def retained(server):
         usual = await times_of_events(server, asyncio.sleep(3))
         meanwhile = []
         for _ in range(ARRIVALS):
-            async with contextlib.AsyncExitStack() as stack:
-                arriving = stack.enter_async_context(clients(server, 500, "live"))
-                meanwhile += await times_of_events(server, arriving)
+            async with crowd(server, 500, "live") as arrive:
+                meanwhile += await times_of_events(server, arrive())
         p99 = slowest(meanwhile) / slowest(usual)
     return {"cost": sorted(ratios)[2], "p99": p99}
 
@@ -141,15 +143,30 @@ class Turns:
 @contextlib.asynccontextmanager
 async def clients(server, number, kind):
     """So many streams, open; another process reads them."""
-    expected = server.stats.live + server.stats.behind + number
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, "clients", str(server.port), str(number), kind
-    )
-    while server.stats.live + server.stats.behind < expected:
-        await asyncio.sleep(0.05)
-    await asyncio.sleep(0.5)  # until the last of them is done with opening
-    try:
+    async with crowd(server, number, kind) as arrive:
+        await arrive()
         yield
+
+
+@contextlib.asynccontextmanager
+async def crowd(server, number, kind):
+    """A process of clients, and the coroutine function that lets them arrive."""
+    os.sched_setaffinity(0, CORES[:1])  # for the child
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, "clients", str(server.port), str(number), kind),
+        stdin=asyncio.subprocess.PIPE,
+    )
+    os.sched_setaffinity(0, CORES[-1:])
+
+    async def arrive():
+        expected = server.stats.live + server.stats.behind + number
+        process.stdin.write(b"arrive\n")
+        while server.stats.live + server.stats.behind < expected:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # until the last of them is done with opening
+
+    try:
+        yield arrive
     finally:
         process.kill()
         await process.wait()
@@ -157,6 +174,7 @@ async def clients(server, number, kind):
 
 def read_all(port, number, kind):
     """Open the streams and throw away what comes, until this process is killed."""
+    sys.stdin.readline()
     chance = random.Random(1)
     selector = selectors.DefaultSelector()
     for index in range(number):
@@ -195,4 +213,5 @@ if __name__ == "__main__":
         read_all(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
         cases = (routing, ahead, retained, snapshot)
+        os.sched_setaffinity(0, CORES[-1:])
         asyncio.run(main({case.__name__: case for case in cases}[sys.argv[1]]))
