@@ -380,8 +380,8 @@ class _EventLog:
     and retained, plus EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log
     forgets its oldest event, but it always holds the newest.  The publisher's ids may
     have keys, which ascend; by its key, find() can place an id that is not held between
-    two that are.  Call the methods under the server's lock; `base`, `sent`, `newest`
-    and `newest_id` may be read without it.  Within `with log:` it forgets nothing.
+    two that are.  Call the methods under the server's lock; `base`, `sent`, `newest`,
+    `newest_id` and retains() do not need it.  Within `with log:` it forgets nothing.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
@@ -1707,8 +1707,9 @@ class _Broadcaster:
         self.connected += 1
         subscriber.audience = audience
         subscriber.gap = subscriber.snapshot = None
-        subscriber.position = self.log.sent
-        if not last_event_id:
+        # A new client misses nothing that was forgotten before it connected.
+        subscriber.position = max(self.log.sent, self.log.base)
+        if not last_event_id and (replay or self.log.retains(wish.channels)):
             self._begin_anew(subscriber, wish.channels, replay)
         if last_event_id and not self._resume(subscriber, last_event_id):
             self.registry.enter(subscriber, _AHEAD)
@@ -1736,7 +1737,6 @@ class _Broadcaster:
             if replay:
                 newest = int(min(replay, MAX_REPLAY_SCAN))
                 position = min(position, self.log.before_newest(newest, channels))
-            # A new client misses nothing that was forgotten before it connected.
             position = subscriber.position = max(position, self.log.base)
             if self.log.retains(channels):
                 subscriber.snapshot = 0, self.log.id_at(position)
