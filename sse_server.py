@@ -1464,7 +1464,9 @@ class _Broadcaster:
             if loop is None:
                 self.log.advance(self.log.newest)
             elif not self._rung:
-                loop.call_soon_threadsafe(self._bell.set)
+                awake = _is_in_task_of(loop)
+                ring = loop.call_soon if awake else loop.call_soon_threadsafe
+                ring(self._bell.set)
                 self._rung = True
         return id
 
@@ -1657,14 +1659,18 @@ class _Broadcaster:
                     if target in departed:
                         departed[target].position = self._swept
                 part = [target for target in part if target not in departed]
-            for target in part:
-                try:
-                    taken = write(target, payload)
+            taken: list[int] = []  # bytes of each target, in order
+            while len(taken) < len(part):
+                rest = part[len(taken) :]
+                try:  # extend() keeps what it got before an exception
+                    taken.extend(map(write, rest, itertools.repeat(payload)))
                 except Exception as error:
-                    self._write_failed(audience, target, payload, error)
-                else:
-                    if taken != size:
-                        self._write_failed(audience, target, payload[taken:], None)
+                    self._write_failed(audience, part[len(taken)], payload, error)
+                    taken.append(size)
+            if taken.count(size) < len(part):
+                for target, count in zip(part, taken):
+                    if count < size:
+                        self._write_failed(audience, target, payload[count:], None)
             self.events_written += len(part) * events
             self.bytes_written += len(part) * size
 
@@ -2002,6 +2008,17 @@ class _Broadcaster:
         for watcher in list(self._watchers):
             if not watcher.done():
                 watcher.set_result(None)
+
+
+def _is_in_task_of(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the caller runs within a task of the loop, so that the loop is awake.
+
+    A signal's handler that has interrupted such a task runs within it, too.
+    """
+    try:
+        return asyncio.get_running_loop() is loop and bool(asyncio.current_task())
+    except RuntimeError:  # in this thread runs no event loop
+        return False
 
 
 # The frames of a batch by channel, each with its place in the batch.

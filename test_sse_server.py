@@ -3028,8 +3028,9 @@ class OverTLS:
 class Kernel:
     """The sockets of a model: descriptors, the lowest free one first, and their room."""
 
-    def __init__(self):
+    def __init__(self, random_):
         self.table = {}
+        self.random = random_
 
     def open(self, transport):
         descriptor = min(set(range(100, 100 + len(self.table) + 1)) - set(self.table))
@@ -3037,11 +3038,14 @@ class Kernel:
         return descriptor
 
     def write(self, descriptor, data):
-        """socket.send: what the socket has room for, or an error where it has none."""
+        """socket.send: what the socket has room for, or an error where it has none.
+
+        Sometimes there is room a moment after the error.
+        """
         transport = self.table[descriptor]
         if transport.held:
             raise AssertionError("written past what the transport holds")
-        taken = transport.take(data)
+        taken = self.random.random() < 0.95 and transport.take(data)
         if not taken:
             raise BlockingIOError
         return taken
@@ -3169,7 +3173,7 @@ class SubscriberModelTest(unittest.TestCase):
 
     async def run_schedule(self, random_):
         self.random = random_
-        self.kernel = Kernel()
+        self.kernel = Kernel(random_)
         self.direct = random_.random() < 0.6
         patches = {
             "BATCH_EVENTS": random_.randint(1, 5),
@@ -3220,8 +3224,12 @@ class SubscriberModelTest(unittest.TestCase):
         self.work = iter(())
         acts = [self.publish] * 4 + [self.step] * 8 + [self.give_room] * 4 + [
             self.arrive, self.arrive, self.leave, self.disconnect, self.look, self.say_gap,
-            *[self.pause] * 4, self.rarely_forget, self.beat,
+            *[self.pause] * 4, self.rarely_forget, self.beat, self.fill, self.fill,
         ]  # fmt: skip
+        # Several of one audience, of which some have room and some have none.
+        self.alike = random_.random() < 0.4
+        for _ in range(6 * self.alike):
+            self.arrive()
         for _ in range(60):
             random_.choice(acts)()
             self.check()
@@ -3271,9 +3279,15 @@ class SubscriberModelTest(unittest.TestCase):
             client = self.random.choice(self.clients)
             client.transport.give_room(self.random.choice((1, 10, 200, 5000)))
 
+    def fill(self):
+        """The sockets of some clients have little room left, or none."""
+        for client in self.random.sample(self.clients, len(self.clients) // 2):
+            client.transport.room = self.random.choice((0, 1, 30))
+
     def arrive(self):
         newest = len(self.published)
-        channels = self.random.sample(self.CHANNELS[:2], self.random.randint(0, 2))
+        number = 0 if self.alike else self.random.randint(0, 2)
+        channels = self.random.sample(self.CHANNELS[:2], number)
         query = "&".join(f"channel={channel}" for channel in channels)
         fields, position, owed_from = [], None, newest
         kind = self.random.random()
@@ -3287,11 +3301,11 @@ class SubscriberModelTest(unittest.TestCase):
             owed_from, replay = self.replayed(set(channels) or {None})
             query += f"&replay={replay}"
         transport = ModelTransport(self.kernel)
-        transport.room = self.random.choice((0, 50, 10_000))
+        transport.room = 10_000 if self.alike else self.random.choice((0, 50, 10_000))
         writer = mock.Mock(transport=transport)
         connection = sse_server._Connection(self.server, writer, "head")
         transport.set_protocol(connection)
-        gzip = self.random.random() < 0.5
+        gzip = not self.alike and self.random.random() < 0.5
         fields += ["Accept-Encoding: gzip"] * gzip
         channels = set(channels) or {None}
         client = ModelClient(transport, channels, position, owed_from, gzip)
@@ -3444,7 +3458,9 @@ class SubscriberModelTest(unittest.TestCase):
             if not self.evicted:
                 self.assertEqual(client.table, self.table(client, newest))
         self.server._broadcaster.stop("the server is closed")
-        for _ in range(20):
+        for _ in range(1000):
+            if not self.server._registry:
+                break
             self.step()
         self.check()
         self.assertEqual([c for c in self.everybody if c.transport.written_late], [])
@@ -4853,6 +4869,34 @@ class FailureTest(ServerTestCase):
             lock.release()
             server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
+
+    async def test_who_publishes_outside_of_a_task_wakes_the_loop(self):
+        server = await self.start()
+        loop, bell = asyncio.get_running_loop(), server._broadcaster._bell
+
+        async def publish():
+            server.publish("a")
+
+        async def in_callback():
+            loop.call_soon(server.publish, "a")
+
+        cases = (
+            ("a task", publish, False),
+            ("a callback, as a signal's handler", in_callback, True),
+            ("a thread", lambda: self.in_thread(server.publish, "a"), True),
+            ("another loop", lambda: self.in_thread(asyncio.run, publish()), True),
+        )
+        for name, case, wakes in cases:
+            with (
+                self.subTest(name),
+                mock.patch.object(
+                    loop, "call_soon_threadsafe", wraps=loop.call_soon_threadsafe
+                ) as woken,
+            ):
+                await case()
+                await asyncio.sleep(0)
+                await server.drain()
+                self.assertEqual(mock.call(bell.set) in woken.mock_calls, wakes)
 
     async def test_an_order_that_asks_the_server_does_not_lock_it(self):
         answered = []
