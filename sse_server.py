@@ -3543,8 +3543,8 @@ def _check_path(path: str) -> str:
 
 # A pattern for the values, and its description for the error's message.
 _ORIGINS = (
-    r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+",
-    "https://example.com and the like, without a path",
+    r"(?!(?i:https://.*:443|http://.*:80)$)[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+",
+    "https://example.com and the like, without a path or a default port",
 )
 _HOSTS = (
     r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+",

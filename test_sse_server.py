@@ -5046,7 +5046,10 @@ async def coroutine_function(argument):
 
 
 NOT_SECONDS = (0, -1, float("nan"), float("inf"), "1", None, True)
-ORIGINS = "allowed are https://example.com and the like, without a path, and *"
+ORIGINS = (
+    "allowed are https://example.com and the like, without a path or a default port, "
+    "and *"
+)
 VISIBLE = "allowed are visible ASCII characters"
 HOSTS = "allowed are names and addresses without a port, IPv6 in brackets, and *"
 
@@ -5092,7 +5095,10 @@ REFUSED_ARGUMENTS = [
             ValueError,
             f"cors_origin is {origin!r}; {ORIGINS}",
         )
-        for origin in ("https://a.example/", "a.example", "", "https://")
+        for origin in (
+            *("https://a.example/", "a.example", "", "https://"),
+            *("HTTPS://a.example:443", "http://a.example:80"),  # browsers omit these
+        )
     ),
     *(
         ("hosts", ["*", host], ValueError, f"host is {host!r}; {HOSTS}")
@@ -6545,7 +6551,7 @@ class CorsTest(ServerTestCase):
 
     async def test_an_origin_that_is_given_in_capitals(self):
         """Browsers send the scheme and the host in lower case (RFC 6454, 4)."""
-        server = await self.start(cors_origins=["HTTPS://Example.COM"])
+        server = await self.start(cors_origins=["HTTPS://Example.COM", "http://a:443"])
         found, _ = await self.fields_of(server, f"Origin: {self.ORIGIN}")
         self.assertEqual(found[f"{self.ALLOWED}origin"], self.ORIGIN)
 
