@@ -202,7 +202,8 @@ class HTTPError(Exception):
 
     `status` is 200 to 599.  `headers` are (name, value) pairs that are added to the
     answer.  Raises ValueError for another status, for a malformed header, and for a
-    header that only the server sets (Connection, Content-Length, Transfer-Encoding).
+    header that only the server sets (Connection, Content-Length, Transfer-Encoding);
+    TypeError for a message that is not a str.
     The parser raises this, and an `authorize` hook may raise it to choose the answer:
     `HTTPError(401, "log in", [("WWW-Authenticate", "Basic")])`.  `HTTPError(204)` tells
     an EventSource not to reconnect (HTML standard, 9.2.3).
@@ -211,18 +212,23 @@ class HTTPError(Exception):
     def __init__(
         self, status: int, message: str = "", headers: Iterable[tuple[str, str]] = ()
     ) -> None:
-        if not 200 <= status <= 599:
+        if not isinstance(status, int) or not 200 <= status <= 599:
             raise ValueError(f"status is {status}; allowed are 200 to 599")
-        self.status = status
+        if not isinstance(message, str):
+            raise TypeError(f"message is {message!r}; allowed is a str")
+        self.status = int(status)
         self.message = message or _REASONS.get(status, "")
-        self.headers = tuple(headers)
+        self.headers = tuple((name, value) for name, value in headers)
         for name, value in self.headers:
             _refuse_characters("header", name + value)
             if not _TOKEN.fullmatch(name.encode()) or _CONTROLS.search(value.encode()):
                 raise ValueError(f"header {name!r}: {value!r} is malformed")
             if name.lower() in ("connection", "content-length", "transfer-encoding"):
                 raise ValueError(f"header {name!r} is set by the server alone")
-        super().__init__(f"{status} {self.message}")
+        super().__init__(status, message, self.headers)
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.message}"
 
 
 # ------------------------------------------------------------------------------------
@@ -379,9 +385,10 @@ class _EventLog:
     were not given yet do not count.  `max_bytes` limits the bytes of all events, held
     and retained, plus EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log
     forgets its oldest event, but it always holds the newest.  The publisher's ids may
-    have keys, which ascend; by its key, find() can place an id that is not held between
-    two that are.  Call the methods under the server's lock; `base`, `sent`, `newest`,
-    `newest_id` and retains() do not need it.  Within `with log:` it forgets nothing.
+    have keys, which ascend.  With the key of an id that is not held, find() knows
+    between which two held ids it belongs.  Call the methods under the server's lock;
+    `base`, `sent`, `newest`, `newest_id` and retains() do not need it.  Within
+    `with log:` all events that are held now stay.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
@@ -455,8 +462,9 @@ class _EventLog:
                 self._numbers[id] = number
             end = newest.end + len(frame) + EVENT_OVERHEAD_BYTES
             entry = _Entry(number, frame, channel, id, place, end, retain)
-            # A signal handler's append() may have used this number meanwhile, and the
-            # log may even have forgotten that event already.
+            # A signal handler's append() may have used this number meanwhile.  Then
+            # this event needs another one, even if the log has forgotten that event
+            # already and so has let this one take its place.
             newest = held.setdefault(number, entry)
             if newest is entry and number < self.base and held.pop(number, False):
                 entry = None
@@ -479,7 +487,7 @@ class _EventLog:
         return found is not None
 
     def __enter__(self) -> None:
-        """A signal handler may publish at any step, so nothing is forgotten now."""
+        """Hold what is held now: a signal handler may publish at any step."""
         self._readers += 1
 
     def __exit__(self, *raised: object) -> None:
@@ -598,8 +606,7 @@ class _EventLog:
 
     def retains(self, channels: Channels) -> bool:
         wanted = channels | {EVERYBODY}
-        found = (channel in wanted for channel, _ in list(self._retained))
-        return bool(self._retained) and any(found)
+        return any(channel in wanted for channel, _ in list(self._retained))
 
     def snapshot(
         self, after: int, upto: int, channels: Channels
@@ -1086,6 +1093,10 @@ def _deflate(payload: bytes, compressor: Any = None) -> Iterator[bytes]:
     yield compressor.flush(zlib.Z_SYNC_FLUSH)
 
 
+def _begin_stream(first: bytes, gzip: bool) -> bytes:
+    return b"".join([_GZIP_HEADER, *_deflate(first)]) if gzip else first
+
+
 # ====================================================================================
 #    Above this line: bytes and values.  Below it: time and sockets.
 # ====================================================================================
@@ -1134,8 +1145,8 @@ class _Subscriber:
     state: str
     position: int  # while it is behind: its own
     gap: str | None  # the reason of the gap that it must be told of
-    # While it receives retained events: the position up to which it has them, and the
-    # id of its own position.  The last retained event carries this id (_encode_next).
+    # While it receives retained events: the number of the last one that it was given,
+    # and the id at its `position`.  The last retained event carries this id.
     snapshot: tuple[int, str] | None
     awaited: tuple[str, Any]  # while it is ahead: the id it has seen, and that id's key
     unsent: int  # while its socket is full: what the transport held at the last look
@@ -1180,8 +1191,8 @@ class _Audience:
     A subscriber that joins later is in `joined`.  For these, each batch is compressed
     separately and is larger, until a new compressor serves everybody.  A new compressor
     makes one batch larger for each subscriber in `live`.  Without it, every batch is
-    larger for each subscriber in `joined`.  So a new compressor begins when the second
-    cost has reached the first.
+    larger for each subscriber in `joined`.  So a new compressor begins when the larger
+    batches that were written to `joined` are as many as the subscribers in `live`.
     """
 
     __slots__ = ("batches", "compressor", "joined", "live", "members", "waited",
@@ -1198,7 +1209,7 @@ class _Audience:
         self.members = 0  # live and behind
         self.compressor: Any = None  # None: the next batch begins a new one
         self.batches = 0  # that it has compressed
-        self.waited = 0  # separate batches, each counted once per joined subscriber
+        self.waited = 0  # larger batches that were written to `joined` since then
 
     def frame(self, payload: bytes) -> bytes:
         """The payload, compressed already if need be, as it is written."""
@@ -1418,6 +1429,7 @@ class _Broadcaster:
         self._next_batch = _Batch(b"", 0, 0, 0, None)
         self._loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
         self._process = 0  # the process in which it began
+        self._task: asyncio.Task[None] | None = None
         self._rung = False  # by publish()
         self._heartbeat_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -1438,7 +1450,8 @@ class _Broadcaster:
             return None
         key = self._id_order(id)
         parts = key if isinstance(key, tuple) else (key,)
-        if not all(type(part) in (int, float, str, bytes) for part in parts):
+        fits = all(type(part) in (int, float, str, bytes) for part in parts)
+        if not fits or (type(key) is float and math.isnan(key)):
             allowed = "int, float, str, bytes and tuples of them"
             raise TypeError(f"id_order gave {key!r}; allowed are {allowed}")
         return key
@@ -1483,6 +1496,7 @@ class _Broadcaster:
         self._schedule_heartbeat()
         self._task = loop.create_task(self._run())
         self._task.add_done_callback(lambda task: self._notify())
+        self._notify()  # what was published before counts as delivered
         return self._task
 
     def stop(self, why: str) -> None:
@@ -1495,17 +1509,14 @@ class _Broadcaster:
             self._bell.set()
 
     async def _run(self) -> None:
-        while not (self.closed_because and self._is_done()):
+        log = self.log
+        while not self.closed_because or self.connected or log.sent < log.newest:
             await self._bell.wait()
             with self.lock:
                 self._bell.clear()
                 self._rung = False
             for _ in self.work():
                 await asyncio.sleep(0)
-
-    def _is_done(self) -> bool:
-        swept = self.log.sent == self.log.newest
-        return swept and not self.connected
 
     def work(self) -> Iterator[None]:
         """Do what there is to do; each yield is the end of a turn."""
@@ -1653,8 +1664,9 @@ class _Broadcaster:
             part = targets[start : start + STEPS_PER_LOOK]
             if departed:
                 # A stream that has ended must get nothing more.  A transport may also
-                # have paused on its own, as TLS does; its subscriber still needs this
-                # batch, so its position is the one before the sweep.
+                # have paused on its own, as TLS does.  pause() has set the position of
+                # its subscriber to the one after this sweep.  It is the one before,
+                # because this batch was not written to it yet.
                 for target in part:
                     if target in departed:
                         departed[target].position = self._swept
@@ -1729,7 +1741,8 @@ class _Broadcaster:
     def _add_audience(self, wish: _Wish) -> _Audience:
         audience = self._audiences[wish] = _Audience(wish)
         if self._swept == self.log.sent < self.log.newest:
-            self._pending[audience] = None  # the next batch may be for it as well
+            # A sweep may have chosen its audiences already, without having begun.
+            self._pending[audience] = None
         for channel in wish.channels:
             self._by_channel.setdefault(channel, {})[audience] = None
         return audience
@@ -1788,7 +1801,7 @@ class _Broadcaster:
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
         return (
-            # Below `base` it may have lost events; _encode_next or a sweep checks that.
+            # Below `base` it may have lost events.  Then its next batch tells it so.
             self.log.base <= subscriber.position == self.log.sent
             and subscriber.gap is None
             and subscriber.snapshot is None
@@ -1912,8 +1925,8 @@ class _Broadcaster:
                 told = None if snapshot or frames else id
                 gaps = [format_event({"reason": reason}, event="gap", id=told)]
         if snapshot is None:
-            # If every event up to `sent` is forgotten, it gets the held events before
-            # the live subscribers do.  Otherwise it would soon lose these as well.
+            # If every event up to `sent` is forgotten, it reads on beyond `sent`,
+            # before the live subscribers.  If it waited, it would lose more events.
             end = log.sent if log.base < log.sent else log.newest
             batch, position = log.read(position, end)
             wanted = channels | {EVERYBODY}
@@ -1972,7 +1985,7 @@ class _Broadcaster:
         """See SSEServer.drain."""
         target = self.log.newest
         while self._swept < target:
-            if self._task.done():
+            if self._task and self._task.done():
                 raise RuntimeError(f"{self.closed_because}; nothing can be delivered")
             await self._progress()
         deadline = time.monotonic() + self._write_timeout
@@ -2107,7 +2120,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         elif self.state == _LINGERING or self._receives:
             self._close()  # what was received is no complete request
         # A plain connection stays open for the answer; TLS closes in any case.
-        return self.state != _LEAVING and self.lower is self.transport
+        is_plain = self.state != _HANDSHAKE and self.lower is self.transport
+        return is_plain and self.state != _LEAVING
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, for whatever reason."""
@@ -2181,8 +2195,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
         except HTTPError as error:
             self._refuse(error)
         except Exception:
-            logger.exception("%s: serving a request failed", self.peer)
-            self.transport.abort()
+            self._fail()
+
+    def _fail(self) -> None:
+        logger.exception("%s: serving a request failed", self.peer)
+        self.transport.abort()
 
     def _receive_more(self) -> None:
         if self.input_ended:
@@ -2246,10 +2263,18 @@ class _Connection(_Subscriber, asyncio.Protocol):
             permission = await self.server._authorize_request(request)
         except HTTPError as error:
             permission = error
+        except asyncio.CancelledError:
+            if self.state != _ASKING:
+                raise  # the connection is gone
+            logger.error("%s: what authorize() waited for was cancelled", self.peer)
+            permission = HTTPError(500)
         self.task = None
         if self.state == _ASKING:
             self.server._registry.enter(self, _ANSWERING)
-            self._answer(request, body, permission)
+            try:
+                self._answer(request, body, permission)
+            except Exception:
+                self._fail()
 
     def _answer(
         self,
@@ -2275,7 +2300,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             assert channels
             self._open_stream(request, response, channels)
             return
-        again = server._may_go_on(self, request)
+        again = request.keep_alive and server._admits(self)
         keep = "keep-alive" if response.body is None else ""
         with_body = request.method != "HEAD"
         answer = response.render(time.time(), keep if again else "close", with_body)
@@ -2304,7 +2329,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         sock = _direct_socket(self.transport)
         self.target = sock or self.transport
         self.received = bytearray()
-        first = server._first_bytes(gzip)
+        first = _begin_stream(server._first_bytes(), gzip)
         connection = "keep-alive" if request.keep_alive else "close"
         head = response.render(time.time(), connection)
         self.transport.write(head + (_chunk(first) if chunked else first))
@@ -2519,12 +2544,12 @@ class SSEServer:
 
     Access: `authorize(request)` is called before a request to `path` is served; this
     may be a stream or a POST, as `request.method` tells.  True allows the request,
-    false is answered with 403, and an HTTPError with its own status.  Any other
-    exception is logged and answered with 500.  `authorize` may also return the names of
-    the channels that the client may hear (None stands for the events without a
-    channel).  Then a client that asks for another channel gets 403, and a client that
-    asks for none gets all of these.  A coroutine function runs in the event loop.  A
-    plain function runs in a thread and may block.
+    false is answered with 403, and an HTTPError with its own status.  `authorize` may
+    also return the names of the channels that the client may hear (None stands for the
+    events without a channel).  Then a client that asks for another channel gets 403,
+    and a client that asks for none gets all of these.  Any other answer and any other
+    exception is logged and answered with 500.  A coroutine function runs in the event
+    loop.  A plain function runs in a thread and may block.
 
     `publish_token`, of visible ASCII characters, allows clients to publish with POST;
     None and "" do not.
@@ -2604,9 +2629,8 @@ class SSEServer:
             if given[name] is not None and not callable(given[name]):
                 message = f"{name} is {given[name]!r}; allowed is a function or None"
                 raise TypeError(message)
-            if name != "authorize" and inspect.iscoroutinefunction(given[name]):
-                message = f"{name} is a coroutine function; allowed is a plain one"
-                raise TypeError(message)
+            if name != "authorize":
+                _refuse_coroutine_function(name, given[name])
         if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
             raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
         self._host, self._port = host, port or 0
@@ -2624,7 +2648,8 @@ class SSEServer:
         self._cors_origins = _check_all("cors_origin", cors_origins, *_ORIGINS)
         self._hosts: frozenset[str] | None = None
         if hosts is not None:
-            self._hosts = _check_all("host", hosts, *_HOSTS)
+            names = _check_all("host", hosts, *_HOSTS)
+            self._hosts = frozenset(name.rstrip(".") for name in names)
         self._replay = replay
         self._dumps = dumps
         self._compress = compress
@@ -2632,7 +2657,8 @@ class SSEServer:
         self._reuse_port = reuse_port
         self._registry = _Registry(
             {
-                _HANDSHAKE: header_timeout + LINGER_SECONDS,  # asyncio's comes first
+                _HANDSHAKE: header_timeout
+                + LINGER_SECONDS,  # asyncio's timeout is first
                 _HEAD: header_timeout,
                 _BODY: body_timeout,
                 _ANSWERING: write_timeout,
@@ -2683,9 +2709,10 @@ class SSEServer:
         It may be called from any thread, from a signal's handler, and before the server
         is started (then the event is there for clients that resume).  It never waits
         for a client.  `data` and `event` are as in format_event, but None is sent as
-        JSON's null.  To a client, events named `open`, `error` or `gap` look like those
-        of the stream itself.  `channel` may be EVERYBODY.  `id` is an id of your own,
-        which a Last-Event-ID then finds.  By default the server numbers the events.
+        JSON's null.  Do not name events `open`, `error` or `gap`: a client cannot tell
+        them from those of the stream itself.  `channel` may be EVERYBODY.  `id` is an
+        id of your own, which a Last-Event-ID then finds.  By default the server numbers
+        the events.
 
         If a burst is larger than `history_bytes`, its first events are lost, and
         clients that miss them get a gap.  A fast producer should await drain().
@@ -2721,7 +2748,7 @@ class SSEServer:
         )
 
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
-        """Retain the event of this name and channel no longer; whether it was there.
+        """Drop the retained event of this name and channel; return whether it existed.
 
         From any thread.  Nothing is sent.
         """
@@ -2753,15 +2780,18 @@ class SSEServer:
         its Last-Event-ID, its channels (none: the events without a channel), its
         replay, and its Accept-Encoding, with which the stream may be compressed.  The
         stream has everything that a connection's has, such as retained events, gaps and
-        heartbeats, and it is cut if nothing is taken for `write_timeout`.  It ends with
-        close(), with disconnect(), or when the iterator is closed, as frameworks do
-        when their client has gone.
+        heartbeats.  It is cut if 64 KiB wait and nothing is taken for `write_timeout`.
+        It ends with close(), with disconnect(), or when the iterator is closed, as
+        frameworks do when their client has gone.  It opens when the first bytes are
+        taken.
 
         Raises ValueError for bad channels and a bad replay, RuntimeError in another
         event loop.
         """
         replay = self._replay if replay is None else replay
         _check_replay(replay)
+        if isinstance(channels, str):
+            raise ValueError("channels is a str; allowed is a sequence of them")
         names = frozenset(_check_name("channel", name) for name in channels)
         if len(names) > MAX_CHANNELS:
             raise ValueError(f"{len(names)} channels; allowed are {MAX_CHANNELS}")
@@ -2776,12 +2806,12 @@ class SSEServer:
     ) -> AsyncIterator[bytes]:
         if not self._is_serving or self._is_full:
             self._refused += 1
-            yield self._come_back()
+            yield _begin_stream(self._come_back(), wish.gzip)
             return
         reader = _Reader(self, request)
         try:
             self._broadcaster.add(reader, wish, request.last_event_id, replay)
-            yield self._first_bytes(wish.gzip)
+            yield _begin_stream(self._first_bytes(), wish.gzip)
             while taken := await reader.pipe.take():
                 yield taken
         finally:
@@ -2800,7 +2830,11 @@ class SSEServer:
         """What would have asked this server for such a stream."""
         query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
         given = (b"last-event-id", last_event_id), (b"accept-encoding", coding)
-        fields = tuple((name, value.encode()) for name, value in given if value)
+        fields = tuple(
+            (name, value.encode("utf-8", "surrogateescape"))
+            for name, value in given
+            if value
+        )
         target = self._path + ("?" + query if query else "")
         return Request("GET", target, self._path, query, (1, 1), fields, "")
 
@@ -2823,6 +2857,7 @@ class SSEServer:
         from any thread and does not wait: the predicate is called soon, in the event
         loop.  Browsers reconnect, so `authorize` has to refuse them from then on.
         """
+        _refuse_coroutine_function("predicate", predicate)
         with contextlib.suppress(RuntimeError):  # its loop has ended
             if self._loop and self._state == _SERVING:
                 self._loop.call_soon_threadsafe(self._begin_disconnecting, predicate)
@@ -2851,7 +2886,12 @@ class SSEServer:
         if loop is asyncio.get_running_loop():
             await asyncio.shield(self._begin_closing())
         else:
-            ending = asyncio.run_coroutine_threadsafe(self.close(), loop)
+            closing = self.close()
+            try:
+                ending = asyncio.run_coroutine_threadsafe(closing, loop)
+            except RuntimeError:  # its loop has been closed meanwhile
+                closing.close()
+                return
             seconds = self._shutdown_timeout + CLOSE_MARGIN_SECONDS
             try:
                 await asyncio.wait_for(asyncio.wrap_future(ending), seconds)
@@ -2880,15 +2920,19 @@ class SSEServer:
         """Deliver, close, and wait for the end of the thread that start() began."""
         if self._thread is None:
             raise RuntimeError("the server was not started with start()")
+        if self._enter(_CLOSED, _NEW):  # Ctrl-C has interrupted start()
+            self._broadcaster.stop("the server is closed")
         if self._loop:
             with contextlib.suppress(RuntimeError):  # it was closed from within
                 self._loop.call_soon_threadsafe(self._begin_closing)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def requests(self) -> list[Request]:
         """The request of each open stream; from any thread.
 
-        Its `channels` are those that were asked for.
+        Its `channels` are those that were asked for.  Outside the server's event loop,
+        a stream that changes its state at this moment may be missing.
         """
         return [subscriber.request() for subscriber in self._registry.all(*_STREAMING)]
 
@@ -2926,12 +2970,10 @@ class SSEServer:
         moment.
         """
         broadcaster = self._broadcaster
-        with broadcaster.lock:
-            published = broadcaster.log.newest
         return Stats(
             live=self._registry.count(_LIVE),
             behind=self._registry.count(_READY, _FULL, _AHEAD),
-            published=published,
+            published=broadcaster.log.newest,
             events_written=broadcaster.events_written,
             bytes_written=broadcaster.bytes_written,
             gaps=broadcaster.gaps,
@@ -2982,9 +3024,10 @@ class SSEServer:
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._enter(_STARTING, _NEW):
-            self._loop = loop
-            self._starting = loop.create_task(self._begin())
+        with self._broadcaster.lock:  # stop() in another thread sees all or nothing
+            if self._enter(_STARTING, _NEW):
+                self._loop = loop
+                self._starting = loop.create_task(self._begin())
         if self._loop not in (None, loop):
             raise RuntimeError("the server runs in another event loop")
         if self._state in (_CLOSING, _CLOSED):
@@ -3242,7 +3285,7 @@ class SSEServer:
         given = request.header("host")
         if request.path != self._path or not given or self._hosts is None:
             return
-        if "*" not in self._hosts and _host_name(given) not in self._hosts:
+        if self._hosts.isdisjoint(_host_names(given)):
             raise HTTPError(
                 421,
                 f"this server does not answer to {given[:80]!a}; its names are set by "
@@ -3252,10 +3295,6 @@ class SSEServer:
     def _admits(self, connection: _Connection) -> bool:
         """Whether the server serves this connection, not only refuses it."""
         return self._is_serving and connection not in self._refusing
-
-    def _may_go_on(self, connection: _Connection, request: Request) -> bool:
-        """Whether another request may follow on this connection."""
-        return request.keep_alive and self._admits(connection)
 
     def _wants_stream(self, request: Request) -> bool:
         return request.path == self._path and request.accepts("text/event-stream")
@@ -3355,14 +3394,13 @@ class SSEServer:
         """Whether it gets its stream compressed."""
         return self._compress and request.version >= (1, 1) and request._accepts_gzip
 
-    def _first_bytes(self, gzip: bool) -> bytes:
+    def _first_bytes(self) -> bytes:
         """The first bytes of a stream.
 
         Firefox calls onopen when the first byte of the body comes, and the retry counts
         without a blank line, which some clients would take for an event.
         """
-        first = b": open\nretry: %d\n" % _jittered_ms(self._retry)
-        return b"".join([_GZIP_HEADER, *_deflate(first)]) if gzip else first
+        return b": open\nretry: %d\n" % _jittered_ms(self._retry)
 
     def _asks_stats(self, request: Request) -> bool:
         """Whether it comes with the token; HTTPError for a wrong one."""
@@ -3393,7 +3431,7 @@ class SSEServer:
         except HTTPError:
             raise
         except asyncio.TimeoutError:
-            logger.error("authorize() took too long for %s", request.path)
+            logger.exception("authorize() took too long for %s", request.path)
             raise HTTPError(503, "asking for permission took too long") from None
         except Exception:
             logger.exception("authorize() failed for %s", request.path)
@@ -3518,12 +3556,13 @@ def _permitted(request: Request, permission: Permission) -> Channels:
     Raises HTTPError 403 for a channel that is not allowed, and TypeError or ValueError
     for an invalid answer of the hook.
     """
-    if isinstance(permission, (str, bytes)):
-        raise TypeError(f"authorize() gave {permission!r}; allowed are bool, channels")
-    if not isinstance(permission, Collection):
-        if not permission:
-            raise HTTPError(403)
+    if permission is True:
         return request.channels
+    if not permission:
+        raise HTTPError(403)
+    # A forgotten await, a generator and the like must not let everybody in.
+    if isinstance(permission, (str, bytes)) or not isinstance(permission, Collection):
+        raise TypeError(f"authorize() gave {permission!r}; allowed are bool, channels")
     allowed = frozenset(permission)
     for channel in allowed - {None}:
         _check_name("channel", cast(str, channel))
@@ -3564,11 +3603,12 @@ def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozens
 
 
 @functools.lru_cache(maxsize=64)
-def _host_name(host: str) -> str:
-    """The name in a Host field, without a port, in lower case."""
+def _host_names(host: str) -> frozenset[str]:
+    """The members of `hosts` that allow this value of the field Host."""
     name = _PORT.sub("", host).lower().rstrip(".")
     # Names below localhost never leave the machine (RFC 6761, 6.3).
-    return "localhost" if name.endswith(".localhost") else name
+    local = ["localhost"] if name.endswith(".localhost") else []
+    return frozenset([name, "*", *local])
 
 
 _LOOPBACK_HOSTS = frozenset(["localhost", "127.0.0.1", "[::1]"])
@@ -3579,6 +3619,12 @@ def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> N
     if not number or not low <= value <= high:
         allowed = f"integers from {low}" + (f" to {high}" if high < math.inf else "")
         raise ValueError(f"{name} is {value!r}; allowed are {allowed}")
+
+
+def _refuse_coroutine_function(name: str, function: object) -> None:
+    if inspect.iscoroutinefunction(function):
+        message = f"{name} is a coroutine function; allowed is a plain one"
+        raise TypeError(message)
 
 
 def _check_replay(replay: float) -> None:
@@ -3611,7 +3657,7 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
     """
     # Linux applies this timeout also to a client that is there and takes nothing.
     # write_timeout handles such a client, so this one must not be shorter.
-    user_timeout = min(2**31 - 1, int(1000 * max(VANISHED_SECONDS, write_timeout)))
+    user_timeout = int(min(2**31 - 1, 1000 * max(VANISHED_SECONDS, write_timeout)))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (

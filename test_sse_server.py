@@ -15,6 +15,7 @@ import base64
 import codecs
 import collections
 import contextlib
+import copy
 import dataclasses
 import datetime
 import email.utils
@@ -446,6 +447,19 @@ class HTTPErrorTest(unittest.TestCase):
                 ),
             ):
                 HTTPError(400, "no", [("X-Fine", "1"), (name, value)])
+
+    def test_what_it_is_made_of(self):
+        for status in (403.0, "403"):
+            with self.assertRaises(ValueError):
+                HTTPError(status)
+        with self.assertRaisesRegex(TypeError, "^message is {}; allowed is a str$"):
+            HTTPError(403, {})
+        error = HTTPError(http.HTTPStatus.FORBIDDEN, "no", [["X-A", "b"]])
+        copied = copy.copy(error)  # as for another process
+        for found in (error, copied):
+            self.assertEqual((found.status, found.message), (403, "no"))
+            self.assertEqual(found.headers, (("X-A", "b"),))
+            self.assertEqual(str(found), "403 no")
 
 
 # ------------------------------------------------------------------------------------
@@ -4902,7 +4916,7 @@ class FailureTest(ServerTestCase):
         answered = []
 
         def order(id):
-            asking = threading.Thread(target=lambda: server.last_event_id, daemon=True)
+            asking = threading.Thread(target=server.forget, daemon=True)
             asking.start()
             asking.join(DEADLINE)
             answered.append(not asking.is_alive())
@@ -4911,6 +4925,13 @@ class FailureTest(ServerTestCase):
         server = await self.start(id_order=order)
         server.publish("a", id="1")
         self.assertEqual(answered, [True])
+
+    async def test_keys_that_have_no_order(self):
+        server = await self.start(id_order={"a": math.nan, "b": [1], "c": (1,)}.get)
+        for id, key in (("a", "nan"), ("b", r"\[1\]"), ("d", "None")):
+            with self.assertRaisesRegex(TypeError, f"^id_order gave {key}; allowed"):
+                server.publish("x", id=id)
+        self.assertEqual(server.publish("x", id="c"), "c")
 
 
 class SharedLogTest(ServerTestCase):
@@ -5911,6 +5932,27 @@ class IteratorTest(ServerTestCase):
             self.assertEqual(str(caught.exception), message)
         self.assertEqual(server.stats.live, 0)
 
+    async def test_channels_are_not_a_text(self):
+        server = await self.start(port=None)
+        with self.assertRaisesRegex(ValueError, "^channels is a str; allowed is a seq"):
+            server.stream(channels="news")
+
+    async def test_an_id_that_is_not_utf_8_is_unknown(self):
+        server = await self.start(port=None)
+        reading = self.reading(server, last_event_id="\udcff")
+        self.assertIn("unknown id", (await self.read(reading, 1))[0])
+
+    async def test_a_full_server_answers_in_the_coding_that_its_headers_say(self):
+        server = await self.start(port=None, max_connections=1, compress=True)
+        opened = self.reading(server)
+        await anext_of(opened)
+        coding = server.stream_headers("gzip")["Content-Encoding"]
+        turned_away = self.reading(server, accept_encoding="gzip")
+        content = await anext_of(turned_away)
+        self.assertEqual(coding, "gzip")
+        content = zlib.decompressobj(GZIP).decompress(content)
+        self.assertRegex(content, rb"^retry: [0-9]+\n$")
+
     async def test_it_belongs_into_the_event_loop_of_the_server(self):
         with self.assertRaisesRegex(RuntimeError, "belongs into the event loop"):
             SSEServer().stream()
@@ -6158,6 +6200,43 @@ class AuthorizeTest(ServerTestCase):
         server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
 
+    async def test_one_that_forgets_to_await_lets_nobody_in(self):
+        async def may(request):
+            return False
+
+        async def authorize(request):
+            asked.append(may(request))
+            return asked[-1]
+
+        asked = []
+        server = await self.start(authorize=authorize)
+        with self.assertLogs("sse_server", "ERROR"):
+            answer = await self.ask(server, ask("/sse?channel=secret"))
+        self.assertEqual(answer.status, 500)
+        asked[0].close()
+
+    async def test_one_whose_work_is_cancelled_gets_500(self):
+        async def authorize(request):
+            work = asyncio.ensure_future(asyncio.Event().wait())
+            work.cancel()
+            return await work
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        with self.assertLogs("sse_server", "ERROR"):
+            answer = await client.request(ask())
+        self.assertEqual(answer.status, 500)
+
+    async def test_an_answer_that_fails_ends_the_connection(self):
+        server = await self.start(authorize=lambda request: True)
+        client = await self.connect(server)
+        with (
+            mock.patch.object(server, "_add_fields", side_effect=ZeroDivisionError),
+            self.assertLogs("sse_server", "ERROR"),
+        ):
+            await client.send(ask())
+            self.assertTrue(await client.ended())
+
     async def test_one_that_takes_too_long_gets_503(self):
         async def authorize(request):
             await asyncio.Event().wait()
@@ -6191,6 +6270,9 @@ class PermissionTest(ServerTestCase):
             ([1], "", 500),
             (True, "?channel=other", 200),
             (None, "?channel=other", 403),
+            (iter(["mine"]), "?channel=mine", 500),
+            (filter(None, []), "?channel=other", 500),
+            (1, "", 500),
         ):
             with self.subTest(allowed=allowed, query=query):
                 server = await self.start(authorize=lambda request, a=allowed: a)
@@ -6220,6 +6302,13 @@ class PermissionTest(ServerTestCase):
 
 
 class DisconnectTest(ServerTestCase):
+    async def test_a_predicate_that_is_a_coroutine_function(self):
+        async def predicate(request):
+            return False
+
+        with self.assertRaisesRegex(TypeError, "^predicate is a coroutine function"):
+            SSEServer().disconnect(predicate)
+
     async def test_it_ends_the_chosen_streams(self):
         server = await self.start(history=100_000)
         stays = await self.stream(server, "/sse?user=1")
@@ -6640,6 +6729,10 @@ class HostTest(ServerTestCase):
         server = await self.start(hosts=["Example.com"])
         self.assertEqual(await self.status(server, "example.com:443"), 200)
         self.assertEqual(await self.status(server, "localhost"), 421)
+        below = await self.start(hosts=["my.localhost", "example.com."])
+        for host, status in (("my.localhost", 200), ("example.com", 200),
+                             ("other.localhost", 421), ("localhost", 421)):  # fmt: skip
+            self.assertEqual(await self.status(below, host), status, host)
         everything = await self.start(hosts=["*"])
         self.assertEqual(await self.status(everything, "evil.example"), 200)
 
@@ -7233,6 +7326,22 @@ class LifeTest(ServerTestCase):
         with self.assertRaises(RuntimeError):
             server.publish("a")
 
+    async def test_drain_while_it_starts(self):
+        server = SSEServer("127.0.0.1", 0, heartbeat=None)
+        server.publish("a")
+        starting = asyncio.ensure_future(server._start())
+        await asyncio.sleep(0)
+        await asyncio.wait_for(server.drain(), DEADLINE)
+        await starting
+        await server.close()
+
+    async def test_a_close_from_another_event_loop_that_comes_too_late(self):
+        server = await self.start()
+        with mock.patch.object(
+            asyncio, "run_coroutine_threadsafe", side_effect=RuntimeError
+        ):
+            await self.in_thread(asyncio.run, server.close())
+
     async def test_drain_waits_once_for_one_who_takes_little(self):
         server = await self.start(write_timeout=0.5, history=10_000)
         client, _ = await self.stall(server)
@@ -7291,6 +7400,35 @@ class ThreadTest(ServerTestCase):
         await running
         with self.assertRaises(RuntimeError):
             server.publish("a")
+
+    def test_stop_after_a_start_that_was_interrupted(self):
+        """By Ctrl-C: before the thread began, or before it runs the event loop."""
+        for begins in (False, True):
+            server, go = SSEServer("127.0.0.1", 0), threading.Event()
+            run = server._run_in_thread
+
+            def run_later(started, go=go, run=run):
+                go.wait(DEADLINE)
+                run(started)
+
+            started = mock.Mock()
+            started.result.side_effect = KeyboardInterrupt
+            started.done.return_value = False
+            server._run_in_thread = run_later
+            begin = threading.Thread.start if begins else (lambda thread: None)
+            with (
+                mock.patch.object(
+                    sse_server.concurrent.futures, "Future", return_value=started
+                ),
+                mock.patch.object(threading.Thread, "start", begin),
+                self.assertRaises(KeyboardInterrupt),
+            ):
+                server.start()
+            threading.Timer(0.05, go.set).start()
+            server.stop()
+            self.assertFalse(server._thread.is_alive())
+            (error,) = [*started.set_exception.call_args_list, None][:1]
+            self.assertEqual(error is not None, begins)
 
     async def test_a_failure_to_start_is_raised_in_the_caller(self):
         first = await self.start()
@@ -7389,6 +7527,25 @@ class TLSTest(OverTLS, ServerTestCase):
     async def test_the_url_is_of_https(self):
         server = await self.start()
         self.assertEqual(server.url, f"https://127.0.0.1:{server.port}/sse")
+
+    async def test_a_client_that_ends_in_the_segment_of_its_handshake(self):
+        server = await self.start()
+        context = ssl.create_default_context(cafile=certificate()[0])
+        received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(received, sent, server_hostname="localhost")
+        client = await self.visit(server.port)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await client.send(sent.read())
+                received.write(await client.receive())
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        await client.send(sent.read())
+        await self.until(lambda: not server._registry, "the end")
+        self.assertEqual(self.logged(logging.WARNING), [])
 
     async def test_who_does_not_speak_tls(self):
         server = await self.start(header_timeout=0.3)
