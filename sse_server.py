@@ -2556,9 +2556,9 @@ class SSEServer:
     `cors_origins` are the origins whose pages may read the stream, such as
     "https://example.com".  "*" means all origins, but without credentials.
     `hosts` are the names of this server that a request to `path` may carry, without
-    ports; "*" means any name.  A server that listens only on loopback has loopback's
-    names by default, because a foreign page can make its own name point there (DNS
-    rebinding).  Any other server has "*" by default.
+    ports; "*" means any name.  A server that listens only on loopback always has
+    loopback's names, and by default no other, because a foreign page can make its own
+    name point there (DNS rebinding).  Any other server has "*" by default.
 
     Hooks: `on_open(request)` is called when a stream has opened, `on_close(request)`
     when it has ended for any reason, each exactly once, in the event loop.  They must
@@ -2596,7 +2596,7 @@ class SSEServer:
         authorize: Authorize | None = None,
         publish_token: str | None = None,
         cors_origins: Iterable[str] = (),
-        hosts: Iterable[str] | None = None,  # None: loopback's while it listens there
+        hosts: Iterable[str] | None = None,  # None: only loopback's if it listens there
         # Hooks, called in the event loop, with the request of the stream
         on_open: Callable[[Request], object] | None = None,
         on_close: Callable[[Request], object] | None = None,
@@ -2616,6 +2616,8 @@ class SSEServer:
         _check_integer("max_event_bytes", max_event_bytes, 1)
         if max_connections is not None:
             _check_integer("max_connections", max_connections, 1)
+        if not isinstance(publish_token or "", str):
+            raise TypeError("publish_token is not a str; allowed is a str or None")
         if publish_token and (found := re.search("[^!-~]", publish_token)):
             fault = f"publish_token has {found[0]!a} at index {found.start()}"
             raise ValueError(fault + "; allowed are visible ASCII characters")
@@ -3060,10 +3062,10 @@ class SSEServer:
             local = [
                 ipaddress.ip_address(n[0].split("%")[0]).is_loopback for n in names
             ]
-            if self._hosts is None and all(local):
+            if all(local):
                 host = (self._host or "").lower()
                 own = f"[{host}]" if ":" in host else host
-                self._hosts = _LOOPBACK_HOSTS | {own}
+                self._hosts = _LOOPBACK_HOSTS | {own} | (self._hosts or set())
             if not self._enter(_SERVING, _STARTING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -3562,7 +3564,8 @@ def _permitted(request: Request, permission: Permission) -> Channels:
         raise HTTPError(403)
     # A forgotten await, a generator and the like must not let everybody in.
     if isinstance(permission, (str, bytes)) or not isinstance(permission, Collection):
-        raise TypeError(f"authorize() gave {permission!r}; allowed are bool, channels")
+        message = f"authorize() gave {permission!r}; allowed are "
+        raise TypeError(message + "True, False and a list of channels")
     allowed = frozenset(permission)
     for channel in allowed - {None}:
         _check_name("channel", cast(str, channel))
@@ -3570,7 +3573,7 @@ def _permitted(request: Request, permission: Permission) -> Channels:
     if "channel" not in request.parameters and request.method != "POST":
         asked = allowed
     if not asked or not asked <= allowed:
-        raise HTTPError(403)
+        raise HTTPError(403, "authorize() does not allow each of these channels")
     return asked
 
 
@@ -4220,7 +4223,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     parser.set_defaults(level=logging.INFO, **defaults)
     text = "publish the lines of standard input, not a clock"
-    parser.add_argument("input", nargs="?", choices=["-"], metavar="-", help=text)
+    parser.add_argument("input", nargs="?", metavar="-", help=text)
     version = f"sse_server {__version__}"
     parser.add_argument("--version", action="version", version=version)
     add = parser.add_argument_group("where it listens").add_argument
@@ -4233,7 +4236,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     add("--channel", metavar="NAME", help="channel of the events")
     add("--retain", action="store_true", help="give each new client the newest event")
     text = "let POST requests with this token publish, instead of a clock"
-    token = os.environ.get("SSE_PUBLISH_TOKEN")
+    token = os.environ.get("SSE_PUBLISH_TOKEN") or None
     add("--publish-token", metavar="TOKEN", default=token, help=text)
     add("--lossless", action="store_true", help="with -: wait for the slowest client")
     add("--compress", action="store_true", help="send gzip to clients that accept it")
@@ -4270,6 +4273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.lossless and not options.input:
         parser.error("--lossless goes with -, the lines of standard input")
+    if options.input not in (None, "-"):
+        example = f"tail -f {options.input} | python sse_server.py -"
+        parser.error(f"{options.input!r} is no option; to publish a file: {example}")
+    if options.publish_token == "":
+        parser.error("--publish-token is empty")
     if options.keyfile and not options.certfile:
         parser.error("--keyfile goes with --certfile")
     logging.basicConfig(format="%(asctime)s %(message)s", level=options.level)
@@ -4289,7 +4297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         in_use = error.errno == errno.EADDRINUSE
         hint = "; choose another --port, or 0 for a free one" if in_use else ""
         address = f"{options.host}:{options.port}"
-        reason = error.strerror or error
+        reason = os.strerror(errno.EADDRINUSE) if in_use else error.strerror or error
         parser.exit(1, f"sse_server: cannot listen on {address}: {reason}{hint}\n")
     except KeyboardInterrupt:  # where the event loop cannot handle signals
         pass

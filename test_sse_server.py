@@ -5156,6 +5156,12 @@ REFUSED_ARGUMENTS = [
         )
     ),
     (
+        "publish_token",
+        b"secret",
+        TypeError,
+        "publish_token is not a str; allowed is a str or None",
+    ),
+    (
         "ssl",
         "cert.pem",
         TypeError,
@@ -6727,12 +6733,13 @@ class HostTest(ServerTestCase):
 
     async def test_the_names_that_are_given(self):
         server = await self.start(hosts=["Example.com"])
-        self.assertEqual(await self.status(server, "example.com:443"), 200)
-        self.assertEqual(await self.status(server, "localhost"), 421)
-        below = await self.start(hosts=["my.localhost", "example.com."])
+        for host, status in (("example.com:443", 200), ("evil.example", 421),
+                             ("localhost", 200), ("127.0.0.1:1", 200)):  # fmt: skip
+            self.assertEqual(await self.status(server, host), status, host)
+        everywhere = await self.start("0.0.0.0", hosts=["my.localhost", "example.com."])
         for host, status in (("my.localhost", 200), ("example.com", 200),
                              ("other.localhost", 421), ("localhost", 421)):  # fmt: skip
-            self.assertEqual(await self.status(below, host), status, host)
+            self.assertEqual(await self.status(everywhere, host), status, host)
         everything = await self.start(hosts=["*"])
         self.assertEqual(await self.status(everything, "evil.example"), 200)
 
@@ -7816,6 +7823,9 @@ class CommandLineTest(CommandLineTestCase):
             f"--channel {'x' * 257}": name("channel", 257),
             "- --lossless --history -1": "history is -1; allowed are integers from 0",
             "--publish-token=s\xe9": rf"publish_token has '\xe9' at index 1; {VISIBLE}",
+            "--publish-token=": "--publish-token is empty",
+            "a.log": "'a.log' is no option; to publish a file: "
+            "tail -f a.log | python sse_server.py -",
             "--lossless": "--lossless goes with -, the lines of standard input",
             "--keyfile key.pem": "--keyfile goes with --certfile",
             "--verbose --quiet": "argument --quiet: not allowed with argument --verbose",
@@ -7912,7 +7922,7 @@ class CommandLineTest(CommandLineTestCase):
 
     async def test_another_host_gets_421(self):
         _, port = await self.serve("--allow-host=a.example")
-        for host, status in (("a.example", 200), ("localhost", 421)):
+        for host, status in (("a.example", 200), ("b.example", 421)):
             client = await self.visit(port)
             data = f"HEAD /sse HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
             answer = await client.request(data, head_only=True)
