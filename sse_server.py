@@ -136,8 +136,8 @@ BATCH_EVENTS = 1000
 # Unsent bytes of one connection in the kernel (TCP_NOTSENT_LOWAT).  The kernel's own
 # limit is 4 MiB, and it reports room to write only in steps of megabytes.
 NOTSENT_BYTES = 128 * KIB
-# In each round of the event loop, so long may events be written, and so long may
-# requests be served.  A sweep over 1,000 clients takes one round or two.
+# The time in each round of the event loop, for writing events and for serving requests.
+# A sweep over 1,000 clients takes one or two rounds.
 BROADCAST_SECONDS = 0.004
 REQUEST_SECONDS = 0.001
 STEPS_PER_LOOK = 64  # writes or chunks before the code reads the clock again
@@ -1331,7 +1331,7 @@ class _Registry:
 
 
 class _Turns:
-    """Shares the time of the event loop: so many seconds in each of its rounds.
+    """Limits the time that one kind of work takes in each round of the event loop.
 
     Code that finds its turn over leaves the rest of its work to the next round.
     """
@@ -2024,9 +2024,9 @@ class _Broadcaster:
 
 
 def _is_in_task_of(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether the caller runs within a task of the loop, so that the loop is awake.
+    """Whether this is called within a task of the loop, so that the loop is awake.
 
-    A signal's handler that has interrupted such a task runs within it, too.
+    A signal's handler that has interrupted such a task counts as within it.
     """
     try:
         return asyncio.get_running_loop() is loop and bool(asyncio.current_task())
