@@ -2116,7 +2116,7 @@ class RequestTest(unittest.TestCase):
                 self.assertIsNone(receive([data[:-1]]))
 
     def test_a_request_line_of_16_kib_gets_414(self):
-        """Without the line's end; one byte less, and it is the head that is too large."""
+        """Without the line's end; with one byte less, the head is too large."""
         for size, status in (
             (MAX_HEAD - 1, 431),
             (MAX_HEAD, 414),
@@ -2965,7 +2965,7 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
             await asyncio.wait([task], timeout=0.1)
 
     async def let_pass(self, seconds, since):
-        """Give a timer its time, counted from a moment, to show that it does nothing."""
+        """Give a timer its time, counted from a moment: it must do nothing."""
         over = since + seconds
         await self.until(lambda: time.monotonic() > over, "the timer's time")
 
@@ -3046,7 +3046,7 @@ class OverTLS:
 
 
 class Kernel:
-    """The sockets of a model: descriptors, the lowest free one first, and their room."""
+    """The sockets of a model: descriptors, lowest free one first, and their room."""
 
     def __init__(self, random_):
         self.table = {}
@@ -3243,8 +3243,9 @@ class SubscriberModelTest(unittest.TestCase):
         self.clients, self.gone, self.everybody = [], [], []
         self.work = iter(())
         acts = [self.publish] * 4 + [self.step] * 8 + [self.give_room] * 4 + [
-            self.arrive, self.arrive, self.leave, self.disconnect, self.look, self.say_gap,
+            self.arrive, self.arrive, self.leave, self.disconnect, self.look,
             *[self.pause] * 4, self.rarely_forget, self.beat, self.fill, self.fill,
+            self.say_gap,
         ]  # fmt: skip
         # Several of one audience, of which some have room and some have none.
         self.alike = random_.random() < 0.4
@@ -4779,7 +4780,7 @@ class FailureTest(ServerTestCase):
         await self.until(lambda: not server._registry, "the departures")
 
     async def test_the_sockets_are_looked_at_before_anybody_is_cut(self):
-        """As after SIGSTOP and SIGCONT, when timers are due before what came is read."""
+        """As after SIGSTOP and SIGCONT: timers are due before what came is read."""
         server = await self.start()
         client, connection = await self.half_a_head(server)
         client.sock.send(b"Host: a\r\n\r\n")
