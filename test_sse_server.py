@@ -7473,12 +7473,11 @@ class ThreadTest(ServerTestCase):
                 raised.append(error)
 
         thread = threading.Thread(target=program, daemon=True)
-        policy = asyncio.get_event_loop_policy()
         with contextlib.ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             stack.enter_context(mock.patch.object(threading, "excepthook"))
-            for holder in (asyncio, asyncio.events, policy):
+            for holder in (asyncio, asyncio.events):
                 failing = mock.patch.object(
                     holder, "new_event_loop", side_effect=failure
                 )
