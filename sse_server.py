@@ -4345,10 +4345,18 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
         if options.level <= logging.INFO:
             url = server.url.replace("//0.0.0.0:", f"//{_own_address()}:")
             text = f"Watch it: curl -N {url}, or open it in a browser"
-            with contextlib.suppress(OSError):  # nobody reads it, or the disk is full
-                print(f"Listening on {server.url}\n{text}", flush=True)
+            _print(f"Listening on {server.url}\n{text}")
         with contextlib.suppress(asyncio.CancelledError):
             await work
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError:  # nobody reads it, or the disk is full
+        # Otherwise Python writes the text again at the exit, and the status is 120.
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _own_address() -> str:

@@ -7653,6 +7653,11 @@ OPTIONS = (
     *("--channel", "--lossless", "--publish-token", "--cors-origin", "--history"),
     *("--heartbeat", "--max-event-bytes", "--max-connections", "--verbose", "--quiet"),
 )
+# What the tests' own environment may have set.
+ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "",  # as if it was not set
+    "SSE_PUBLISH_TOKEN": "",
+}
 
 
 class CommandLineTestCase(ServerTestCase):
@@ -7673,7 +7678,7 @@ class CommandLineTestCase(ServerTestCase):
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
-            env={**os.environ, "SSE_PUBLISH_TOKEN": "", **dict(environment)},
+            env={**os.environ, **ENVIRONMENT, **dict(environment)},
             limit=2**22,
         )
         self.addAsyncCleanup(self.kill, process)
