@@ -7655,6 +7655,7 @@ OPTIONS = (
 )
 # What the tests' own environment may have set.
 ENVIRONMENT = {
+    "PYTHON_COLORS": "0",  # stronger than FORCE_COLOR
     "PYTHONUNBUFFERED": "",  # as if it was not set
     "SSE_PUBLISH_TOKEN": "",
 }
@@ -7810,6 +7811,7 @@ class CommandLineTest(CommandLineTestCase):
     def main(self, *arguments):
         """Run it in this process: (exit status, standard output, standard error)."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(os.environ, ENVIRONMENT))
             stack.enter_context(mock.patch.object(logging, "basicConfig"))
             with contextlib.suppress(ImportError):
                 import resource
