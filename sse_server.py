@@ -146,7 +146,7 @@ MAX_COMPRESSORS = 64  # shared by live subscribers; zlib uses 256 KiB for each
 JOIN_BATCHES = 64  # after so many, joined clients get a share in a new compressor
 CATCH_UPS_PER_TURN = 8  # batches for clients that are behind, before the next sweep
 # The memory that one event in the log takes in addition to its bytes.  Measured on
-# Python 3.9 to 3.13: 240 to 380 bytes.
+# Python 3.9 to 3.15: 240 to 380 bytes.
 EVENT_OVERHEAD_BYTES = 400
 MAX_REPLAY_SCAN = 10_000  # events that are searched for those to replay
 # Channels whose last forgotten event is remembered.  With more channels, a client may
