@@ -157,8 +157,9 @@ MAX_TRACKED_CHANNELS = 10_000
 RESERVED_DESCRIPTORS = 64
 MAX_REFUSALS_AT_ONCE = 32
 BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
-# A listening socket accepts at most this many connections in one round of the event
-# loop.  When no descriptor is free, asyncio logs this many errors per second.
+# A listening socket accepts this many connections in one round of the event loop (from
+# Python 3.14 on, one more).  When no descriptor is free, asyncio logs so many errors per
+# second.
 ACCEPTS_PER_TURN = 10
 # Listening sockets for each address.  On Linux, each of the sockets that share a port
 # has its own queue, and the kernel distributes the clients among the queues.  A client
@@ -1795,8 +1796,11 @@ class _Broadcaster:
     def _call_now(self, hook: Callable[[Request], object], request: Request) -> None:
         try:
             hook(request)
-        except Exception:
-            logger.exception("%s: a hook failed", request.peer)
+        except Exception as error:
+            if self.closed_because and isinstance(error, RuntimeError):
+                logger.debug("%s: a hook: %s", request.peer, error)  # it has published
+            else:
+                logger.exception("%s: a hook failed", request.peer)
 
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
@@ -2562,7 +2566,8 @@ class SSEServer:
 
     Hooks: `on_open(request)` is called when a stream has opened, `on_close(request)`
     when it has ended for any reason, each exactly once, in the event loop.  They must
-    not block.  An exception is logged.
+    not block.  An exception is logged, but at the end of the server not that publish()
+    raises RuntimeError.
 
     Many processes: if all of them publish events with the same ids, and the ids ascend
     when they are sorted by `id_order` (such as `int`), a client may resume at any of

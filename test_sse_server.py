@@ -6445,6 +6445,19 @@ class PresenceTest(ServerTestCase):
             self.assertEqual(await client.data(1), ["a"])
         self.assertIn("a hook failed", caught.output[0])
 
+    async def test_a_hook_that_publishes_at_the_end_is_no_failure(self):
+        def changed(request):
+            server.publish(len(server.requests()), retain=True)
+
+        server = await self.start(on_open=changed, on_close=changed)
+        client = await self.stream(server)
+        self.assertEqual(await client.data(1), ["1"])
+        with self.assertLogs("sse_server", "INFO") as caught:
+            await server.close()
+            await asyncio.sleep(0)  # until the hook is called
+        levels = {record.levelname for record in caught.records}
+        self.assertEqual(levels, {"INFO"}, caught.output)
+
 
 class PostTest(ServerTestCase):
     async def asyncSetUp(self):
