@@ -104,6 +104,7 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from typing import Any, NamedTuple, NoReturn, Optional, Union, cast
@@ -306,8 +307,9 @@ def _to_text(data: Any) -> str:
 def _json_default(value: Any) -> str:
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
-    hint = "; decode it first" if isinstance(value, (bytes, bytearray)) else ""
-    raise TypeError(f"{type(value).__name__} cannot be sent as JSON{hint}")
+    is_bytes = isinstance(value, (bytes, bytearray))
+    hint = "decode it first" if is_bytes else "convert it first, or see dumps"
+    raise TypeError(f"{type(value).__name__} cannot be sent as JSON; {hint}")
 
 
 # NaN is refused because no browser's JSON.parse accepts it.
@@ -841,7 +843,8 @@ def _parse_request(head: bytes, peer: str = "") -> Request:
     request_line, _, lines = head[:-2].partition(b"\r\n")
     found = _REQUEST_LINE.fullmatch(request_line)
     if not found:
-        raise HTTPError(400, f"malformed request line {_quote(request_line)}")
+        hint = "" if request_line.isascii() else "; percent-encode what is not ASCII"
+        raise HTTPError(400, f"malformed request line {_quote(request_line)}{hint}")
     version = (int(found[3]), int(found[4]))
     if version[0] != 1:
         raise HTTPError(505, f"HTTP version {version[0]}.{version[1]}; served is 1.x")
@@ -2295,6 +2298,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             if response.body is None and channels is None:
                 channels = request.channels  # HTTPError if a name is bad
         except HTTPError as error:
+            logger.debug("%s: %s", self.peer, error)
             response = _error_response(error)
         except Exception:
             logger.exception("%s: serving a request failed", self.peer)
@@ -2351,6 +2355,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         The client may still be sending.  It must read the answer before it sees a
         reset, so for a while its input is read and thrown away (RFC 9112, 9.6).
         """
+        logger.debug("%s: %s", self.peer, error)
         response = _error_response(error)
         with_body = True
         if self.head:
@@ -2614,6 +2619,8 @@ class SSEServer:
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
         given = locals()
+        if not (host is None or isinstance(host, str)):
+            raise TypeError(f"host is {host!r}; allowed is a str or None")
         for name in ("history", "history_bytes", "retained"):
             _check_integer(name, given[name], 0)
         if port is not None:
@@ -2633,11 +2640,8 @@ class SSEServer:
         if heartbeat is not None:
             _check_seconds("heartbeat", heartbeat)
         for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
-            if given[name] is not None and not callable(given[name]):
-                message = f"{name} is {given[name]!r}; allowed is a function or None"
-                raise TypeError(message)
-            if name != "authorize":
-                _refuse_coroutine_function(name, given[name])
+            if given[name] is not None:
+                _check_function(name, given[name], may_await=name == "authorize")
         if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
             raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
         self._host, self._port = host, port or 0
@@ -2787,13 +2791,15 @@ class SSEServer:
         its Last-Event-ID, its channels (none: the events without a channel), its
         replay, and its Accept-Encoding, with which the stream may be compressed.  The
         stream has everything that a connection's has, such as retained events, gaps and
-        heartbeats.  It is cut if 64 KiB wait and nothing is taken for `write_timeout`.
-        It ends with close(), with disconnect(), or when the iterator is closed, as
-        frameworks do when their client has gone.  It opens when the first bytes are
-        taken.
+        heartbeats, but `authorize`, `hosts` and `cors_origins` are not used: they are
+        your framework's part.  Hooks, requests() and disconnect() get a Request that
+        has only these arguments, so tell users apart by their channels.  The stream is
+        cut if 64 KiB wait and nothing is taken for `write_timeout`.  It ends with
+        close(), with disconnect(), or when the iterator is closed, as frameworks do
+        when their client has gone.  It opens when the first bytes are taken.
 
-        Raises ValueError for bad channels and a bad replay, RuntimeError in another
-        event loop.
+        Raises ValueError for bad channels and a bad replay, RuntimeError before the
+        start and in another event loop.
         """
         replay = self._replay if replay is None else replay
         _check_replay(replay)
@@ -2802,8 +2808,7 @@ class SSEServer:
         names = frozenset(_check_name("channel", name) for name in channels)
         if len(names) > MAX_CHANNELS:
             raise ValueError(f"{len(names)} channels; allowed are {MAX_CHANNELS}")
-        if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("stream() belongs into the event loop of the server")
+        self._require_own_loop("stream()")
         request = self._request_for_stream(last_event_id, names, accept_encoding)
         wish = _Wish(names or _NO_CHANNEL, False, self._compresses(request), False)
         return self._read_stream(request, wish, replay)
@@ -2811,6 +2816,8 @@ class SSEServer:
     async def _read_stream(
         self, request: Request, wish: _Wish, replay: float
     ) -> AsyncIterator[bytes]:
+        if self._state == _STARTING:
+            await asyncio.wait([self._starting])
         if not self._is_serving or self._is_full:
             self._refused += 1
             yield _begin_stream(self._come_back(), wish.gzip)
@@ -2853,9 +2860,14 @@ class SSEServer:
         It does not wait for a subscriber that is ahead.  Written means given to the
         connection's transport.  It must be awaited in the server's own event loop.
         """
-        if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("drain() belongs into the event loop of the server")
+        self._require_own_loop("drain()")
         await self._broadcaster.drain(behind)
+
+    def _require_own_loop(self, what: str) -> None:
+        if self._loop is None:
+            raise RuntimeError(f"{what}: the server was not started")
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(f"{what} belongs into the event loop of the server")
 
     def disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """End each stream for whose request the predicate returns true.
@@ -2864,7 +2876,7 @@ class SSEServer:
         from any thread and does not wait: the predicate is called soon, in the event
         loop.  Browsers reconnect, so `authorize` has to refuse them from then on.
         """
-        _refuse_coroutine_function("predicate", predicate)
+        _check_function("predicate", predicate)
         with contextlib.suppress(RuntimeError):  # its loop has ended
             if self._loop and self._state == _SERVING:
                 self._loop.call_soon_threadsafe(self._begin_disconnecting, predicate)
@@ -3329,9 +3341,12 @@ class SSEServer:
             return self._full_response(request, "disconnected by the program")
         if not self._admits(connection):
             return self._full_response(request)
-        if request.path != self._path:
-            return _OK
         method = request.method
+        if request.path != self._path:
+            if method == "POST" and self._publish_token:
+                where = f"to {request.path[:80]!a} publishes nothing"
+                logger.info("%s: POST %s; see path", request.peer, where)
+            return _OK
         if method == "POST" and self._publish_token:
             if refusal:
                 raise refusal
@@ -3363,6 +3378,10 @@ class SSEServer:
             if request.accepts("text/html"):
                 return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
         _ = request.replay  # HTTPError where it is none
+        origin = request.header("origin")
+        if origin and not self._cors_origins & {origin, "*"}:
+            hint = f"{origin[:80]!a} is not among cors_origins"
+            logger.info("%s: its page may not read this: %s", request.peer, hint)
         headers: Headers = _STREAM_HEADERS
         if self._compresses(request):
             headers = (*headers, _GZIP)
@@ -3568,7 +3587,8 @@ def _permitted(request: Request, permission: Permission) -> Channels:
     if not permission:
         raise HTTPError(403)
     # A forgotten await, a generator and the like must not let everybody in.
-    if isinstance(permission, (str, bytes)) or not isinstance(permission, Collection):
+    unfit = isinstance(permission, (str, bytes, Mapping))
+    if unfit or not isinstance(permission, Collection):
         message = f"authorize() gave {permission!r}; allowed are "
         raise TypeError(message + "True, False and a list of channels")
     allowed = frozenset(permission)
@@ -3583,15 +3603,15 @@ def _permitted(request: Request, permission: Permission) -> Channels:
 
 
 def _check_path(path: str) -> str:
-    if not re.fullmatch("/[!-~]*", path) or set(path) & set("?#"):
+    if not isinstance(path, str) or not re.fullmatch('/[!"$->@-~]*', path):
         raise ValueError(f"path is {path!r}; allowed is ASCII that begins with /")
     return _ESCAPE.sub(_decode_unreserved, path)
 
 
 # A pattern for the values, and its description for the error's message.
 _ORIGINS = (
-    r"(?!(?i:https://.*:443|http://.*:80)$)[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+",
-    "https://example.com and the like, without a path or a default port",
+    r"(?!(?i:https://.*:443|http://.*:80)$)[A-Za-z][A-Za-z0-9+.-]*://[!$-.0->@-~]+",
+    "https://example.com and the like in ASCII, without a path or a default port",
 )
 _HOSTS = (
     r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+",
@@ -3629,10 +3649,11 @@ def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> N
         raise ValueError(f"{name} is {value!r}; allowed are {allowed}")
 
 
-def _refuse_coroutine_function(name: str, function: object) -> None:
-    if inspect.iscoroutinefunction(function):
-        message = f"{name} is a coroutine function; allowed is a plain one"
-        raise TypeError(message)
+def _check_function(name: str, function: object, may_await: bool = False) -> None:
+    if not callable(function):
+        raise TypeError(f"{name} is {function!r}; allowed is a function")
+    if inspect.iscoroutinefunction(function) and not may_await:
+        raise TypeError(f"{name} is a coroutine function; allowed is a plain one")
 
 
 def _check_replay(replay: float) -> None:
@@ -4279,10 +4300,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.lossless and not options.input:
         parser.error("--lossless goes with -, the lines of standard input")
     if options.input not in (None, "-"):
-        example = f"tail -f {options.input} | python sse_server.py -"
-        parser.error(f"{options.input!r} is no option; to publish a file: {example}")
+        file = f"to publish a file: tail -f {options.input} | python sse_server.py -"
+        hint = f"--port {options.input}?" if options.input.isdigit() else file
+        parser.error(f"{options.input!r} is no option; {hint}")
     if options.publish_token == "":
         parser.error("--publish-token is empty")
+    if options.publish_token and not options.input:
+        for name in ("event", "channel", "retain"):
+            if getattr(options, name):
+                parser.error(f"with a token, a POST says its {name}; --{name} is for -")
     if options.keyfile and not options.certfile:
         parser.error("--keyfile goes with --certfile")
     logging.basicConfig(format="%(asctime)s %(message)s", level=options.level)
@@ -4350,6 +4376,8 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
         if options.level <= logging.INFO:
             url = server.url.replace("//0.0.0.0:", f"//{_own_address()}:")
             text = f"Watch it: curl -N {url}, or open it in a browser"
+            if options.publish_token and not options.input:
+                text += "\nThe clock is off: events come by POST with the token"
             _print(f"Listening on {server.url}\n{text}")
         with contextlib.suppress(asyncio.CancelledError):
             await work

@@ -541,6 +541,7 @@ FORMATTED = [
     ({"comment": "a", "retry": 2, "id": "b"}, b": a\nretry: 2\nid: b\n\n"),
 ]
 
+NO_JSON = "{} cannot be sent as JSON; convert it first, or see dumps"
 REFUSED_EVENTS = [
     ({}, ValueError, "an event needs at least one of its fields or a comment"),
     (
@@ -565,9 +566,9 @@ REFUSED_EVENTS = [
         TypeError,
         "bytearray cannot be sent as JSON; decode it first",
     ),
-    ({"data": {"a": {1}}}, TypeError, "set cannot be sent as JSON"),
-    ({"data": object()}, TypeError, "object cannot be sent as JSON"),
-    ({"data": 1j}, TypeError, "complex cannot be sent as JSON"),
+    ({"data": {"a": {1}}}, TypeError, NO_JSON.format("set")),
+    ({"data": object()}, TypeError, NO_JSON.format("object")),
+    ({"data": 1j}, TypeError, NO_JSON.format("complex")),
 ]
 
 
@@ -1764,8 +1765,6 @@ REFUSED_HEADS = [
             "GET / a HTTP/1.1",
             "G(T / HTTP/1.1",
             "G,T / HTTP/1.1",
-            b"G\xc9T / HTTP/1.1",
-            b"GET /\xe9 HTTP/1.1",
             "GET /\x7f HTTP/1.1",
             "GET /\0 HTTP/1.1",
             "GET / HTTP/1",
@@ -1779,6 +1778,14 @@ REFUSED_HEADS = [
             "GET / HTTP/1.1\nX: a",
             "a" * 80,
         )
+    ),
+    *(
+        (
+            lines(line, HOST),
+            400,
+            f"malformed request line {shown(line)}; percent-encode what is not ASCII",
+        )
+        for line in (b"G\xc9T / HTTP/1.1", b"GET /\xe9 HTTP/1.1")
     ),
     (lines("", HOST), 400, "no request begins with the byte 13"),
     (lines(" GET / HTTP/1.1", HOST), 400, "no request begins with the byte 32"),
@@ -5080,8 +5087,8 @@ async def coroutine_function(argument):
 
 NOT_SECONDS = (0, -1, float("nan"), float("inf"), "1", None, True)
 ORIGINS = (
-    "allowed are https://example.com and the like, without a path or a default port, "
-    "and *"
+    "allowed are https://example.com and the like in ASCII, without a path or a "
+    "default port, and *"
 )
 VISIBLE = "allowed are visible ASCII characters"
 HOSTS = "allowed are names and addresses without a port, IPv6 in brackets, and *"
@@ -5107,7 +5114,7 @@ REFUSED_ARGUMENTS = [
             (
                 "path",
                 "is ASCII that begins with /",
-                ("", "sse", "/s?", "/s#", "/é", "/a b", "/a\n"),
+                ("", "sse", "/s?", "/s#", "/é", "/a b", "/a\n", None),
             ),
         )
         for value in values
@@ -5131,6 +5138,7 @@ REFUSED_ARGUMENTS = [
         for origin in (
             *("https://a.example/", "a.example", "", "https://"),
             *("HTTPS://a.example:443", "http://a.example:80"),  # browsers omit these
+            *("https://\xe9.example", "https://a?", "https://a#"),
         )
     ),
     *(
@@ -5138,7 +5146,7 @@ REFUSED_ARGUMENTS = [
         for host in ("example.com:80", "http://a", "::1", "")
     ),
     *(
-        (name, 1, TypeError, f"{name} is 1; allowed is a function or None")
+        (name, 1, TypeError, f"{name} is 1; allowed is a function")
         for name in ("authorize", "id_order", "on_open", "on_close", "dumps")
     ),
     *(
@@ -5172,6 +5180,10 @@ REFUSED_ARGUMENTS = [
         b"secret",
         TypeError,
         "publish_token is not a str; allowed is a str or None",
+    ),
+    *(
+        ("host", host, TypeError, f"host is {host}; allowed is a str or None")
+        for host in (8000, 0)
     ),
     (
         "ssl",
@@ -5971,8 +5983,23 @@ class IteratorTest(ServerTestCase):
         self.assertRegex(content, rb"^retry: [0-9]+\n$")
 
     async def test_it_belongs_into_the_event_loop_of_the_server(self):
-        with self.assertRaisesRegex(RuntimeError, "belongs into the event loop"):
-            SSEServer().stream()
+        server = SSEServer(port=None)
+        with self.assertRaisesRegex(RuntimeError, "the server was not started"):
+            server.stream()
+        with (
+            server,
+            self.assertRaisesRegex(RuntimeError, "belongs into the event loop"),
+        ):
+            server.stream()
+
+    async def test_it_waits_for_a_server_that_starts(self):
+        server = SSEServer("127.0.0.1", 0)  # to look up the address takes some rounds
+        serving = asyncio.ensure_future(server.serve_forever())
+        self.addAsyncCleanup(self.cancel, serving)
+        await asyncio.sleep(0)
+        reading = self.reading(server)
+        self.assertIn(b": open\n", await anext_of(reading))
+        self.assertEqual(server.stats.refused, 0)
 
 
 class PublishTest(ServerTestCase):
@@ -6086,9 +6113,10 @@ class PublishTest(ServerTestCase):
 
     async def test_drain_belongs_into_the_event_loop_of_the_server(self):
         text = "drain() belongs into the event loop of the server"
-        with self.assertRaises(RuntimeError) as caught:
+        with self.assertRaisesRegex(
+            RuntimeError, r"^drain\(\): the server was not star"
+        ):
             await SSEServer().drain()
-        self.assertEqual(str(caught.exception), text)
         server = await self.start()
 
         def elsewhere():
@@ -6288,6 +6316,7 @@ class PermissionTest(ServerTestCase):
             (True, "?channel=other", 200),
             (None, "?channel=other", 403),
             (iter(["mine"]), "?channel=mine", 500),
+            ({"mine": 1}, "?channel=mine", 500),
             (filter(None, []), "?channel=other", 500),
             (1, "", 500),
         ):
@@ -6325,6 +6354,8 @@ class DisconnectTest(ServerTestCase):
 
         with self.assertRaisesRegex(TypeError, "^predicate is a coroutine function"):
             SSEServer().disconnect(predicate)
+        with self.assertRaisesRegex(TypeError, "^predicate is '42'; allowed is a func"):
+            SSEServer().disconnect("42")
 
     async def test_it_ends_the_chosen_streams(self):
         server = await self.start(history=100_000)
@@ -6644,6 +6675,14 @@ class CorsTest(ServerTestCase):
                 server, f"Origin: {self.ORIGIN}", method=method
             )
             self.assertEqual(found[0], {})
+
+    async def test_a_page_that_may_not_read_the_stream_is_named_in_the_log(self):
+        for origins, said in (([], 1), (["*"], 0), ([self.ORIGIN], 0)):
+            server = await self.start(cors_origins=origins)
+            with self.assertLogs("sse_server", "INFO") as caught:
+                await self.stream(server, "/sse", f"Origin: {self.ORIGIN}")
+            hint = f"{self.ORIGIN!r} is not among cors_origins"
+            self.assertEqual("".join(caught.output).count(hint), said)
 
     async def test_an_origin_of_the_list(self):
         server = await self.start(cors_origins=["https://a.example", self.ORIGIN])
@@ -7855,7 +7894,13 @@ class CommandLineTest(CommandLineTestCase):
             "--publish-token=": "--publish-token is empty",
             "a.log": "'a.log' is no option; to publish a file: "
             "tail -f a.log | python sse_server.py -",
+            "9000": "'9000' is no option; --port 9000?",
             "--lossless": "--lossless goes with -, the lines of standard input",
+            **{
+                f"--publish-token a {option}": "with a token, a POST says its "
+                f"{option[2:].split('=')[0]}; {option.split('=')[0]} is for -"
+                for option in ("--event=a", "--channel=a", "--retain")
+            },
             "--keyfile key.pem": "--keyfile goes with --certfile",
             "--verbose --quiet": "argument --quiet: not allowed with argument --verbose",
             "--what": "unrecognized arguments: --what",
@@ -7970,13 +8015,24 @@ class CommandLineTest(CommandLineTestCase):
             "--verbose",
             environment={"SSE_PUBLISH_TOKEN": "my:secret"},
         )
+        line = await process.stdout.readline()
+        self.assertEqual(
+            line, b"The clock is off: events come by POST with the token\n"
+        )
         client = await self.visit(port)
         answer = await client.request(post("/sse", b"a", token="my:secret"))
         self.assertEqual(answer.status, 200)
+        answer = await client.request(post("/sse/", b"a", token="my:secret"))
+        self.assertEqual(answer.body, b"ok")
+        answer = await client.request(post("/sse", b"a", token="secret"))
+        self.assertEqual(answer.status, 401)
         process.terminate()
         status, err = await self.finish(process)
         self.assertEqual(status, 0)
         self.assertNotIn("secret", err)
+        # Why a client may wonder is logged.
+        self.assertIn(": POST to '/sse/' publishes nothing; see path\n", err)
+        self.assertIn(": 401 publishing needs Authorization", err)
 
     async def test_quiet_says_nothing(self):
         with contextlib.closing(socket.socket()) as sock:
