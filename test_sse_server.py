@@ -8416,14 +8416,19 @@ class ReadmeTest(ServerTestCase):
         self.assertEqual((event.type, event.data), ("temperature", '{"celsius":21.5}'))
 
     async def test_the_example_of_presence(self):
-        names = {"session": lambda request: request.header("x"), "SSEServer": SSEServer}
+        names = {
+            "session": lambda request: request.header("x"),
+            "SSEServer": SSEServer,
+            "EVERYBODY": sse_server.EVERYBODY,
+        }
         server = self.run_example("presence", **names)["server"]
         await server.__aenter__()
         self.addAsyncCleanup(self._stop, server)
         first = await self.stream(server, "/sse", "X: ann")
         self.assertEqual(await first.data(1), ['["ann"]'])
-        second = await self.stream(server, "/sse", "X: bob")
+        second = await self.stream(server, "/sse?channel=jobs", "X: bob")
         self.assertEqual(await first.data(1), ['["ann","bob"]'])
+        self.assertEqual(await second.data(2), ['["ann"]', '["ann","bob"]'])
         second.close()
         self.assertEqual(await first.data(1), ['["ann"]'])
 
