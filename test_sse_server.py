@@ -26,6 +26,7 @@ import gc
 import hashlib
 import http
 import io
+import itertools
 import json
 import logging
 import math
@@ -43,6 +44,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import types
 import unittest
 import urllib.parse
 import warnings
@@ -2983,11 +2985,11 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
 
     def give_way_after(self, writes):
         """Have a sweep's turn end after so many writes, and not after a time."""
-        self.change(sse_server, STEPS_PER_LOOK=writes)
+        self.change(sse_server, WRITES_PER_LOOK=writes)
         start = sse_server._Broadcaster.start
 
         def start_impatient(broadcaster):
-            broadcaster.turns.is_over = lambda: True
+            broadcaster.turn_is_over = lambda: True
             return start(broadcaster)
 
         self.change(sse_server._Broadcaster, start=start_impatient)
@@ -3210,7 +3212,7 @@ class SubscriberModelTest(unittest.TestCase):
         patches = {
             "BATCH_EVENTS": random_.randint(1, 5),
             "BATCH_BYTES": random_.choice((1, 100, 10_000)),
-            "STEPS_PER_LOOK": random_.randint(1, 5),
+            "WRITES_PER_LOOK": random_.randint(1, 5),
             "CATCH_UPS_PER_TURN": random_.randint(1, 5),
             "MAX_TRACKED_CHANNELS": 100,
             "MAX_COMPRESSORS": random_.randint(1, 3),
@@ -3246,10 +3248,10 @@ class SubscriberModelTest(unittest.TestCase):
         server._max_connections = 1000
         server._registry.start()
         server._broadcaster._loop = server._loop
-        server._broadcaster._bell = asyncio.Event()
+        server._broadcaster._bell = server._loop.create_future()
         server._broadcaster._process = os.getpid()
         server._turns.is_over = lambda: False
-        server._broadcaster.turns.is_over = lambda: random_.random() < 0.5
+        server._broadcaster.turn_is_over = lambda: random_.random() < 0.5
         stack.callback(server._registry.stop)
         self.published = []  # (number, channel); a gap of the publisher's: EVERYBODY
         self.clients, self.gone, self.everybody = [], [], []
@@ -4379,6 +4381,23 @@ class DepartureOverTLSTest(OverTLS, DepartureTest):
 
 
 class ChannelTest(ServerTestCase):
+    async def test_a_sweep_of_many_channels_gives_way_by_time(self):
+        server = await self.start()
+        names = [f"c{number}" for number in range(20)]
+        clients = [await self.stream(server, f"/sse?channel={n}") for n in names]
+        clock = itertools.count()  # each look at it takes a second
+        fake = types.SimpleNamespace(monotonic=lambda: next(clock), time=time.time)
+        self.change(sse_server, time=fake, BROADCAST_SECONDS=3)
+        looks = []
+        is_over = server._broadcaster.turn_is_over
+        server._broadcaster.turn_is_over = lambda: looks.append(is_over()) or looks[-1]
+        for name in names:
+            server.publish(name, channel=name)
+        for name, client in zip(names, clients):
+            self.assertEqual(await client.data(1), [name])
+        turns = "".join("over" if look else "." for look in looks)
+        self.assertRegex(turns, r"^(\.\.over){13,}\.*$")
+
     async def test_who_receives_what(self):
         server = await self.start()
         targets = {
@@ -4601,7 +4620,7 @@ class CompressionTest(ServerTestCase):
         (audience,) = server._broadcaster._audiences.values()
         turns = []
         data = os.urandom(512 * KIB).hex()  # a mebibyte
-        server._broadcaster.turns.is_over = lambda: not turns.append(1)
+        server._broadcaster.turn_is_over = lambda: not turns.append(1)
         server.publish(data)
         late = await self.zipped(server)  # joins in the midst of it
         for client in clients:
@@ -4905,7 +4924,7 @@ class FailureTest(ServerTestCase):
 
     async def test_who_publishes_outside_of_a_task_wakes_the_loop(self):
         server = await self.start()
-        loop, bell = asyncio.get_running_loop(), server._broadcaster._bell
+        loop, wake = asyncio.get_running_loop(), server._broadcaster._wake
 
         async def publish():
             server.publish("a")
@@ -4929,7 +4948,39 @@ class FailureTest(ServerTestCase):
                 await case()
                 await asyncio.sleep(0)
                 await server.drain()
-                self.assertEqual(mock.call(bell.set) in woken.mock_calls, wakes)
+                self.assertEqual(mock.call(wake) in woken.mock_calls, wakes)
+
+    async def test_a_signal_may_publish_at_any_instruction_of_the_broadcaster(self):
+        server = await self.start(port=None)
+        code = sse_server._Broadcaster._run.__code__
+
+        def trace(frame, event, argument):
+            if frame.f_code is not code:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                left.pop()
+                if not left:
+                    sys.settrace(None)
+                    server.publish("within")
+            return trace
+
+        for number in range(1, 1000):
+            left = [None] * number
+            sys._getframe().f_trace_opcodes = True
+            sys.settrace(trace)
+            try:
+                server.publish("a")
+                await asyncio.wait_for(server.drain(), DEADLINE)
+                for _ in range(3):  # until the broadcaster sleeps
+                    await asyncio.sleep(0)
+            finally:
+                sys.settrace(None)
+            with self.subTest(number):
+                await asyncio.wait_for(server.drain(), DEADLINE)
+            if left:
+                break
+        self.assertGreater(number, 20)
 
     async def test_an_order_that_asks_the_server_does_not_lock_it(self):
         answered = []
