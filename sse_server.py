@@ -949,18 +949,22 @@ class _BodyReader:
         self._limit = limit
         self._keep = keep
         self._size = request._content_length  # the content that is announced so far
-        self._decoder = self._decode(request)
         self._check_size()
+        self._decoder = self._decode(request)
 
     def feed(self, data: bytes | bytearray = b"") -> None:
         """Add what was received, and decode at most CHUNKS_PER_LOOK chunks."""
         self.rest += data
         self.busy = next(self._decoder, False)
 
+    def close(self) -> None:
+        """End the decoder, which refers to this reader, and so would keep it."""
+        self._decoder.close()
+
     # The generators below yield False where they need more input, and True where only
     # their turn is over.
 
-    def _decode(self, request: Request) -> Iterator[bool]:
+    def _decode(self, request: Request) -> Generator[bool, None, None]:
         if request._chunked:
             yield from self._read_chunks()
             yield from self._read_trailers()
@@ -1167,9 +1171,9 @@ class _Subscriber:
         self.audience: _Audience | None = None  # only while the stream is open
 
     def count_unsent(self) -> int:
-        """The bytes that wait for room, in every layer below."""
+        """The bytes that the client did not take, in every layer below."""
         lower = 0 if self.lower is self.transport else _unsent(self.lower)
-        return _unsent(self.transport) + lower
+        return _unsent(self.transport) + lower + _unacknowledged(self.lower)
 
     def request(self) -> Request:
         """The request that opened the stream."""
@@ -1857,6 +1861,8 @@ class _Broadcaster:
     def _enter_full(self, subscriber: _Subscriber) -> None:
         subscriber.unsent = subscriber.count_unsent()
         subscriber.looks = LOOKS
+        # The kernel would also end a client that reads slowly through a small window.
+        _set_user_timeout(subscriber.lower.get_extra_info("socket"), None)
         self.registry.enter(subscriber, _FULL)
 
     def resume(self, subscriber: _Subscriber) -> None:
@@ -1897,6 +1903,8 @@ class _Broadcaster:
                 yield from self._write_next(subscriber)
             if subscriber.state == _READY and self._is_in_step(subscriber):
                 self._not_waited_for.discard(subscriber)
+                sock = subscriber.lower.get_extra_info("socket")
+                _set_user_timeout(sock, self._write_timeout)
                 self.registry.enter(subscriber, _LIVE)
             if self.turn_is_over():
                 return
@@ -2088,6 +2096,31 @@ def _unsent(transport: asyncio.WriteTransport) -> int:
     return 0 if gone else transport.get_write_buffer_size()
 
 
+def _unacknowledged(transport: asyncio.BaseTransport) -> int:
+    """The bytes that the kernel holds; 0 where it does not say (SIOCOUTQ of Linux)."""
+    # A pipe has no descriptor, and some systems have not these modules.
+    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
+        import fcntl
+        import termios
+
+        descriptor = transport.get_extra_info("socket").fileno()
+        held = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(held, sys.byteorder)
+    return 0
+
+
+def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
+    """Have the kernel end a connection without acknowledgements; None: it waits long.
+
+    Linux applies this timeout also to a client that is there and takes nothing.
+    write_timeout handles such a client, so this one must not be shorter.
+    """
+    seconds = 0 if write_timeout is None else max(VANISHED_SECONDS, write_timeout)
+    with contextlib.suppress(AttributeError, OSError):  # where the system has it
+        milliseconds = int(min(2**31 - 1, 1000 * seconds))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
 # ------------------------------------------------------------------------------------
 # 7. The connection: one object from its first byte to its last.  Its transport calls
 #    it, and it answers a request that needs no waiting in the call that completed it.
@@ -2138,7 +2171,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._throw_away()
         elif self._receives:
             self.proceed()
-        elif len(self.received) > MAX_RECEIVED_BYTES:
+        elif len(self.received) > MAX_RECEIVED_BYTES and self.state != _HANDSHAKE:
+            # During a handshake, `transport` is still the one below TLS.
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
@@ -2156,6 +2190,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """The connection is gone, for whatever reason."""
         if self.task:
             self.task.cancel()
+        if self.body:
+            self.body.close()
         self.server._turns.waiting.pop(self, None)
         if self.state in _STREAMING:
             self.server._broadcaster.forget(self, f"lost: {exc}" if exc else "closed")
@@ -2291,7 +2327,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         try:
             permission = await self.server._authorize_request(request)
         except HTTPError as error:
-            permission = error
+            error.__context__ = None  # the frames of either would hold this one
+            permission = error.with_traceback(None)
         except asyncio.CancelledError:
             if self.state != _ASKING:
                 raise  # the connection is gone
@@ -2322,6 +2359,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         except HTTPError as error:
             logger.debug("%s: %s", self.peer, error)
             response = _error_response(error)
+            error.__traceback__ = None  # it would hold this frame, which holds it
         except Exception:
             logger.exception("%s: serving a request failed", self.peer)
             response = _error_response(HTTPError(500))
@@ -2386,7 +2424,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
                 response = self.server._add_fields(request, response)
                 with_body = request.method != "HEAD"
         self.server._registry.enter(self, _LINGERING)
-        self.body = None
+        if self.body:
+            self.body.close()
+            self.body = None
         self.transport.write(response.render(time.time(), "close", with_body))
         if self.input_ended:
             self._close()
@@ -2475,13 +2515,16 @@ class _Pipe(asyncio.Transport):
             self._reader.server._broadcaster.pause(self._reader)
 
     async def take(self) -> bytes:
-        """What is held, as soon as there is something; b"" at the end."""
+        """What is held, as soon as there is something; b"" at the end.
+
+        At most BATCH_BYTES, so that a reader that is slow is seen to take something.
+        """
         while not self._held and not self._closing:
             self._bell.clear()
             await self._bell.wait()
-        taken = bytes(self._held)
-        self._held.clear()
-        if self._reader.state == _FULL:
+        taken = bytes(self._held[:BATCH_BYTES])
+        del self._held[:BATCH_BYTES]
+        if self._reader.state == _FULL and not self.get_write_buffer_size():
             self._reader.server._broadcaster.resume(self._reader)
         return taken
 
@@ -2666,6 +2709,8 @@ class SSEServer:
                 _check_function(name, given[name], may_await=name == "authorize")
         if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
             raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
+        if ssl and ssl.check_hostname:  # only a client checks it
+            raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
         self._host, self._port = host, port or 0
         self._listens = port is not None
         self._path = _check_path(path)
@@ -2806,7 +2851,7 @@ class SSEServer:
         replay: float | None = None,
         accept_encoding: str | None = None,
     ) -> AsyncIterator[bytes]:
-        """A stream for another framework's response: its body, in whole events.
+        """A stream for another framework's response: its body, in pieces.
 
         Send it with stream_headers(), in the server's own event loop, after your
         framework has checked the request.  The arguments are what the request brings:
@@ -3071,13 +3116,17 @@ class SSEServer:
                 self._starting = loop.create_task(self._begin())
         if self._loop not in (None, loop):
             raise RuntimeError("the server runs in another event loop")
-        if self._state in (_CLOSING, _CLOSED):
-            raise RuntimeError("the server was closed; a server runs once")
         try:
-            await asyncio.shield(self._starting)
-        except asyncio.CancelledError:
-            await self.close()
+            if self._state not in (_CLOSING, _CLOSED):
+                await asyncio.shield(self._starting)
+        except BaseException as error:
+            # The end of this event loop would cut short a closing that goes on.
+            if isinstance(error, asyncio.CancelledError) or self._state == _CLOSING:
+                await self.close()
             raise
+        if self._state in (_CLOSING, _CLOSED):
+            await self.close()
+            raise RuntimeError("the server was closed; a server runs once")
 
     async def _begin(self) -> None:
         sockets: list[socket.socket] = []
@@ -3338,7 +3387,8 @@ class SSEServer:
         return self._is_serving and connection not in self._refusing
 
     def _wants_stream(self, request: Request) -> bool:
-        return request.path == self._path and request.accepts("text/event-stream")
+        reads = request.method in ("GET", "HEAD") and request.path == self._path
+        return reads and request.accepts("text/event-stream")
 
     def _must_ask(self, connection: _Connection, request: Request) -> bool:
         """Whether `authorize` has to be asked before this is answered."""
@@ -3494,10 +3544,14 @@ class SSEServer:
         else:
             # The wait for a free thread has its own time limit.
             await asyncio.wait_for(self._hook_threads.acquire(), AUTHORIZE_SECONDS)
-            called = self._call_in_thread(authorize, request)
-            answer, error = await asyncio.wait_for(called, AUTHORIZE_SECONDS)
+            answer, error = await asyncio.wait_for(
+                self._call_in_thread(authorize, request), AUTHORIZE_SECONDS
+            )
             if error:
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # it holds this frame
         if inspect.isawaitable(answer):
             answer = await asyncio.wait_for(answer, AUTHORIZE_SECONDS)
         return cast(Permission, answer)
@@ -3524,6 +3578,7 @@ class SSEServer:
                 loop.call_soon_threadsafe(self._hook_threads.release)
             with contextlib.suppress(concurrent.futures.InvalidStateError):
                 outcome.set_result((answer, failure))  # if it is still waited for
+            del answer, failure  # a failure holds this frame
 
         thread = threading.Thread(target=call, name="sse_server authorize", daemon=True)
         try:
@@ -3706,16 +3761,13 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
 
     Connections inherit the options of the socket that they were accepted from.
     """
-    # Linux applies this timeout also to a client that is there and takes nothing.
-    # write_timeout handles such a client, so this one must not be shorter.
-    user_timeout = int(min(2**31 - 1, 1000 * max(VANISHED_SECONDS, write_timeout)))
+    _set_user_timeout(listening, write_timeout)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (
         ("TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),
         ("TCP_KEEPCNT", KEEPALIVE_PROBES),
-        ("TCP_USER_TIMEOUT", user_timeout),
         ("TCP_NOTSENT_LOWAT", NOTSENT_BYTES),
     ):
         if hasattr(socket, name):  # where the platform has it

@@ -5242,6 +5242,12 @@ REFUSED_ARGUMENTS = [
         TypeError,
         "ssl is 'cert.pem'; allowed is an ssl.SSLContext or None",
     ),
+    (
+        "ssl",
+        ssl.create_default_context(),
+        ValueError,
+        "ssl is for clients; see ssl.Purpose.CLIENT_AUTH",
+    ),
 ]
 
 
@@ -5775,16 +5781,40 @@ class SeamTest(ServerTestCase):
 
     async def test_no_visit_leaves_a_cycle_for_the_garbage_collector(self):
         def alive():
-            kinds = (asyncio.StreamReaderProtocol, sse_server._Connection)
+            kinds = (
+                asyncio.StreamReaderProtocol,
+                sse_server._Connection,
+                sse_server._BodyReader,
+                sse_server.Request,
+                HTTPError,
+            )
             return sum(isinstance(found, kinds) for found in gc.get_objects())
 
-        server = await self.start()
+        async def authorize(request):
+            return "refuse" not in request.query
+
+        server = await self.start(
+            authorize=authorize, publish_token="secret", body_timeout=0.5
+        )
+        logging.getLogger("sse_server").setLevel(logging.CRITICAL)
         gc.collect()
         gc.disable()
         self.addCleanup(gc.enable)
         before = alive()
+        end = "Connection: close"
         for _ in range(5):
-            await self.ask(server, ask("/", "Connection: close"))
+            for target in ("/", "/sse?refuse", "/sse?channel=", "/\x7f"):
+                await self.ask(server, ask(target, end))
+            await self.ask(server, post("/sse", b"a" * 2**21, end))
+            client = await self.connect(server)
+            await client.send(post("/sse", b"a" * 100)[:-1])
+            await self.until(lambda: server._registry.count("body"), "a body")
+            client.close()
+        late = await self.connect(server)
+        await late.send(post("/sse", b"a" * 100)[:-1])
+        self.assertEqual((await late.read_answer()).status, 408)
+        late.close()
+        for _ in range(5):
             client = await self.stream(server)
             client.close()
         self.transports.clear()
@@ -5798,6 +5828,26 @@ class SeamTest(ServerTestCase):
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             size = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
             self.assertEqual(size, 128 * KIB)
+
+    @unittest.skipUnless(sys.platform == "linux", "other systems do not tell")
+    async def test_the_kernel_ends_no_one_who_reads_slowly(self):
+        """It counts a small window that is never open for long as no progress."""
+        server = await self.start(history=100_000)
+        client, expected = await self.stall(server)
+        (subscriber,) = server._registry.all("full")
+        sock = self.transports[0].get_extra_info("socket")
+
+        def timeout():
+            return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+        self.assertEqual(timeout(), 0)
+        before = subscriber.count_unsent()
+        await client.data(1)  # less than what has to go before the transport writes
+        await self.until(lambda: subscriber.count_unsent() < before, "progress")
+        await client.data(len(expected) - 1)
+        await self.until_stats(server, live=1)
+        self.assertEqual(timeout(), 40_000)
+        self.assertEqual(subscriber.count_unsent(), 0)
 
 
 class StreamTest(ServerTestCase):
@@ -6042,6 +6092,19 @@ class IteratorTest(ServerTestCase):
             self.assertRaisesRegex(RuntimeError, "belongs into the event loop"),
         ):
             server.stream()
+
+    async def test_a_large_event_is_taken_in_pieces(self):
+        """So a reader that is slow is seen to take something."""
+        server = await self.start(port=None)
+        reading = self.reading(server)
+        await anext_of(reading)
+        server.publish("x" * 300 * KIB)
+        decoder, pieces = Decoder(), []
+        while not decoder.feed(b"".join(pieces[-1:])):
+            pieces.append(await anext_of(reading))
+        self.assertEqual(max(map(len, pieces)), sse_server.BATCH_BYTES)
+        server.publish("next")
+        self.assertEqual(await self.read(reading, 1), ["next"])
 
     async def test_it_waits_for_a_server_that_starts(self):
         server = SSEServer("127.0.0.1", 0)  # to look up the address takes some rounds
@@ -6885,7 +6948,8 @@ class FullTest(ServerTestCase):
         self.assertRegex(answer.body, rb"\Aretry: [0-9]+\n\Z")
         self.assertTrue(15_000 <= int(answer.body[7:]) <= 45_000, answer.body)
         self.assertTrue(await client.ended())
-        for data in (ask(), ask("/", event_stream), ask("/"), post("/sse", b"")):
+        posting = post("/sse", b"a", "Accept: application/json, text/event-stream")
+        for data in (ask(), ask("/", event_stream), ask("/"), posting):
             with self.subTest(data):
                 client = await self.connect(server)
                 answer = await client.request(data)
@@ -7378,6 +7442,25 @@ class LifeTest(ServerTestCase):
             await starting
         self.assertEqual(server._listeners, [])
 
+    async def test_a_close_from_another_event_loop_while_it_starts(self):
+        server, go_on = SSEServer("127.0.0.1", 0), threading.Event()
+        listen = server._listen
+
+        async def listen_late():
+            await self.in_thread(go_on.wait, DEADLINE)
+            return await listen()
+
+        server._listen = listen_late
+        starting = asyncio.ensure_future(self.in_thread(server.start))
+        await self.until(lambda: server._state == "starting", "the start")
+        closing = asyncio.ensure_future(server.close())
+        await self.until(lambda: server._state == "closing", "the end")
+        go_on.set()
+        with self.assertRaisesRegex(RuntimeError, "closed while it started"):
+            await starting
+        await closing
+        self.assertEqual(server._state, "closed")
+
     async def test_two_starts_at_once_are_one(self):
         server = SSEServer("127.0.0.1", 0)
         one, two = (asyncio.ensure_future(server.serve_forever()) for _ in range(2))
@@ -7643,6 +7726,23 @@ class ThreadTest(ServerTestCase):
 
 
 class TLSTest(OverTLS, ServerTestCase):
+    async def test_much_that_comes_with_the_end_of_the_handshake(self):
+        server = await self.start(publish_token="secret")
+        loop = asyncio.get_running_loop()
+        start_tls = loop.start_tls
+
+        async def start_tls_late(transport, connection, *arguments, **options):
+            """As in a loop that is busy: input comes before this has returned."""
+            secured = await start_tls(transport, connection, *arguments, **options)
+            most = sse_server.MAX_RECEIVED_BYTES
+            await self.until(lambda: len(connection.received) > most, "the input")
+            return secured
+
+        with mock.patch.object(loop, "start_tls", start_tls_late):
+            client = await self.connect(server)
+            answer = await client.request(post("/sse", b"a" * 500 * KIB))
+        self.assertEqual(answer.status, 200)
+
     async def test_the_url_is_of_https(self):
         server = await self.start()
         self.assertEqual(server.url, f"https://127.0.0.1:{server.port}/sse")
