@@ -47,14 +47,14 @@ The rules from which the rest follows:
    answering   the socket takes the answer             head, idle, a stream's states
    idle        the next request may come               head
    lingering   after an error, input is discarded      leaving
-   ready       behind, and its socket has room         full, live
-   full        behind, and its socket has no room      ready
+   ready       behind, and its socket has room         ready, full, live
+   full        behind, and its socket has no room      full, ready
    ahead       its last event is not published here    ready, full
    live        it was sent all, and its socket took it full, ready
    leaving     the last bytes are being sent           closed
 
-   Each state may also end with leaving or closed; head and body also with lingering.
-   A subscriber is live only while its socket has taken everything.
+   Each state but leaving may also end with leaving or closed; head and body may also
+   end with lingering.  A subscriber is live only while its socket has taken everything.
 
 It does not do HTTP/2, WebSocket, sessions, storage, or the renewal of certificates.
 For HTTP/2 and certificates, put a proxy in front.  For sessions, use the `authorize`
@@ -141,7 +141,7 @@ NOTSENT_BYTES = 128 * KIB
 # A sweep over 1,000 clients takes one or two rounds.
 BROADCAST_SECONDS = 0.003
 REQUEST_SECONDS = 0.001
-# Before the code reads the clock again.  A write takes 4 to 6 microseconds.
+# The work between two looks at the clock.  A write takes 4 to 6 microseconds.
 WRITES_PER_LOOK = 256
 CHUNKS_PER_LOOK = 64
 LOOKS = 4  # the number of checks of a slow client's progress per write_timeout
@@ -160,9 +160,9 @@ MAX_TRACKED_CHANNELS = 10_000
 RESERVED_DESCRIPTORS = 64
 MAX_REFUSALS_AT_ONCE = 32
 BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
-# A listening socket accepts this many connections in one round of the event loop (from
-# Python 3.14 on, one more).  When no descriptor is free, asyncio logs so many errors per
-# second.
+# A listening socket accepts this many connections in one round of the event loop; from
+# Python 3.14 on, one more.  When no descriptor is free, asyncio logs this many errors
+# per second.
 ACCEPTS_PER_TURN = 10
 # Listening sockets for each address.  On Linux, each of the sockets that share a port
 # has its own queue, and the kernel distributes the clients among the queues.  A client
@@ -1465,14 +1465,17 @@ class _Broadcaster:
             raise TypeError(f"id_order gave {key!r}; allowed are {allowed}")
         return key
 
-    def publish(self, append: Callable[[_EventLog], str]) -> str:
-        """Append to the log and ring the bell; never waits for a client."""
-        # Before the lock: in a forked process another thread may hold it for ever.
+    def refuse_fork(self) -> None:
+        """RuntimeError in a forked process, where nobody may ever release the lock."""
         if self._loop and os.getpid() != self._process:
             raise RuntimeError(
                 "this process was forked from the one in which the server runs; "
                 "publish there"
             )
+
+    def publish(self, append: Callable[[_EventLog], str]) -> str:
+        """Append to the log and ring the bell; never waits for a client."""
+        self.refuse_fork()
         with self.lock:
             loop = self._loop
             if self.closed_because:
@@ -2828,8 +2831,9 @@ class SSEServer:
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
 
-        From any thread.  Nothing is sent.
+        From any thread.  Nothing is sent.  RuntimeError in a forked process.
         """
+        self._broadcaster.refuse_fork()
         with self._broadcaster.lock:
             return self._broadcaster.log.unretain(channel, event or "message")
 
@@ -2924,6 +2928,7 @@ class SSEServer:
 
         With `behind`, it waits for the subscribers that are behind, too: for each of
         them up to `write_timeout`, then not again until the subscriber has caught up.
+        A client that connects again is another subscriber.
         It does not wait for a subscriber that is ahead.  Written means given to the
         connection's transport.  It must be awaited in the server's own event loop.
         """
@@ -3176,10 +3181,12 @@ class SSEServer:
 
     def _broadcasting_ended(self, broadcasting: asyncio.Task[None]) -> None:
         """Nothing can be delivered any more: end the streams, refuse to publish."""
-        error = None if broadcasting.cancelled() else broadcasting.exception()
-        if error is None and self._state == _CLOSING:
+        cancelled = broadcasting.cancelled()
+        error = None if cancelled else broadcasting.exception()
+        if self._state == _CLOSING and not cancelled and error is None:
             return
-        if not isinstance(error, (KeyboardInterrupt, SystemExit)):  # the program ends
+        program_ends = isinstance(error, (KeyboardInterrupt, SystemExit))
+        if not program_ends and not (cancelled and self._state == _CLOSING):
             logger.critical("broadcasting ended", exc_info=error)
         self._enter(_FAILED, _SERVING)
         self._broadcaster.stop("broadcasting has failed")

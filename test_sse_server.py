@@ -4908,9 +4908,10 @@ class FailureTest(ServerTestCase):
     async def test_a_forked_process_is_told_that_it_does_not_serve(self):
         server = await self.start()
         forked = self.assertRaisesRegex(RuntimeError, "forked from")
-        with mock.patch.object(os, "getpid", return_value=-1), forked:
-            server.publish("a")
-        server.publish("a")
+        for call in (server.publish, server.forget, server.publish_gap):
+            with mock.patch.object(os, "getpid", return_value=-1), forked:
+                call("a")
+            call("a")
 
     async def test_a_logging_handler_and_a_signal_may_publish(self):
         server = await self.start()
@@ -6407,8 +6408,14 @@ class AuthorizeTest(ServerTestCase):
             self.assertLogs("sse_server", "ERROR"),
         ):
             answer = await client.request(ask())
+            event_source = await self.ask(
+                server, ask("/sse", "Accept: text/event-stream")
+            )
         self.assertEqual(answer.status, 503)
         self.assertEqual(answer.body, b"asking for permission took too long\n")
+        # An error would stop a browser's EventSource for good.
+        self.assertEqual(event_source.status, 200)
+        self.assertRegex(event_source.body, rb"\Aretry: [0-9]+\n\Z")
 
 
 class PermissionTest(ServerTestCase):
@@ -7042,6 +7049,19 @@ class FullTest(ServerTestCase):
 
 
 class EndingTest(ServerTestCase):
+    async def test_streams_end_in_order_where_every_task_is_cancelled(self):
+        """As asyncio.run() does at Ctrl-C, before Python 3.11."""
+        server = await self.start(shutdown_timeout=1000)
+        client = await self.stream(server)
+        with self.assertLogs("sse_server", "INFO") as caught:
+            closing = asyncio.ensure_future(server.close())
+            await asyncio.sleep(0)
+            server._broadcasting.cancel()
+            self.assertEqual(await client.rest(), [])
+            await asyncio.wait_for(closing, DEADLINE)
+        self.assertNotIn("CRITICAL", "".join(caught.output))
+        self.assertRegex(bytes(client.content), rb"retry: [0-9]+\n\Z")
+
     async def test_everybody_is_told_when_to_come_back(self):
         server = await self.start()
         clients = [await self.stream(server) for _ in range(20)]
@@ -7726,6 +7746,14 @@ class ThreadTest(ServerTestCase):
 
 
 class TLSTest(OverTLS, ServerTestCase):
+    async def test_a_handshake_that_goes_on_counts_among_the_connections(self):
+        server = await self.start(max_connections=2)
+        for _ in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            self.addCleanup(writer.close)
+        await self.until(lambda: server._registry.count("handshake") == 3, "all")
+        self.assertEqual(len(server._refusing), 1)
+
     async def test_much_that_comes_with_the_end_of_the_handshake(self):
         server = await self.start(publish_token="secret")
         loop = asyncio.get_running_loop()

@@ -99,17 +99,21 @@ class Commands:
         return {"seconds": seconds, "tasks": len(asyncio.all_tasks())}
 
     async def tick(self, period, count, numbered=False, disconnect=False):
-        """Publish `count` events that carry the moment, one each `period` seconds.
+        """Publish `count` events, one each `period` seconds.
 
+        They carry the moment at which they were due, so that a loop that stands still
+        shows in the time that they take.
         With ids of their own if they are `numbered`; with `disconnect`, all streams are
         looked at each second, and none is ended.
         """
+        begun = time.monotonic()
         for number in range(count):
+            due = begun + number * period
+            await asyncio.sleep(max(0, due - time.monotonic()))
             id = str(self.server.stats.published + 1) if numbered else None
-            self.server.publish(str(time.monotonic_ns()), id=id)
+            self.server.publish(str(int(due * 1e9)), id=id)
             if disconnect and number % round(1 / period) == 0:
                 self.server.disconnect(lambda request: False)
-            await asyncio.sleep(period)
         return {}
 
     async def race(self, threads, events, size):
