@@ -123,19 +123,26 @@ class Publishing:
             usage = server.ask("pace", size=EVENT_BYTES, first=first, count=SLICE)
             self.peak = max(self.peak, usage["rss"])
             self._look(first * EVENT_BYTES)
+        harness.wait_until(
+            lambda: self._look(events * EVENT_BYTES), 2 * WRITE_TIMEOUT, 0.1
+        )
 
     def _near(self, first):
         slowest = min(min(seen) for seen in self._progress)
         return slowest >= first - HISTORY_BYTES // 2 // EVENT_BYTES
 
     def _look(self, published):
-        """Note when the stalled can have taken nothing more, and when they left."""
+        """Note when the stalled can have taken nothing more, and when they were dropped.
+
+        Returns whether they were.
+        """
         now = time.monotonic()
         if self.filled_at is None and published > KERNEL_BUFFERS:
             self.filled_at = now
-        stats = self._server.ask("stats")
-        if self.dropped_at is None and stats["live"] + stats["behind"] <= READERS:
+        dropped = self._server.ask("stats")["dropped"]
+        if self.dropped_at is None and dropped >= STALLED:
             self.dropped_at = now
+        return self.dropped_at is not None
 
     @property
     def delay(self):
