@@ -1426,7 +1426,10 @@ class _Broadcaster:
         self._id_order = id_order
         self._on_open, self._on_close = on_open, on_close
         self._audiences: dict[_Wish, _Audience] = {}
-        self._by_channel: dict[str | None, dict[_Audience, None]] = {}
+        # A channel's audiences.  Most channels that belong to one client have one: 9,000
+        # clients of 100 such channels would make the garbage collector stop the event
+        # loop for 0.2 s if each of these channels had a collection of its own.
+        self._by_channel: dict[str | None, _Audience | dict[_Audience, None]] = {}
         # The audiences that have a compressor, the most recently used one last.
         self._compressing: collections.OrderedDict[_Audience, None] = (
             collections.OrderedDict()
@@ -1597,7 +1600,7 @@ class _Broadcaster:
         if lost or EVERYBODY in frames:
             self._pending.update(dict.fromkeys(self._audiences.values()))
         for channel in frames:
-            self._pending.update(self._by_channel.get(channel, {}))
+            self._pending.update(dict.fromkeys(self._audiences_of(channel)))
             if self.turn_is_over():
                 yield
         losers = []
@@ -1777,8 +1780,19 @@ class _Broadcaster:
             # A sweep may have chosen its audiences already, without having begun.
             self._pending[audience] = None
         for channel in wish.channels:
-            self._by_channel.setdefault(channel, {})[audience] = None
+            others = self._audiences_of(channel)
+            if not others:
+                self._by_channel[channel] = audience
+            elif isinstance(others, dict):
+                others[audience] = None
+            else:
+                self._by_channel[channel] = dict.fromkeys((*others, audience))
         return audience
+
+    def _audiences_of(self, channel: str | None) -> Collection[_Audience]:
+        """The audiences of a channel: a dict, or one that has the channel alone."""
+        found = self._by_channel.get(channel, ())
+        return (found,) if isinstance(found, _Audience) else found
 
     def _begin_anew(
         self, subscriber: _Subscriber, channels: Channels, replay: float
@@ -2012,8 +2026,10 @@ class _Broadcaster:
             del self._audiences[audience.wish]
             self._compressing.pop(audience, None)
             for channel in audience.wish.channels:
-                del self._by_channel[channel][audience]
-                if not self._by_channel[channel]:
+                others = self._audiences_of(channel)
+                if len(others) > 1 and isinstance(others, dict):
+                    del others[audience]
+                else:
                     del self._by_channel[channel]
         logger.info("%s left, %s; %d remain", subscriber.peer, why, self.connected)
         self._call(self._on_close, subscriber)

@@ -4381,6 +4381,20 @@ class DepartureOverTLSTest(OverTLS, DepartureTest):
 
 
 class ChannelTest(ServerTestCase):
+    async def test_nothing_is_left_of_a_channel_that_nobody_hears(self):
+        server = await self.start()
+        versions = ("1.1", "1.0", "1.1")  # two audiences
+        clients = [
+            await self.stream(server, "/sse?channel=a", version=version)
+            for version in versions
+        ]
+        server.publish("a", channel="a")
+        for client in clients:
+            self.assertEqual(await client.data(1), ["a"])
+            client.close()
+        await self.until_stats(server, live=0)
+        self.assertEqual(server._broadcaster._by_channel, {})
+
     async def test_a_sweep_of_many_channels_gives_way_by_time(self):
         server = await self.start()
         names = [f"c{number}" for number in range(20)]
