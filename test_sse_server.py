@@ -5808,6 +5808,7 @@ class SeamTest(ServerTestCase):
         async def authorize(request):
             return "refuse" not in request.query
 
+        self.change(sse_server, LINGER_SECONDS=0.1)
         server = await self.start(
             authorize=authorize, publish_token="secret", body_timeout=0.5
         )
@@ -8219,6 +8220,7 @@ class CommandLineTest(CommandLineTestCase):
         self.assertEqual(answer.body, b"ok")
         answer = await client.request(post("/sse", b"a", token="secret"))
         self.assertEqual(answer.status, 401)
+        client.close()
         process.terminate()
         status, err = await self.finish(process)
         self.assertEqual(status, 0)
