@@ -1074,10 +1074,6 @@ _STREAM_HEADERS = (
 )
 
 
-def _text_response(status: int, text: str) -> _Response:
-    return _Response(status, _TEXT_HEADERS, text.encode("utf-8", "replace"))
-
-
 def _error_response(error: HTTPError) -> _Response:
     if error.status in (204, 205, 304):
         return _Response(error.status, error.headers, b"")
@@ -3624,7 +3620,7 @@ class SSEServer:
                 raise HTTPError(400, str(error)) from None
         try:
             id = self.publish(body.decode(), **fields, retain=retain)
-            return dataclasses.replace(_text_response(200, id), newest_id=id)
+            return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
         except UnicodeDecodeError as error:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
         except ValueError as error:
@@ -3659,7 +3655,7 @@ class SSEServer:
         return dataclasses.replace(response, headers=tuple(headers))
 
 
-_OK = _text_response(200, "ok")
+_OK = _Response(200, _TEXT_HEADERS, b"ok")
 _GZIP = ("Content-Encoding", "gzip")
 _STATS_HEADERS: Headers = (
     ("Content-Type", "application/json"),
