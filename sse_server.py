@@ -1993,7 +1993,7 @@ class _Broadcaster:
             farewell = b"".join(_deflate(farewell))
         if wish.chunked:
             farewell = _chunk(farewell) + LAST_CHUNK
-        self._leave(subscriber, _LEAVING, why)
+        self.leave(subscriber, _LEAVING, why)
         try:
             subscriber.transport.write(farewell)
             subscriber.transport.close()
@@ -2003,14 +2003,11 @@ class _Broadcaster:
 
     def _drop(self, subscriber: _Subscriber, why: str) -> None:
         if subscriber.state in _STREAMING:
-            self._leave(subscriber, _LEAVING, why)
+            self.leave(subscriber, _LEAVING, why)
             subscriber.transport.abort()
 
-    def forget(self, subscriber: _Subscriber, why: str) -> None:
-        """The connection of an open stream is gone."""
-        self._leave(subscriber, _CLOSED, why)
-
-    def _leave(self, subscriber: _Subscriber, state: str, why: str) -> None:
+    def leave(self, subscriber: _Subscriber, state: str, why: str) -> None:
+        """Let an open stream enter a state in which it is none any more."""
         audience = subscriber.audience
         assert audience
         self.registry.enter(subscriber, state)
@@ -2208,13 +2205,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.body:
             self.body.close()
         self.server._turns.waiting.pop(self, None)
-        if self.state in _STREAMING:
-            self.server._broadcaster.forget(self, f"lost: {exc}" if exc else "closed")
-        elif self.state != _CLOSED:
-            self.server._registry.enter(self, _CLOSED)
+        self.server._gone(self, f"lost: {exc}" if exc else "closed")
         if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
             self.transport.close()
-        self.server._connection_closed(self)
 
     def pause_writing(self) -> None:
         """The socket did not take everything."""
@@ -2501,14 +2494,6 @@ class _Reader(_Subscriber):
         """It took nothing for too long, or waits for an event that does not come."""
         self.server._broadcaster.expire(self)
 
-    def leave(self) -> None:
-        """Nobody reads any more."""
-        if self.state in _STREAMING:
-            self.server._broadcaster.forget(self, "closed")
-        elif self.state != _CLOSED:
-            self.server._registry.enter(self, _CLOSED)
-        self.server._connection_closed(self)
-
 
 class _Pipe(asyncio.Transport):
     """Holds what its reader has not taken yet; like a socket it has limited room."""
@@ -2560,7 +2545,8 @@ class _Pipe(asyncio.Transport):
         """Throw away what is held, too."""
         self._held.clear()
         self.close()
-        asyncio.get_running_loop().call_soon(self._reader.leave)
+        gone = self._reader.server._gone
+        asyncio.get_running_loop().call_soon(gone, self._reader, "closed")
 
 
 class _ClosedTransport(asyncio.Transport):
@@ -3362,7 +3348,12 @@ class SSEServer:
         assert self._max_connections
         return len(self._registry) - len(self._refusing) >= self._max_connections
 
-    def _connection_closed(self, connection: _Subscriber) -> None:
+    def _gone(self, connection: _Subscriber, why: str) -> None:
+        """A connection has gone, or the reader of a stream."""
+        if connection.state in _STREAMING:
+            self._broadcaster.leave(connection, _CLOSED, why)
+        elif connection.state != _CLOSED:
+            self._registry.enter(connection, _CLOSED)
         self._refusing.discard(connection)
         self._disconnected.discard(connection)
         if self._state == _CLOSING:
