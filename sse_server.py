@@ -2436,16 +2436,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.body.close()
             self.body = None
         self.transport.write(response.render(time.time(), "close", with_body))
-        if self.input_ended:
-            self._close()
-            return
         if self.transport.can_write_eof():
             with contextlib.suppress(OSError):  # it is gone already
                 self.transport.write_eof()
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
         self.searched = 0  # from here on: how much was thrown away
         self._throw_away()
+        self._receive_more()
 
     def _throw_away(self) -> None:
         self.searched += len(self.received)
