@@ -2390,7 +2390,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """The answer was taken; the next request may have come already."""
         self.head = b""
         self.server._registry.enter(self, _HEAD if self.received else _IDLE)
-        if not self.received and not self.server._is_serving:
+        if not self.received and self.server._state != _SERVING:
             self._close()
         elif self.received or self.input_ended:
             self.server._turns.defer(self)
@@ -2883,7 +2883,7 @@ class SSEServer:
     ) -> AsyncIterator[bytes]:
         if self._state == _STARTING:
             await asyncio.wait([self._starting])
-        if not self._is_serving or self._is_full:
+        if self._state != _SERVING or self._is_full:
             self._refused += 1
             yield _begin_stream(self._come_back(), wish.gzip)
             return
@@ -3102,10 +3102,6 @@ class SSEServer:
                 return False
             self._state = state
             return True
-
-    @property
-    def _is_serving(self) -> bool:
-        return self._state == _SERVING
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -3390,7 +3386,7 @@ class SSEServer:
 
     def _admits(self, connection: _Connection) -> bool:
         """Whether the server serves this connection, not only refuses it."""
-        return self._is_serving and connection not in self._refusing
+        return self._state == _SERVING and connection not in self._refusing
 
     def _wants_stream(self, request: Request) -> bool:
         reads = request.method in ("GET", "HEAD") and request.path == self._path
@@ -3493,7 +3489,7 @@ class SSEServer:
         return HTTPError(503, why, [("Retry-After", after)])
 
     def _retry_later_ms(self) -> int:
-        full = self._is_serving
+        full = self._state == _SERVING
         return _jittered_ms(FULL_RETRY_SECONDS if full else RESTART_RETRY_SECONDS)
 
     def _compresses(self, request: Request) -> bool:
