@@ -1247,7 +1247,7 @@ class _Registry:
         # While a sweep runs: the targets that were live and are no longer.
         self.departed: dict[Any, _Subscriber] | None = None
         self._size = 0
-        self._seconds = seconds
+        self.seconds = seconds
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -1296,8 +1296,8 @@ class _Registry:
 
     def _set_deadline(self, subscriber: _Subscriber, state: str) -> None:
         deadline = math.inf
-        if state in self._seconds:
-            deadline = self._loop.time() + self._seconds[state]
+        if state in self.seconds:
+            deadline = self._loop.time() + self.seconds[state]
             # The timer may be too early; then it is set again.  This costs less than a
             # timer for each deadline.
             if self._timer is None or deadline < self._timer.when():
@@ -1318,13 +1318,13 @@ class _Registry:
     def _expire_due(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for state in self._seconds:
+        for state in self.seconds:
             for subscriber, deadline in list(self.members[state].items()):
                 if deadline > now:
                     break
                 if subscriber.state == state:  # an earlier one may have ended it
                     self._expire(subscriber)
-        first = [next(iter(self.members[s].values()), math.inf) for s in self._seconds]
+        first = [next(iter(self.members[s].values()), math.inf) for s in self.seconds]
         if min(first) < math.inf:
             self._set_timer(min(first))
 
@@ -2457,9 +2457,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if state in (_IDLE, _LINGERING):
             self._close()
         elif state in (_HEAD, _BODY):
-            timeouts = {_HEAD: server._header_timeout, _BODY: server._body_timeout}
-            message = f"request {state} not complete in {timeouts[state]:g} s"
-            self._refuse(HTTPError(408, message))
+            message = f"not complete in {server._registry.seconds[state]:g} s"
+            self._refuse(HTTPError(408, f"request {state} {message}"))
         else:
             server._broadcaster.expire(self)
 
@@ -2713,7 +2712,7 @@ class SSEServer:
         self._path = _check_path(path)
         self._retry = retry
         self._header_timeout = header_timeout
-        self._body_timeout = body_timeout
+
         self._write_timeout = write_timeout
         self._shutdown_timeout = shutdown_timeout
         self._max_connections = max_connections
@@ -2730,28 +2729,21 @@ class SSEServer:
         self._compress = compress
         self._ssl = ssl
         self._reuse_port = reuse_port
-        self._registry = _Registry(
-            {
-                _HANDSHAKE: header_timeout
-                + LINGER_SECONDS,  # asyncio's timeout is first
-                _HEAD: header_timeout,
-                _BODY: body_timeout,
-                _ANSWERING: write_timeout,
-                _IDLE: keepalive_timeout,
-                _LINGERING: LINGER_SECONDS,
-                _FULL: write_timeout / LOOKS,
-                _AHEAD: AHEAD_SECONDS,
-                _LEAVING: write_timeout,
-            }
-        )
+        seconds = {
+            _HANDSHAKE: header_timeout + LINGER_SECONDS,  # asyncio's timeout is first
+            _HEAD: header_timeout,
+            _BODY: body_timeout,
+            _ANSWERING: write_timeout,
+            _IDLE: keepalive_timeout,
+            _LINGERING: LINGER_SECONDS,
+            _FULL: write_timeout / LOOKS,
+            _AHEAD: AHEAD_SECONDS,
+            _LEAVING: write_timeout,
+        }
+        log = _EventLog(history, history_bytes, retained)
+        self._registry = registry = _Registry(seconds)
         self._broadcaster = _Broadcaster(
-            _EventLog(history, history_bytes, retained),
-            self._registry,
-            heartbeat,
-            write_timeout,
-            id_order,
-            on_open,
-            on_close,
+            log, registry, heartbeat, write_timeout, id_order, on_open, on_close
         )
         self._turns = _Turns()
         self._state = _NEW
