@@ -3132,21 +3132,16 @@ class SSEServer:
                 )
                 self._listeners.append(listener)
             names = [sock.getsockname() for sock in sockets]
-            if names:
-                self._port = names[0][1]
-            local = [
-                ipaddress.ip_address(n[0].split("%")[0]).is_loopback for n in names
-            ]
-            if all(local):
+            self._port = names[0][1] if names else 0
+            bound = [ipaddress.ip_address(name[0].split("%")[0]) for name in names]
+            if all(address.is_loopback for address in bound):
                 host = (self._host or "").lower()
                 own = f"[{host}]" if ":" in host else host
                 self._hosts = _LOOPBACK_HOSTS | {own} | (self._hosts or set())
             if not self._enter(_SERVING, _STARTING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
-            for listener in self._listeners:
-                listener.close()
-            self._listeners = []
+            self._listeners = []  # none serves yet, so their sockets are all they have
             for sock in sockets:
                 sock.close()
             self._abort()
