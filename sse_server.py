@@ -1172,7 +1172,7 @@ class _Subscriber:
         return _unsent(self.transport) + lower + _unacknowledged(self.lower)
 
     def request(self) -> Request:
-        """The request that opened the stream."""
+        """The request that opened the stream; of a connection, the one in work."""
         raise NotImplementedError
 
     def expire(self) -> None:
@@ -1263,15 +1263,12 @@ class _Registry:
         return self._size
 
     def count(self, *states: str) -> int:
-        """How many are in these states."""
         return sum(len(self.members[state]) for state in states)
 
     def all(self, *states: str) -> list[_Subscriber]:
-        """The connections and subscribers in these states."""
         return [s for state in states for s in list(self.members[state])]
 
     def add(self, subscriber: _Subscriber, state: str) -> None:
-        """Add a subscriber, which begins in this state."""
         subscriber.state = state
         self._size += 1
         self._set_deadline(subscriber, state)
@@ -1884,7 +1881,6 @@ class _Broadcaster:
         self._ring()
 
     def expire(self, subscriber: _Subscriber) -> None:
-        """The time for its state is over."""
         if subscriber.state == _FULL:
             self._look(subscriber)
         elif subscriber.state == _AHEAD:  # the event that it has seen does not come
@@ -2031,7 +2027,6 @@ class _Broadcaster:
     # Waiting for it.
 
     async def drain(self, behind: bool) -> None:
-        """See SSEServer.drain."""
         target = self.log.newest
         while self._swept < target:
             if self.closed_because and self._task and self._task.done():
@@ -2163,7 +2158,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
         transport.set_write_buffer_limits(high=0)
 
     def request(self) -> Request:
-        """The request that is served, or that opened the stream."""
         return _parse_request(self.head, self.peer)
 
     @property
@@ -2199,7 +2193,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
         return is_plain and self.state != _LEAVING
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone, for whatever reason."""
         if self.task:
             self.task.cancel()
         if self.body:
@@ -2224,7 +2217,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
     # The states of a request.
 
     async def shake_hands(self, context: ssl_module.SSLContext, seconds: float) -> None:
-        """Begin TLS."""
         transport = None
         try:
             transport = await asyncio.get_running_loop().start_tls(
@@ -2321,7 +2313,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
         return True
 
     def _serve(self, request: Request, body: bytes) -> None:
-        """Answer a request that is complete."""
         if self.server._must_ask(self, request):
             self.server._registry.enter(self, _ASKING)
             self.task = asyncio.get_running_loop().create_task(self._ask(request, body))
@@ -2450,7 +2441,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._close()
 
     def expire(self) -> None:
-        """The time for the present state is over."""
         state, server = self.state, self.server
         if self in server._turns.waiting:
             return  # the server is late, not the client
@@ -2482,11 +2472,9 @@ class _Reader(_Subscriber):
         server._registry.add(self, _ANSWERING)
 
     def request(self) -> Request:
-        """The arguments of stream(), as a request."""
         return self._request
 
     def expire(self) -> None:
-        """It took nothing for too long, or waits for an event that does not come."""
         self.server._broadcaster.expire(self)
 
 
@@ -2528,7 +2516,6 @@ class _Pipe(asyncio.Transport):
         return max(0, len(self._held) - BATCH_BYTES)
 
     def is_closing(self) -> bool:
-        """Whether nothing more comes."""
         return self._closing
 
     def close(self) -> None:
