@@ -405,7 +405,8 @@ class _EventLog:
         self._numbers: dict[str, int] = {}  # of the publisher's ids
         # Random, so that an id from before a restart never names another event.
         self._epoch = secrets.token_hex(4)
-        self._own_id = re.compile(self._epoch + "-(0|[1-9][0-9]{0,18})")
+        # An id that this log made, in its group 1 the event's number.
+        self.own_id = re.compile(self._epoch + "-(0|[1-9][0-9]{0,18})")
         # By channel and name, oldest first: the event without its id field, its cost.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self.retained_changes = 0  # by unretain(); other changes change `newest`
@@ -416,9 +417,6 @@ class _EventLog:
         self.sent = 0
         self._keeper: Any = self._keep()  # a generator
         self._readers = 0  # `with` statements of this log that run now
-
-    def __len__(self) -> int:
-        return self.newest - self.base
 
     @property
     def newest(self) -> int:
@@ -564,7 +562,7 @@ class _EventLog:
         number = self._find_published(id)
         if number is not None:
             return number
-        own = self.is_own(id)
+        own = self.own_id.fullmatch(id)
         if own and int(own[1]) <= self.newest:
             return int(own[1])
         # Binary search for the last key that is not above this one.
@@ -579,10 +577,6 @@ class _EventLog:
                     low, found = middle + 1, place
             return max(self.base, found[1]) if found else None
         return None
-
-    def is_own(self, id: str) -> re.Match[str] | None:
-        """The match of an id that this log made, in its group 1 the event's number."""
-        return self._own_id.fullmatch(id)
 
     def is_ahead(self, key: Any) -> bool:
         """Whether `key` is above the newest key, so that its event is yet to come."""
@@ -1806,7 +1800,7 @@ class _Broadcaster:
         if len(id) <= MAX_NAME_BYTES:
             key = None
             with contextlib.suppress(Exception):  # the publisher never gave such an id
-                key = None if self.log.is_own(id) else self.key_of(id)
+                key = None if self.log.own_id.fullmatch(id) else self.key_of(id)
             with self.lock, self.log:
                 position = self.log.find(id, key)
                 if self.log.is_ahead(key):

@@ -763,6 +763,10 @@ def new_log(max_events=1000, max_bytes=16 * 2**20, max_retained=0):
     return sse_server._EventLog(max_events, max_bytes, max_retained)
 
 
+def size_of(log):
+    return log.newest - log.base
+
+
 def id_at(log, number):
     """What the log itself names an event of this number."""
     return f"{log._epoch}-{number}"
@@ -776,7 +780,7 @@ class EventLogTest(unittest.TestCase):
     def assertHolds(self, log, first, last):
         """The log holds the events of these numbers and no others."""
         count = last + 1 - first
-        self.assertEqual((log.base, log.newest, len(log)), (first - 1, last, count))
+        self.assertEqual((log.base, log.newest, size_of(log)), (first - 1, last, count))
         position, held = log.base, 0
         while position < last:
             batch, end = log.read(position, last)
@@ -787,7 +791,7 @@ class EventLogTest(unittest.TestCase):
 
     def test_a_new_log_is_empty_and_has_an_id_before_the_first_event(self):
         log = new_log()
-        self.assertEqual((len(log), log.base, log.newest, log.sent), (0, 0, 0, 0))
+        self.assertEqual((size_of(log), log.base, log.newest, log.sent), (0, 0, 0, 0))
         self.assertRegex(log.newest_id, r"\A[0-9a-f]{8}-0\Z")
         self.assertEqual(log.find(log.newest_id), 0)
         self.assertFalse(log.missed(0, NO_CHANNEL))
@@ -954,7 +958,9 @@ class EventLogTest(unittest.TestCase):
         self.assertTrue(log.is_ahead(1))
         log.append(b"data: a\n\n", None, "7", 7)
         log.advance(1)
-        self.assertEqual((len(log), log.is_ahead(8), log.is_ahead(7)), (0, True, False))
+        self.assertEqual(
+            (size_of(log), log.is_ahead(8), log.is_ahead(7)), (0, True, False)
+        )
 
     def test_a_gap_of_the_publisher_has_an_id_that_other_processes_know(self):
         log = new_log(max_events=2)
@@ -1304,7 +1310,9 @@ class EventLogModelTest(unittest.TestCase):
     def compare(self):
         log, model = self.log, self.model
         self.assertEqual((log.base, log.sent), (model.base, model.sent))
-        self.assertEqual((log.newest, len(log)), (len(model.events), len(model.held)))
+        self.assertEqual(
+            (log.newest, size_of(log)), (len(model.events), len(model.held))
+        )
         newest = model.events[-1][0] if model.events else f"{model.epoch}-0"
         self.assertEqual(log.newest_id, newest)
         for id in (
@@ -1380,7 +1388,7 @@ class InterruptedLogTest(unittest.TestCase):
                 self.assertEqual(log.find(id), number)
                 ids.append(id)
             position = end
-        self.assertLessEqual(len(log), count)
+        self.assertLessEqual(size_of(log), count)
         self.assertEqual(len(set(ids)), len(ids))
         self.assertEqual(set(log._entries), {log.base, *range(position, log.base, -1)})
         retained, _ = log.snapshot(0, log.newest, frozenset(["a", "b"]))
@@ -1517,7 +1525,7 @@ class InterruptedLogTest(unittest.TestCase):
                 body = b"a" * ((size - 1) // 2 - 400 - 12)
                 for _ in range(3):
                     log.append(body, "a", None)
-                self.assertEqual(len(log), 2)
+                self.assertEqual(size_of(log), 2)
 
     def test_the_newest_may_be_read_by_other_threads(self):
         log = new_log(max_events=3)
@@ -3965,7 +3973,7 @@ class RetainedTest(ServerTestCase):
             for name in "abc":
                 server.publish("x" * 100, event=name, retain=True)
             self.assertEqual(len(server._broadcaster.log._retained), kept)
-            self.assertEqual(len(server._broadcaster.log), 1)  # never less than one
+            self.assertEqual(size_of(server._broadcaster.log), 1)  # never less than one
 
     async def test_a_large_snapshot_goes_out_in_batches(self):
         server = await self.start()
