@@ -94,6 +94,7 @@ import ssl as ssl_module
 import sys
 import threading
 import time
+import types
 import urllib.parse
 import zlib
 from collections.abc import (
@@ -2525,15 +2526,9 @@ class _Pipe(asyncio.Transport):
         asyncio.get_running_loop().call_soon(gone, self._reader, "closed")
 
 
-class _ClosedTransport(asyncio.Transport):
-    """Replaces the transport of a writer that has lost it to a _Connection."""
-
-    def is_closing(self) -> bool:
-        """So a writer that is collected has nothing to close."""
-        return True
-
-
-_CLOSED_TRANSPORT = _ClosedTransport()
+# The transport of a writer that has lost its own to a _Connection: when the writer is
+# collected, it has nothing to close.
+_CLOSED_TRANSPORT = types.SimpleNamespace(is_closing=lambda: True)
 
 
 def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
