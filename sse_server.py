@@ -2299,8 +2299,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """Decode more of the body; False if more of it must come first."""
         body = self.body
         assert body
-        if not body.complete:
-            body.feed()
+        body.feed()  # nothing happens if it is complete
         if not body.complete:
             return body.busy
         self.body = None
