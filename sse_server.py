@@ -1424,8 +1424,7 @@ class _Broadcaster:
         )
         self._pending: dict[_Audience, None] = {}  # not yet written to in this sweep
         self._swept = 0  # the position up to which sweeps are complete
-        self._next_batch_key: tuple[object, ...] = ()  # what _next_batch belongs to
-        self._next_batch = _Batch(b"", 0, 0, 0, None)
+        self._next_batch: dict[object, _Batch] = {}  # the last one, by what it is for
         self._loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
         self._process = 0  # the process in which it began
         self._task: asyncio.Task[None] | None = None
@@ -1921,15 +1920,14 @@ class _Broadcaster:
             # same bytes, which are encoded once.
             owed = subscriber.position, subscriber.gap, subscriber.snapshot
             key = audience, owed, log.sent, log.base, log.newest, log.retained_changes
-            known = self._next_batch_key == key
-            batch = self._next_batch if known else self._encode_next(subscriber)
-        if not known:
+            batch = self._next_batch.get(key) or self._encode_next(subscriber)
+        if key not in self._next_batch:
             payload = batch.payload
             if payload and audience.wish.gzip:
                 payload = yield from self._in_turns(_deflate(payload))
             if payload:
                 batch = batch._replace(payload=audience.frame(payload))
-            self._next_batch, self._next_batch_key = batch, key
+            self._next_batch = {key: batch}
         if subscriber.state != _READY:
             return  # it has left while this gave way
         subscriber.position, subscriber.snapshot = batch.position, batch.snapshot
