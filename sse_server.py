@@ -3545,24 +3545,18 @@ class SSEServer:
 
     def _publish_body(self, request: Request, body: bytes) -> _Response:
         """POST: the body is the data; event, channel, id, retain stand in the query."""
-        fields = {}
-        retain = False
-        for name, values in request.parameters.items():
-            if name == "retain" and values == ["1"]:
-                retain = True
-                continue
-            if name not in ("event", "channel", "id") or len(values) > 1:
-                raise HTTPError(
-                    400,
-                    f"parameter {name[:80]!a}, {len(values)} times; allowed are "
-                    "event, channel, id and retain=1, each once",
-                )
-            try:
-                fields[name] = _check_name(name, values[0])  # so not EVERYBODY
-            except ValueError as error:
-                raise HTTPError(400, str(error)) from None
+        fields: dict[str, Any] = {}
         try:
-            id = self.publish(body.decode(), **fields, retain=retain)
+            for name, values in request.parameters.items():
+                if name == "retain" and values == ["1"]:
+                    fields[name] = True
+                elif name in ("event", "channel", "id") and len(values) == 1:
+                    fields[name] = _check_name(name, values[0])  # so not EVERYBODY
+                else:
+                    seen = f"parameter {name[:80]!a}, {len(values)} times"
+                    allowed = "event, channel, id and retain=1, each once"
+                    raise ValueError(f"{seen}; allowed are {allowed}")
+            id = self.publish(body.decode(), **fields)
             return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
         except UnicodeDecodeError as error:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
