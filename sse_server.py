@@ -2409,11 +2409,10 @@ class _Connection(_Subscriber, asyncio.Protocol):
         logger.debug("%s: %s", self.peer, error)
         response = _error_response(error)
         with_body = True
-        if self.head:
-            with contextlib.suppress(HTTPError):
-                request = self.request()
-                response = self.server._add_fields(request, response)
-                with_body = request.method != "HEAD"
+        with contextlib.suppress(HTTPError):  # its head may be what is wrong
+            request = self.request()
+            response = self.server._add_fields(request, response)
+            with_body = request.method != "HEAD"
         self.server._registry.enter(self, _LINGERING)
         if self.body:
             self.body.close()
