@@ -2987,10 +2987,7 @@ class SSEServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on (or will; 0 becomes the real one at the start).
-
-        Without a port of its own it is 0.
-        """
+        """The port it listens on, or will; 0: a free one, chosen at the start, or none."""
         return self._port
 
     @property
@@ -3013,11 +3010,7 @@ class SSEServer:
 
     @property
     def stats(self) -> Stats:
-        """Counts of this moment; may be read from any thread.
-
-        Outside the server's event loop, each count may be of a slightly different
-        moment.
-        """
+        """Counts of this moment; in another thread, each of a slightly different one."""
         broadcaster = self._broadcaster
         return Stats(
             live=self._registry.count(_LIVE),
@@ -3285,9 +3278,8 @@ class SSEServer:
             self._refused += 1
             writer.transport.abort()
             return
-        transport = writer.transport
         connection = _Connection(self, writer, _HANDSHAKE if self._ssl else _HEAD)
-        transport.set_protocol(connection)
+        connection.transport.set_protocol(connection)
         if full:
             self._refusing.add(connection)
         if self._ssl:
@@ -3565,8 +3557,7 @@ class SSEServer:
             raise HTTPError(503, str(error)) from None
 
     def _add_fields(self, request: Request, response: _Response) -> _Response:
-        """Add the fields that all answers on the path have, and those that allow pages
-        of other origins to read them (Fetch standard, 3.2)."""
+        """Add what all answers on the path have, and CORS (Fetch standard, 3.2)."""
         if request.path != self._path or not (self._cors_origins or self._compress):
             return response
         headers = list(response.headers)
