@@ -3143,24 +3143,21 @@ class SSEServer:
         if self._host != "localhost":
             hosts = [self._host or None]
         loop = asyncio.get_running_loop()
+        found: list[Any] = []
         try:
-            found = [
-                await loop.getaddrinfo(
+            for host in hosts:
+                found += await loop.getaddrinfo(
                     host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
                 )
-                for host in hosts
-            ]
         except UnicodeError:
             raise OSError(f"{self._host!r} is not a host's name") from None
-        addresses = dict.fromkeys(
-            (info[0], info[4]) for infos in found for info in infos
-        )
+        addresses = list(dict.fromkeys((info[0], info[4]) for info in found))
         # With port 0, the port that is free on the first address may be in use on the
         # next one.
         attempts = 1 if self._port else 10
         while True:
             try:
-                return self._bind(list(addresses))
+                return self._bind(addresses)
             except OSError as error:
                 attempts -= 1
                 if error.errno != errno.EADDRINUSE or not attempts:
@@ -3172,15 +3169,13 @@ class SSEServer:
         failure = OSError(f"{self._host} has no address")
         with contextlib.ExitStack() as closing:
             for number, (family, (host, _, *scope)) in enumerate(addresses * LISTENERS):
+                address = host, port, *scope
                 # The first socket of an address is bound without SO_REUSEPORT, so that
                 # the kernel reports a port that is in use.
                 shared = self._reuse_port or number >= len(addresses)
                 try:
                     sock = socket.create_server(
-                        (host, port, *scope),
-                        family=family,
-                        backlog=BACKLOG,
-                        reuse_port=shared,
+                        address, family=family, backlog=BACKLOG, reuse_port=shared
                     )
                 except OSError as error:
                     # A name may have an address that the machine has not, as ::1 where
