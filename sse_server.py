@@ -589,7 +589,7 @@ class _EventLog:
     def missed(self, position: int, channels: Channels) -> bool:
         """Whether an event of these channels after `position` was forgotten."""
         last, floor = self._forgotten, self._forgotten_floor
-        return any(last.get(c, floor) > position for c in (*channels, EVERYBODY))
+        return any(last.get(channel, floor) > position for channel in channels)
 
     def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
         """The next batch after `position`, up to `end`, and its last event's number."""
@@ -599,24 +599,22 @@ class _EventLog:
 
     def before_newest(self, count: int, channels: Channels) -> int:
         """The position before the newest `count` events of these channels."""
-        newest, wanted = self.newest, channels | {EVERYBODY}
+        newest = self.newest
         numbers = range(newest, max(self.base, newest - MAX_REPLAY_SCAN), -1)
-        found = (n for n in numbers if self._entries[n].channel in wanted)
+        found = (n for n in numbers if self._entries[n].channel in channels)
         return min(itertools.islice(found, count), default=newest + 1) - 1
 
     def retains(self, channels: Channels) -> bool:
-        wanted = channels | {EVERYBODY}
-        return any(channel in wanted for channel, _ in list(self._retained))
+        return any(channel in channels for channel, _ in list(self._retained))
 
     def snapshot(
         self, after: int, upto: int, channels: Channels
     ) -> tuple[list[bytes], int]:
         """The next batch of retained events, without ids, and the position reached."""
-        wanted = channels | {EVERYBODY}
         found = [
             entry
             for entry, _ in list(self._retained.values())
-            if entry.channel in wanted and after < entry.number <= upto
+            if entry.channel in channels and after < entry.number <= upto
         ]
         batch = _take_batch(found)
         reached = batch[-1].number if len(batch) < len(found) else upto
@@ -1178,7 +1176,7 @@ class _Subscriber:
 class _Wish(NamedTuple):
     """The content and the coding of a stream.  Equal wishes need the same bytes."""
 
-    channels: Channels
+    channels: Channels  # EVERYBODY is always one of them
     chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
     gzip: bool
     direct: bool  # written to sockets, past the transports
@@ -1336,14 +1334,12 @@ class _Turns:
 
     def __init__(self) -> None:
         self.waiting: dict[_Connection, None] = {}  # for the next round
-        self._ends = 0.0
-        self._begun = False
+        self._ends = 0.0  # when the turn of this round is over; 0: it has not begun
 
     def is_over(self) -> bool:
         """Whether no time is left in this round."""
         now = time.monotonic()
-        if not self._begun:
-            self._begun = True
+        if not self._ends:
             self._ends = now + REQUEST_SECONDS
             asyncio.get_running_loop().call_soon(self._begin_round)
         return now >= self._ends
@@ -1354,7 +1350,7 @@ class _Turns:
         self.is_over()  # schedules the next round
 
     def _begin_round(self) -> None:
-        self._begun = False
+        self._ends = 0.0
         while self.waiting and not self.is_over():
             connection = next(iter(self.waiting))
             del self.waiting[connection]
@@ -1419,9 +1415,7 @@ class _Broadcaster:
         # loop for 0.2 s if each of these channels had a collection of its own.
         self._by_channel: dict[str | None, _Audience | dict[_Audience, None]] = {}
         # The audiences that have a compressor, the most recently used one last.
-        self._compressing: collections.OrderedDict[_Audience, None] = (
-            collections.OrderedDict()
-        )
+        self._compressing = collections.OrderedDict[_Audience, None]()
         self._pending: dict[_Audience, None] = {}  # not yet written to in this sweep
         self._swept = 0  # the position up to which sweeps are complete
         self._next_batch: dict[object, _Batch] = {}  # the last one, by what it is for
@@ -1458,23 +1452,19 @@ class _Broadcaster:
     def refuse_fork(self) -> None:
         """RuntimeError in a forked process, where nobody may ever release the lock."""
         if self._loop and os.getpid() != self._process:
-            raise RuntimeError(
-                "this process was forked from the one in which the server runs; "
-                "publish there"
-            )
+            fault = "this process was forked from the one in which the server runs"
+            raise RuntimeError(f"{fault}; publish there")
 
     def publish(self, append: Callable[[_EventLog], str]) -> str:
         """Append to the log and ring the bell; never waits for a client."""
         self.refuse_fork()
         with self.lock:
             loop = self._loop
-            if self.closed_because:
-                raise RuntimeError(self.closed_because + "; nothing can be published")
-            if loop and loop.is_closed():
-                raise RuntimeError(
-                    "the server's event loop was closed before the server; nothing can "
-                    "be published"
-                )
+            fault = self.closed_because
+            if not fault and loop and loop.is_closed():
+                fault = "the server's event loop was closed before the server"
+            if fault:
+                raise RuntimeError(f"{fault}; nothing can be published")
             id = append(self.log)
             if loop is None:
                 self.log.advance(self.log.newest)
@@ -1496,7 +1486,8 @@ class _Broadcaster:
             self._process = os.getpid()
             self._swept = self.log.sent
             self._loop = loop
-        self._schedule_heartbeat()
+        if self._heartbeat is not None:
+            self._beat(self._heartbeat)
         self._task = loop.create_task(self._run())
         self._task.add_done_callback(lambda task: self._notify())
         self._notify()  # what was published before counts as delivered
@@ -1521,9 +1512,10 @@ class _Broadcaster:
                 self._begin_turn()
             with self.lock:
                 self._rung = False
-            for _ in self.work():
-                await asyncio.sleep(0)
-                self._begin_turn()
+            for must_end in self.work():
+                if must_end or self.turn_is_over():
+                    await asyncio.sleep(0)
+                    self._begin_turn()
 
     def _ring(self) -> None:
         """There may be work to do; in the event loop."""
@@ -1541,8 +1533,8 @@ class _Broadcaster:
         """Whether no time is left in this round of the event loop."""
         return time.monotonic() >= self._turn_ends
 
-    def work(self) -> Iterator[None]:
-        """Do what there is to do; each yield is the end of a turn."""
+    def work(self) -> Iterator[bool | None]:
+        """Do what there is to do.  A turn may end at each yield, at True it must."""
         while True:
             if self._heartbeat_due:
                 self._heartbeat_due = False
@@ -1555,23 +1547,19 @@ class _Broadcaster:
             self._notify()
             if self.log.sent == self.log.newest and not self.registry.count(_READY):
                 break
-            yield
+            yield True
         if self.closed_because:
             for subscriber in self.registry.all(_LIVE, _AHEAD):
                 if subscriber.state in (_LIVE, _AHEAD):
                     self.end(subscriber, "the server ends")
-                if self.turn_is_over():
-                    yield
+                yield None
             self._notify()
 
-    def _schedule_heartbeat(self) -> None:
-        if self._heartbeat is not None and self._loop:
-            self._timer = self._loop.call_later(self._heartbeat, self._ring_heartbeat)
-
-    def _ring_heartbeat(self) -> None:
+    def _beat(self, seconds: float) -> None:
         self._heartbeat_due = True
         self._ring()
-        self._schedule_heartbeat()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._beat, seconds)
 
     # The sweep: it writes one batch to all subscribers that are live at this moment.
 
@@ -1584,36 +1572,27 @@ class _Broadcaster:
             for number, entry in enumerate(batch):
                 frames.setdefault(entry.channel, []).append((number, entry.frame))
             lost = position < self.log.base  # before the live were given it
-        if lost or EVERYBODY in frames:
-            self._pending.update(dict.fromkeys(self._audiences.values()))
-        for channel in frames:
+        for channel in [*frames, EVERYBODY] if lost else list(frames):
             self._pending.update(dict.fromkeys(self._audiences_of(channel)))
-            if self.turn_is_over():
-                yield
-        losers = []
+            yield
+        losers = []  # they fall behind, and get a gap
         for audience in list(self._pending) if lost else ():
             if self.log.missed(position, audience.wish.channels):
                 losers.append(audience)
-            if self.turn_is_over():
-                yield
+            yield
         with self.lock:
             self.log.advance(end)
         for audience in losers:
-            yield from self._leave_behind(audience, position)
+            for subscriber in [*audience.live.values(), *audience.joined.values()]:
+                if subscriber.state == _LIVE:
+                    subscriber.position = position
+                    self.registry.enter(subscriber, _READY)
+                yield
         yield from self._write_to(
             list(self._pending), lambda wish: _payload_for(wish.channels, frames)
         )
         self._swept = self.log.sent
         yield from self._end_being_ahead()
-
-    def _leave_behind(self, audience: _Audience, position: int) -> Iterator[None]:
-        """Take the subscribers of an audience that lost events out of the live."""
-        for subscriber in [*audience.live.values(), *audience.joined.values()]:
-            if subscriber.state == _LIVE:
-                subscriber.position = position
-                self.registry.enter(subscriber, _READY)
-            if self.turn_is_over():
-                yield
 
     def _write_to(
         self,
@@ -1623,8 +1602,7 @@ class _Broadcaster:
         """Write to each audience the payload for its wish; it comes with its count."""
         self.registry.departed = {}
         for audience in audiences:
-            if self.turn_is_over():
-                yield
+            yield
             self._pending.pop(audience, None)
             payload, events = payload_for(audience.wish)
             if payload and (audience.live or audience.joined):
@@ -1670,8 +1648,7 @@ class _Broadcaster:
         made = []
         for piece in pieces:
             made.append(piece)
-            if self.turn_is_over():
-                yield
+            yield
         return b"".join(made)
 
     def _write(
@@ -1682,7 +1659,7 @@ class _Broadcaster:
         departed = self.registry.departed
         assert departed is not None
         for start in range(0, len(targets), WRITES_PER_LOOK):
-            if start and self.turn_is_over():
+            if start:
                 yield
             part = targets[start : start + WRITES_PER_LOOK]
             if departed:
@@ -1818,8 +1795,7 @@ class _Broadcaster:
             waits = subscriber.state == _AHEAD and not self.log.is_ahead(key)
             if waits and self._resume(subscriber, id):
                 self._fall_behind(subscriber)
-            if self.turn_is_over():
-                yield
+            yield
 
     def _call(self, hook: _Hook, subscriber: _Subscriber) -> None:
         """Call the hook in the next round, when the state here is consistent again."""
@@ -1968,8 +1944,7 @@ class _Broadcaster:
             # before the live subscribers.  If it waited, it would lose more events.
             end = log.sent if log.base < log.sent else log.newest
             batch, position = log.read(position, end)
-            wanted = channels | {EVERYBODY}
-            frames += [entry.frame for entry in batch if entry.channel in wanted]
+            frames += [entry.frame for entry in batch if entry.channel in channels]
         payload = b"".join(gaps + frames)
         return _Batch(payload, len(frames), len(gaps), position, snapshot)
 
@@ -2077,7 +2052,7 @@ _Frames = dict[Optional[str], list[tuple[int, bytes]]]
 
 def _payload_for(channels: Channels, frames: _Frames) -> tuple[bytes, int]:
     """The events of these channels, in their order, and how many they are."""
-    groups = [frames[c] for c in (*channels, EVERYBODY) if c in frames]
+    groups = [frames[channel] for channel in channels if channel in frames]
     wanted = groups[0] if len(groups) == 1 else sorted(itertools.chain(*groups))
     return b"".join([frame for _, frame in wanted]), len(wanted)
 
@@ -2314,22 +2289,22 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     async def _ask(self, request: Request, body: bytes) -> None:
         """Ask the program whether the request is allowed, and for which channels."""
-        permission: Channels | HTTPError
+        channels = refusal = None
         try:
-            permission = await self.server._authorize_request(request)
+            channels = await self.server._authorize_request(request)
         except HTTPError as error:
             error.__context__ = None  # the frames of either would hold this one
-            permission = error.with_traceback(None)
+            refusal = error.with_traceback(None)
         except asyncio.CancelledError:
             if self.state != _ASKING:
                 raise  # the connection is gone
             logger.error("%s: what authorize() waited for was cancelled", self.peer)
-            permission = HTTPError(500)
+            refusal = HTTPError(500)
         self.task = None
         if self.state == _ASKING:
             self.server._registry.enter(self, _ANSWERING)
             try:
-                self._answer(request, body, permission)
+                self._answer(request, body, channels, refusal)
             except Exception:
                 self._fail()
 
@@ -2337,12 +2312,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self,
         request: Request,
         body: bytes,
-        permission: Channels | HTTPError | None = None,
+        channels: Channels | None = None,
+        refusal: HTTPError | None = None,
     ) -> None:
-        """Write the answer; `permission` is what the program said, if it was asked."""
+        """Write the answer.  The program, if asked, gave `channels` or a `refusal`."""
         server = self.server
-        channels = permission if isinstance(permission, frozenset) else None
-        refusal = permission if isinstance(permission, HTTPError) else None
         try:
             response = server._respond(self, request, body, refusal)
             if response.body is None and channels is None:
@@ -2395,7 +2369,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.resume_reading()
         replay = server._replay if request.replay is None else request.replay
-        wish = _Wish(channels, chunked, gzip, direct=sock is not None)
+        wish = _Wish(channels | {EVERYBODY}, chunked, gzip, direct=sock is not None)
         server._broadcaster.add(self, wish, request.last_event_id, replay)
         if self.input_ended:
             server._broadcaster.end(self, "closed by the client")
@@ -2684,7 +2658,6 @@ class SSEServer:
         self._path = _check_path(path)
         self._retry = retry
         self._header_timeout = header_timeout
-
         self._write_timeout = write_timeout
         self._shutdown_timeout = shutdown_timeout
         self._max_connections = max_connections
@@ -2777,9 +2750,8 @@ class SSEServer:
         if len(body) > self._max_event_bytes:
             size = len(text.encode())
             if size > self._max_event_bytes:
-                raise ValueError(
-                    f"data has {size} bytes; allowed are {self._max_event_bytes}"
-                )
+                allowed = self._max_event_bytes
+                raise ValueError(f"data has {size} bytes; allowed are {allowed}")
         name = (event or "message") if retain else None
         key = None if id is None else self._broadcaster.key_of(id)
         return self._broadcaster.publish(
@@ -2839,7 +2811,8 @@ class SSEServer:
             raise ValueError(f"{len(names)} channels; allowed are {MAX_CHANNELS}")
         self._require_own_loop("stream()")
         request = self._request_for_stream(last_event_id, names, accept_encoding)
-        wish = _Wish(names or _NO_CHANNEL, False, self._compresses(request), False)
+        wanted = (names or _NO_CHANNEL) | {EVERYBODY}
+        wish = _Wish(wanted, False, self._compresses(request), False)
         return self._read_stream(request, wish, replay)
 
     async def _read_stream(
@@ -2987,7 +2960,10 @@ class SSEServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on, or will; 0: a free one, chosen at the start, or none."""
+        """The port it listens on (or will; 0 becomes the real one at the start).
+
+        Without a port of its own it is 0.
+        """
         return self._port
 
     @property
@@ -3010,7 +2986,10 @@ class SSEServer:
 
     @property
     def stats(self) -> Stats:
-        """Counts of this moment; in another thread, each of a slightly different one."""
+        """Counts of this moment; may be read from any thread.
+
+        In another thread each count may be of a slightly different moment.
+        """
         broadcaster = self._broadcaster
         return Stats(
             live=self._registry.count(_LIVE),
@@ -3324,11 +3303,9 @@ class SSEServer:
         if request.path != self._path or not given or self._hosts is None:
             return
         if self._hosts.isdisjoint(_host_names(given)):
-            raise HTTPError(
-                421,
-                f"this server does not answer to {given[:80]!a}; its names are set by "
-                "hosts (--allow-host)",
-            )
+            fault = f"this server does not answer to {given[:80]!a}"
+            hint = "its names are set by hosts (--allow-host)"
+            raise HTTPError(421, f"{fault}; {hint}")
 
     def _admits(self, connection: _Connection) -> bool:
         """Whether the server serves this connection, not only refuses it."""
@@ -3457,11 +3434,9 @@ class SSEServer:
         expected = hashlib.sha256(self._publish_token).digest()
         equal = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), expected)
         if scheme.lower() != b"bearer" or not equal:
-            raise HTTPError(
-                401,
-                "publishing needs Authorization: Bearer and the right token",
-                [("WWW-Authenticate", 'Bearer realm="publish"')],
-            )
+            message = "publishing needs Authorization: Bearer and the right token"
+            challenge = "WWW-Authenticate", 'Bearer realm="publish"'
+            raise HTTPError(401, message, [challenge])
 
     async def _authorize_request(self, request: Request) -> Channels:
         """Ask the program which channels a request may have; HTTPError for none."""

@@ -3314,8 +3314,11 @@ class SubscriberModelTest(unittest.TestCase):
         self.server._broadcaster._heartbeat_due = True
 
     def step(self):
-        if next(self.work, self) is self:
-            self.work = self.server._broadcaster.work()
+        broadcaster = self.server._broadcaster
+        for must_end in self.work:
+            if must_end or broadcaster.turn_is_over():
+                return
+        self.work = broadcaster.work()
 
     def give_room(self):
         if self.clients:
