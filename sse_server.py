@@ -380,7 +380,7 @@ class _Entry(NamedTuple):
     channel: str | None
     id: str | None  # the publisher's; None: the log numbered the event
     place: tuple[Any, int] | None  # the newest key up to here, and its event's number
-    end: int  # the sum of the costs of all events up to this one, in bytes
+    total: int  # the sum of the costs of all events up to this one, in bytes
     retain: str | None = None  # the name under which the event is retained
 
 
@@ -464,8 +464,8 @@ class _EventLog:
                     raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
                 place = None if key is None else (key, number)
                 self._numbers[id] = number
-            end = newest.end + len(frame) + EVENT_OVERHEAD_BYTES
-            entry = _Entry(number, frame, channel, id, place, end, retain)
+            total = newest.total + len(frame) + EVENT_OVERHEAD_BYTES
+            entry = _Entry(number, frame, channel, id, place, total, retain)
             # A signal handler's append() may have used this number meanwhile.  Then
             # this event needs another one, even if the log has forgotten that event
             # already and so has let this one take its place.
@@ -535,10 +535,10 @@ class _EventLog:
         """Forget the oldest event if a limit is exceeded.  Return whether it was."""
         base, number, newest = self.base, self.base + 1, self._newest
         is_full = newest.number - base > self._max_events and base < self.sent
-        size = newest.end - self._entries[base].end + retained_bytes
+        size = newest.total - self._entries[base].total + retained_bytes
         if not is_full and (size <= self._max_bytes or newest.number <= number):
             return False
-        _, _, channel, id, place, end, _ = self._entries[number]
+        _, _, channel, id, place, total, _ = self._entries[number]
         # Note the loss before the event is gone: Ctrl-C may come in between.
         self._forgotten.pop(channel, None)
         self._forgotten[channel] = number
@@ -546,7 +546,7 @@ class _EventLog:
             oldest, self._forgotten_floor = next(iter(self._forgotten.items()))
             del self._forgotten[oldest]
         self.base = number  # from here on it is not held
-        self._entries[number] = _Entry(number, b"", channel, id, place, end)
+        self._entries[number] = _Entry(number, b"", channel, id, place, total)
         before = self._entries.pop(base)
         if before.id is not None and self._numbers.get(before.id) == base:
             del self._numbers[before.id]
@@ -2105,8 +2105,10 @@ def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
 class _Connection(_Subscriber, asyncio.Protocol):
     """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
 
-    __slots__ = ("body", "head", "input_ended", "received", "searched", "server",
-                 "task", "writer")  # fmt: skip
+    __slots__ = ("body", "discarded", "head", "input_ended", "received", "searched",
+                 "server", "task", "writer")  # fmt: skip
+
+    discarded: int  # while it lingers: the bytes that were thrown away
 
     def __init__(
         self, server: SSEServer, writer: asyncio.StreamWriter, state: str
@@ -2395,14 +2397,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.transport.can_write_eof():
             with contextlib.suppress(OSError):  # it is gone already
                 self.transport.write_eof()
-        self.searched = 0  # from here on: how much was thrown away
+        self.discarded = 0
         self._throw_away()
         self._receive_more()
 
     def _throw_away(self) -> None:
-        self.searched += len(self.received)
+        self.discarded += len(self.received)
         self.received.clear()
-        if self.searched >= LINGER_BYTES:
+        if self.discarded >= LINGER_BYTES:
             self._close()
 
     def expire(self) -> None:
