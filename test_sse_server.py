@@ -3607,8 +3607,8 @@ class BroadcastTest(ServerTestCase):
             found = numbers(event.last_event_id for event in events)
             self.assertEqual(found, list(range(found[0], last + 1)))
 
-    async def test_a_sweep_gives_way_to_others(self):
-        self.give_way_after(2)
+    async def count_turns(self, data):
+        """The rounds of the event loop in which ten clients are written an event."""
         server = await self.start()
         clients = [await self.stream(server) for _ in range(10)]
         turns = []
@@ -3619,11 +3619,28 @@ class BroadcastTest(ServerTestCase):
                 await asyncio.sleep(0)
 
         counting = asyncio.ensure_future(count())
-        server.publish("a")
+        server.publish(data)
         for client in clients:
-            self.assertEqual(await client.data(1), ["a"])
+            self.assertEqual(await client.data(1), [data])
         await counting
-        self.assertGreaterEqual(len(turns), 5)
+        return len(turns)
+
+    async def test_a_sweep_gives_way_to_others(self):
+        self.give_way_after(2)
+        self.assertGreaterEqual(await self.count_turns("a"), 5)
+
+    async def test_a_sweep_of_a_large_event_gives_way_sooner(self):
+        self.give_way_after(10)
+        at_once = await self.count_turns("x" * 2950)
+        size = len(sse_server._chunk(format_event("x" * 2950, id="01234567-1")))
+        for limit, pieces in (
+            (1, 10), (2 * size - 1, 10), (2 * size, 5), (2 * size + 1, 5),
+            (3 * size - 1, 5), (3 * size, 4), (10 * size - 1, 2), (10 * size, 1),
+        ):  # fmt: skip
+            with self.subTest(limit=limit):
+                self.change(sse_server, WRITTEN_BYTES_PER_LOOK=limit)
+                turns = await self.count_turns("x" * 2950)
+                self.assertEqual(turns, at_once + pieces - 1)
 
     async def test_heartbeats_reach_the_live_ones_at_their_interval(self):
         server = await self.start(heartbeat=0.05)
