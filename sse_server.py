@@ -1412,9 +1412,9 @@ class _Broadcaster:
         self._id_order = id_order
         self._on_open, self._on_close = on_open, on_close
         self._audiences: dict[_Wish, _Audience] = {}
-        # A channel's audiences.  Most channels that belong to one client have one: 9,000
-        # clients of 100 such channels would make the garbage collector stop the event
-        # loop for 0.2 s if each of these channels had a collection of its own.
+        # A channel's audiences.  Most channels that belong to one client have one.  If
+        # each of these had a collection of its own, 9,000 clients of 100 such channels
+        # would make the garbage collector stop the event loop for 0.2 s.
         self._by_channel: dict[str | None, _Audience | dict[_Audience, None]] = {}
         # The audiences that have a compressor, the most recently used one last.
         self._compressing = collections.OrderedDict[_Audience, None]()
@@ -1817,7 +1817,8 @@ class _Broadcaster:
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
         return (
-            # Below `base` it may have lost events.  Then its next batch tells it so.
+            # Below `base` it may have lost events, which a sweep that has begun no
+            # longer looks for.  Its next batch tells it of them.
             self.log.base <= subscriber.position == self.log.sent
             and subscriber.gap is None
             and subscriber.snapshot is None
@@ -1898,7 +1899,7 @@ class _Broadcaster:
             # After an outage many clients resume at the same position.  They get the
             # same bytes, which are encoded once.
             owed = subscriber.position, subscriber.gap, subscriber.snapshot
-            key = audience, owed, log.sent, log.base, log.newest, log.retained_changes
+            key = audience, owed, log.base, log.retained_changes
             batch = self._next_batch.get(key) or self._encode_next(subscriber)
         if key not in self._next_batch:
             payload = batch.payload
@@ -2224,8 +2225,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
                     return  # an answer could not be written
                 if turns.is_over():
                     turns.defer(self)
-                    if len(self.received) > MAX_RECEIVED_BYTES:
-                        self.transport.pause_reading()
                     return
                 if not (self._read_body() if self.body else self._read_head()):
                     self._receive_more()

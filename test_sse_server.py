@@ -450,6 +450,13 @@ class HTTPErrorTest(unittest.TestCase):
             ):
                 HTTPError(400, "no", [("X-Fine", "1"), (name, value)])
 
+    def test_headers_that_only_the_server_sets(self):
+        for name in ("connection", "Content-Length", "TRANSFER-ENCODING"):
+            with self.assertRaisesRegex(
+                ValueError, f"^header '{name}' is set by the server alone$"
+            ):
+                HTTPError(403, "no", [("X-Fine", "1"), (name, "1")])
+
     def test_what_it_is_made_of(self):
         for status in (403.0, "403"):
             with self.assertRaises(ValueError):
@@ -3736,6 +3743,26 @@ class BroadcastOverTLSTest(OverTLS, BroadcastTest):
 
 
 class ResumeTest(ServerTestCase):
+    async def test_who_resumes_at_the_same_place_gets_what_is_held_then(self):
+        """Batches for those at the same position are shared only while they fit."""
+        server = await self.start(history=3)
+        first = server.publish("0")
+        server.publish("state", event="s", retain=True)
+        field = f"Last-Event-ID: {first}"
+        gap = '{"reason":"history"}'
+        for act, expected in (
+            (lambda: None, ["state"]),
+            (lambda: server.publish("2"), ["state", "2"]),
+            (lambda: [server.publish(n) for n in "345"], [gap, "state", *"345"]),
+            (lambda: server.forget("s"), [gap, *"345"]),
+            (lambda: server.publish("6"), [gap, *"456"]),
+        ):
+            act()
+            await server.drain()
+            for _ in range(2):
+                client = await self.stream(server, "/sse", field)
+                self.assertEqual(await client.data(len(expected)), expected)
+
     async def test_ways_to_say_where_to_resume(self):
         server = await self.start()
         ids = [server.publish(str(n)) for n in range(5)]
@@ -4797,6 +4824,54 @@ class FailureTest(ServerTestCase):
         server.publish("b")
         self.assertEqual(await other.data(2), ["a", "b"])
 
+    async def test_a_transport_that_raises_at_one_who_is_behind(self):
+        server = await self.start()
+        server.publish("a")
+        other = await self.stream(server, "/sse?replay=all")
+        self.assertEqual(await other.data(1), ["a"])
+        add = server._broadcaster.add
+
+        def add_broken(subscriber, *arguments):
+            subscriber.transport = mock.Mock(wraps=subscriber.transport)
+            subscriber.transport.write.side_effect = ZeroDivisionError
+            add(subscriber, *arguments)
+
+        with (
+            mock.patch.object(server._broadcaster, "add", add_broken),
+            self.assertLogs("sse_server", "ERROR") as caught,
+        ):
+            client = await self.stream(server, "/sse?replay=all")
+            await client.rest_of_cut()
+        self.assertIn("writing failed", caught.output[0])
+        await self.until_stats(server, live=1, behind=0)
+        server.publish("b")
+        self.assertEqual(await other.data(1), ["b"])
+
+    async def test_one_that_pauses_within_a_sweep_is_given_its_batch_later(self):
+        self.change(sse_server, _direct_socket=lambda transport: None)
+        server = await self.start()
+        clients = [await self.stream(server) for _ in range(2)]
+        (audience,) = server._broadcaster._audiences.values()
+        _, second = audience.live.values()
+        write = audience.write
+
+        def write_and_pause(transport, data):
+            if second.state == "live":
+                second.pause_writing()
+            return write(transport, data)
+
+        self.give_way_after(1)
+        server._broadcaster.turn_is_over = lambda: True
+        audience.write = write_and_pause
+        server.publish("a")
+        await server.drain()
+        self.assertEqual((server.stats.live, server.stats.behind), (1, 1))
+        audience.write = write
+        second.resume_writing()
+        server.publish("b")
+        for client in clients:
+            self.assertEqual(await client.data(2), ["a", "b"])
+
     async def half_a_head(self, server):
         """A client that has sent a part of its request; the server's side of it."""
         client = await self.connect(server)
@@ -4825,6 +4900,15 @@ class FailureTest(ServerTestCase):
         await client.send(b"Host: localhost\r\n\r\n" + ask("/") * 20)
         await self.until(lambda: not server._registry, "the departure")
         self.assertEqual(connection.transport.write.call_count, 1)
+
+    async def test_a_server_that_is_late_itself_cuts_nobody(self):
+        server = await self.start()
+        client, connection = await self.half_a_head(server)
+        server._turns.defer(connection)
+        self.due(server, connection)
+        self.assertEqual(connection.state, "head")
+        await client.send(b"Host: localhost\r\n\r\n")
+        self.assertEqual((await client.read_answer()).status, 200)
 
     async def test_a_client_that_has_gone_when_its_time_is_over(self):
         server = await self.start()
@@ -5703,6 +5787,19 @@ class ConnectionOverTLSTest(OverTLS, ConnectionTest):
 class SeamTest(ServerTestCase):
     """Where requests, answers and streams follow each other on one connection."""
 
+    async def test_after_the_end_of_input_nobody_lingers(self):
+        self.change(sse_server, LINGER_SECONDS=1000)
+        server, client, gate = await self.asking(ask(method="HEAD") + b"x y z\r\n\r\n")
+        client.end_of_input()
+        connection = server._registry.all("asking")[0]
+        await self.until(lambda: connection.input_ended, "the end of input")
+        gate.set()
+        answer = await client.read_answer(head_only=True)
+        self.assertEqual(answer.status, 200)
+        self.assertEqual((await client.read_answer()).status, 400)
+        self.assertTrue(await client.ended())
+        await self.until(lambda: not server._registry, "the end")
+
     async def test_tls_on_a_plain_port_gets_400_at_once(self):
         server = await self.start()
         client = await self.connect(server)
@@ -6061,6 +6158,31 @@ class IteratorTest(ServerTestCase):
         self.assertEqual(len(after), 1)
         self.assertTrue(after[0].startswith(b"retry: "))
 
+    async def test_one_that_resumes_while_a_sweep_looks_for_losses(self):
+        """The sweep does not look for the losses of an audience that is new."""
+        server = await self.start(port=None, history_bytes=3000)
+        first = server.publish("0")
+        reader = self.reading(server)
+        await anext_of(reader)
+        await server.drain()
+        log = server._broadcaster.log
+        missed, late = log.missed, []
+
+        def join(position, channels):
+            if not late:
+                late.append(server.stream(first, channels=["a"]))
+                with self.assertRaises(StopIteration):  # it has its first bytes
+                    late[0].__anext__().send(None)
+            return missed(position, channels)
+
+        with mock.patch.object(log, "missed", join):
+            for _ in range(3):
+                server.publish("x" * 1000, channel="a")
+            await server.drain()
+        self.addAsyncCleanup(self.end, late[0])
+        found = await asyncio.wait_for(self.read(late[0], 3), DEADLINE)
+        self.assertEqual(found, ['{"reason":"history"}', *["x" * 1000] * 2])
+
     async def test_one_that_is_cancelled_or_closed_is_gone(self):
         told = []
         server = await self.start(port=None, on_close=told.append)
@@ -6317,7 +6439,11 @@ class AuthorizeTest(ServerTestCase):
         for hook in (say, say_later, Hook()):
             server = await self.start(authorize=hook, publish_token="secret")
             for outcome, status, text in cases:
-                for data in (ask(), post("/sse", b"a"), ask(method="HEAD")):
+                for data in (
+                    ask("/sse?key=secret"),
+                    post("/sse", b"a"),
+                    ask(method="HEAD"),
+                ):
                     method = data[:4]
                     with self.subTest(hook=hook, outcome=outcome, method=method):
                         head_only = method == b"HEAD"
@@ -6448,17 +6574,63 @@ class AuthorizeTest(ServerTestCase):
         client = await self.connect(server)
         with (
             mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
-            self.assertLogs("sse_server", "ERROR"),
+            self.assertLogs("sse_server", "ERROR") as caught,
         ):
-            answer = await client.request(ask())
+            answer = await client.request(ask("/sse?key=secret"))
             event_source = await self.ask(
                 server, ask("/sse", "Accept: text/event-stream")
             )
         self.assertEqual(answer.status, 503)
         self.assertEqual(answer.body, b"asking for permission took too long\n")
+        self.assertNotIn("secret", "".join(caught.output))
         # An error would stop a browser's EventSource for good.
         self.assertEqual(event_source.status, 200)
         self.assertRegex(event_source.body, rb"\Aretry: [0-9]+\n\Z")
+
+    async def blocking(self, **options):
+        """A server with one thread for `authorize`, and a request that has it.
+
+        Returns the server, its client, and for each call an event that ends it.
+        """
+        self.change(sse_server, AUTHORIZE_THREADS=1)
+        calls = []
+
+        def authorize(request):
+            self.assertTrue(threading.current_thread().daemon)
+            calls.append(threading.Event())
+            return calls[-1].wait(DEADLINE)
+
+        server = await self.start(authorize=authorize)
+        client = await self.connect(server)
+        await client.send(ask())
+        await self.until(lambda: calls, "the first call")
+        self.addCleanup(lambda: [call.set() for call in calls])
+        return server, client, calls
+
+    async def test_the_wait_for_a_thread_has_an_end(self):
+        server, first, calls = await self.blocking()
+        with (
+            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
+            self.assertLogs("sse_server", "ERROR"),
+        ):
+            answer = await self.ask(server, ask())
+        self.assertEqual(answer.status, 503)
+        calls[0].set()
+        await first.open(b"")
+
+    async def test_the_wait_for_a_thread_is_not_counted_as_the_call(self):
+        server, first, calls = await self.blocking()
+        second = await self.connect(server)
+        await second.send(ask())
+        await self.until(lambda: server._registry.count("asking") == 2, "the question")
+        with (
+            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
+            self.assertLogs("sse_server", "ERROR"),
+        ):
+            calls[0].set()
+            await first.open(b"")
+            self.assertEqual((await second.read_answer()).status, 503)
+        self.assertEqual(len(calls), 2)
 
 
 class PermissionTest(ServerTestCase):
@@ -7029,6 +7201,16 @@ class FullTest(ServerTestCase):
         self.assertEqual((await self.ask(server, ask("/"))).status, 503)
         self.assertEqual(server.stats.live, 3)
 
+    async def test_who_has_not_taken_its_last_bytes_takes_room(self):
+        server = await self.start(max_connections=1)
+        client, _ = await self.stall(server)
+        client.end_of_input()
+        await self.until(lambda: server._registry.count("leaving"), "the departure")
+        self.assertEqual((await self.ask(server, ask("/"))).status, 503)
+        client.close()
+        await self.until(lambda: not server._registry.count("leaving"), "the end")
+        await self.room(server)
+
     async def room(self, server):
         """Wait until there is room for one more."""
         deadline = time.monotonic() + DEADLINE
@@ -7224,6 +7406,34 @@ class EndingTest(ServerTestCase):
         ended = await asyncio.gather(kept.ended(), silent.ended(), server.close())
         self.assertLess(time.monotonic() - began, 1.5)
         self.assertEqual(ended[:2], [True, True])
+
+    async def test_who_asks_while_it_ends_is_told_to_come_back(self):
+        server = await self.start()
+        for data, found in (
+            (ask("/sse", "Accept: text/event-stream"), rb"retry: ([0-9]+)\n"),
+            (ask("/"), rb"the server is closed\n()"),
+        ):
+            client = await self.connect(server)
+            await client.send(data[:-2])
+            client.expected = data[-2:], found
+        heads = server._registry.members["head"]
+        await self.until(lambda: sum(bool(c.received) for c in heads) == 2, "them")
+        closing = asyncio.ensure_future(server.close())
+        await self.until(lambda: server._state == "closing", "the closing")
+        for client in self.clients:
+            rest, pattern = client.expected
+            answer = await client.request(rest)
+            retry = re.fullmatch(pattern, answer.body)[1] or b"5000"
+            self.assertTrue(2500 <= int(retry) <= 7500, retry)
+            after = int(answer.field("retry-after") or 5)
+            self.assertTrue(3 <= after <= 8, after)
+            client.close()
+        await closing
+
+    async def test_the_end_stops_the_heartbeat(self):
+        server = await self.start()
+        await server.close()
+        self.assertTrue(server._broadcaster._timer.cancelled())
 
     async def test_closing_idle_connections_gives_way(self):
         server = await self.start()
@@ -7632,6 +7842,10 @@ class LifeTest(ServerTestCase):
         await self.cancel(trickling)
         self.assertGreater(first, 0.4)
         self.assertLess(again, first / 2)
+        while server.stats.behind:
+            await client.receive()
+        # The next time that it falls behind, it is waited for again.
+        self.assertEqual(server._broadcaster._not_waited_for, set())
 
     async def test_drain_does_not_wait_for_one_who_is_ahead(self):
         server = await self.start(id_order=int)
