@@ -6622,7 +6622,7 @@ class AuthorizeTest(ServerTestCase):
         server, first, calls = await self.blocking()
         second = await self.connect(server)
         await second.send(ask())
-        await self.until(lambda: server._registry.count("asking") == 2, "the question")
+        await self.until(lambda: server._hook_threads._waiters, "the wait")
         with (
             mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
             self.assertLogs("sse_server", "ERROR"),
