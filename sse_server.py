@@ -121,75 +121,75 @@ logger = logging.getLogger("sse_server")
 #    its default there.
 # ------------------------------------------------------------------------------------
 
-KIB = 1024
-MIB = 1024 * KIB
+_KIB = 1024
+_MIB = 1024 * _KIB
 
-MAX_HEAD_BYTES = 16 * KIB  # request line and header fields; browsers stay below 8 KiB
-MAX_FIELDS = 200  # header fields of one request; browsers send about 15
-MAX_CHUNK_LINE_BYTES = 256  # a chunk's size with its extensions (RFC 9112, 7.1.1)
-MAX_NAME_BYTES = 256  # an event's name, an id or a channel's name, in UTF-8
-MAX_CHANNELS = 100  # of one subscriber
-MAX_PARAMETERS = 200  # of one query
-MAX_RECEIVED_BYTES = 64 * KIB  # not parsed yet; reading pauses above this limit
+_MAX_HEAD_BYTES = 16 * _KIB  # request line and header fields; browsers stay below 8 KiB
+_MAX_FIELDS = 200  # header fields of one request; browsers send about 15
+_MAX_CHUNK_LINE_BYTES = 256  # a chunk's size with its extensions (RFC 9112, 7.1.1)
+_MAX_NAME_BYTES = 256  # an event's name, an id or a channel's name, in UTF-8
+_MAX_CHANNELS = 100  # of one subscriber
+_MAX_PARAMETERS = 200  # of one query
+_MAX_RECEIVED_BYTES = 64 * _KIB  # not parsed yet; reading pauses above this limit
 # The largest batch for one subscriber.  Larger writes would save few system calls, and
 # a client that stalls makes the server keep this much in memory.
-BATCH_BYTES = 64 * KIB
-BATCH_EVENTS = 1000
+_BATCH_BYTES = 64 * _KIB
+_BATCH_EVENTS = 1000
 # Unsent bytes of one connection in the kernel (TCP_NOTSENT_LOWAT).  The kernel's own
 # limit is 4 MiB, and it reports room to write only in steps of megabytes.
-NOTSENT_BYTES = 128 * KIB
+_NOTSENT_BYTES = 128 * _KIB
 # The time in each round of the event loop, for writing events and for serving requests.
 # A sweep over 1,000 clients takes one or two rounds.
-BROADCAST_SECONDS = 0.003
-REQUEST_SECONDS = 0.001
+_BROADCAST_SECONDS = 0.003
+_REQUEST_SECONDS = 0.001
 # The work between two looks at the clock, 1 to 2 ms: a write takes 4 to 6
 # microseconds, and one of 64 KiB takes some 20.
-WRITES_PER_LOOK = 256
-WRITTEN_BYTES_PER_LOOK = 4 * MIB
-CHUNKS_PER_LOOK = 64
-LOOKS = 4  # the number of checks of a slow client's progress per write_timeout
-MAX_COMPRESSORS = 64  # shared by live subscribers; zlib uses 256 KiB for each
-JOIN_BATCHES = 64  # after so many, joined clients get a share in a new compressor
-CATCH_UPS_PER_TURN = 8  # batches for clients that are behind, before the next sweep
+_WRITES_PER_LOOK = 256
+_WRITTEN_BYTES_PER_LOOK = 4 * _MIB
+_CHUNKS_PER_LOOK = 64
+_LOOKS = 4  # the number of checks of a slow client's progress per write_timeout
+_MAX_COMPRESSORS = 64  # shared by live subscribers; zlib uses 256 KiB for each
+_JOIN_BATCHES = 64  # after so many, joined clients get a share in a new compressor
+_CATCH_UPS_PER_TURN = 8  # batches for clients that are behind, before the next sweep
 # The memory that one event in the log takes in addition to its bytes.  Measured on
 # Python 3.9 to 3.15: 240 to 380 bytes.
-EVENT_OVERHEAD_BYTES = 400
-MAX_REPLAY_SCAN = 10_000  # events that are searched for those to replay
+_EVENT_OVERHEAD_BYTES = 400
+_MAX_REPLAY_SCAN = 10_000  # events that are searched for those to replay
 # Channels whose last forgotten event is remembered.  With more channels, a client may
 # be told of a gap although it missed nothing.
-MAX_TRACKED_CHANNELS = 10_000
+_MAX_TRACKED_CHANNELS = 10_000
 # Descriptors for everything but connections: the program's own, the listening sockets,
 # and the clients that are only told that the server is full.
-RESERVED_DESCRIPTORS = 64
-MAX_REFUSALS_AT_ONCE = 32
-BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
+_RESERVED_DESCRIPTORS = 64
+_MAX_REFUSALS_AT_ONCE = 32
+_BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
 # A listening socket accepts this many connections in one round of the event loop; from
 # Python 3.14 on, one more.  When no descriptor is free, asyncio logs this many errors
 # per second.
-ACCEPTS_PER_TURN = 10
+_ACCEPTS_PER_TURN = 10
 # Listening sockets for each address.  On Linux, each of the sockets that share a port
 # has its own queue, and the kernel distributes the clients among the queues.  A client
 # whose queue is full tries again only after one second.
-LISTENERS = 2 if sys.platform == "linux" else 1
+_LISTENERS = 2 if sys.platform == "linux" else 1
 # Input that is read and thrown away after an error.  Otherwise the client may see a
 # reset before it has read the answer (RFC 9112, 9.6).
-LINGER_SECONDS = 2.0
-LINGER_BYTES = 4 * MIB
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 4 * _MIB
 # The server tells clients to wait this long before they reconnect (before jitter).
 # Firefox gives up after one refused connection, so a restart must take less time.
-RESTART_RETRY_SECONDS = 5.0
-FULL_RETRY_SECONDS = 30.0
+_RESTART_RETRY_SECONDS = 5.0
+_FULL_RETRY_SECONDS = 30.0
 # A client may have seen an event that this process has not published yet.  It waits
 # this long for the event; then the server tells it of a gap.
-AHEAD_SECONDS = 30.0
+_AHEAD_SECONDS = 30.0
 # close() in another event loop waits this much longer than shutdown_timeout.
-CLOSE_MARGIN_SECONDS = 5.0
-AUTHORIZE_SECONDS = 30.0  # for each wait: for a thread, for the call, for its answer
-AUTHORIZE_THREADS = 64  # for the calls that may block
+_CLOSE_MARGIN_SECONDS = 5.0
+_AUTHORIZE_SECONDS = 30.0  # for each wait: for a thread, for the call, for its answer
+_AUTHORIZE_THREADS = 64  # for the calls that may block
 # TCP keep-alive probes, and the time without an acknowledgement after which the kernel
 # ends a connection.  With both, a vanished client is gone within a minute.
-KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 15, 5, 3
-VANISHED_SECONDS = 40
+_KEEPALIVE_IDLE_SECONDS, _KEEPALIVE_INTERVAL_SECONDS, _KEEPALIVE_PROBES = 15, 5, 3
+_VANISHED_SECONDS = 40
 
 
 # ------------------------------------------------------------------------------------
@@ -339,8 +339,8 @@ def _check_name(what: str, name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{what} is {name!r}; allowed is a str")
     size = len(_encode(_refuse_characters(what, name)))
-    if not 1 <= size <= MAX_NAME_BYTES:
-        bounds = f"1 to {MAX_NAME_BYTES} (UTF-8)"
+    if not 1 <= size <= _MAX_NAME_BYTES:
+        bounds = f"1 to {_MAX_NAME_BYTES} (UTF-8)"
         raise ValueError(f"{what} has {size} bytes; allowed are {bounds}")
     if name != name.strip(" ") or _UNSENDABLE.search(name):
         fault = "a control character or a space at an end"
@@ -353,8 +353,8 @@ def _chunk(payload: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
-LAST_CHUNK = b"0\r\n\r\n"
-HEARTBEAT = b":\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_HEARTBEAT = b":\n"
 
 
 # ------------------------------------------------------------------------------------
@@ -389,14 +389,14 @@ class _Entry(NamedTuple):
 class _EventLog:
     """The events that are held, in order, and the newest retained events.
 
-    `max_events` limits the number of held events; events that the live subscribers
-    were not given yet do not count.  `max_bytes` limits the bytes of all events, held
-    and retained, plus EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log
+    `max_events` limits the number of held events; events that the live subscribers were
+    not given yet do not count.  `max_bytes` limits the bytes of all events, held and
+    retained, plus _EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log
     forgets its oldest event, but it always holds the newest.  The publisher's ids may
     have keys, which ascend.  With the key of an id that is not held, find() knows
     between which two held ids it belongs.  Call the methods under the server's lock;
-    `base`, `sent`, `newest`, `newest_id` and retains() do not need it.  Within
-    `with log:` all events that are held now stay.
+    `base`, `sent`, `newest`, `newest_id` and retains() do not need it.  Within `with
+    log:` all events that are held now stay.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
@@ -466,7 +466,7 @@ class _EventLog:
                     raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
                 place = None if key is None else (key, number)
                 self._numbers[id] = number
-            total = newest.total + len(frame) + EVENT_OVERHEAD_BYTES
+            total = newest.total + len(frame) + _EVENT_OVERHEAD_BYTES
             entry = _Entry(number, frame, channel, id, place, total, retain)
             # A signal handler's append() may have used this number meanwhile.  Then
             # this event needs another one, even if the log has forgotten that event
@@ -515,7 +515,7 @@ class _EventLog:
             entry = self._entries.get(self.newest + 1)
             if entry and entry.retain is not None:
                 body = entry.frame.partition(b"\n")[2]
-                cost = len(body) + EVENT_OVERHEAD_BYTES
+                cost = len(body) + _EVENT_OVERHEAD_BYTES
                 key = entry.channel, entry.retain
                 _, freed = self._retained.pop(key, (None, 0))
                 self._retained[key] = entry._replace(frame=body), cost
@@ -544,7 +544,7 @@ class _EventLog:
         # Note the loss before the event is gone: Ctrl-C may come in between.
         self._forgotten.pop(channel, None)
         self._forgotten[channel] = number
-        if len(self._forgotten) > MAX_TRACKED_CHANNELS:
+        if len(self._forgotten) > _MAX_TRACKED_CHANNELS:
             oldest, self._forgotten_floor = next(iter(self._forgotten.items()))
             del self._forgotten[oldest]
         self.base = number  # from here on it is not held
@@ -602,7 +602,7 @@ class _EventLog:
     def before_newest(self, count: int, channels: Channels) -> int:
         """The position before the newest `count` events of these channels."""
         newest = self.newest
-        numbers = range(newest, max(self.base, newest - MAX_REPLAY_SCAN), -1)
+        numbers = range(newest, max(self.base, newest - _MAX_REPLAY_SCAN), -1)
         found = (n for n in numbers if self._entries[n].channel in channels)
         return min(itertools.islice(found, count), default=newest + 1) - 1
 
@@ -624,12 +624,12 @@ class _EventLog:
 
 
 def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
-    """The first entries, at most BATCH_EVENTS and BATCH_BYTES, but at least one."""
+    """The first entries, at most _BATCH_EVENTS and _BATCH_BYTES, but at least one."""
     batch: list[_Entry] = []
     size = 0
-    for entry in itertools.islice(entries, BATCH_EVENTS):
+    for entry in itertools.islice(entries, _BATCH_EVENTS):
         size += len(entry.frame)
-        if size > BATCH_BYTES and batch:
+        if size > _BATCH_BYTES and batch:
             break
         batch.append(entry)
     return batch
@@ -668,7 +668,7 @@ _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _EMPTY_LINES = b"\r\n" * 512
 
 Fields = tuple[tuple[bytes, bytes], ...]  # (name in lower case, value), in order
-Headers = tuple[tuple[str, str], ...]  # (name, value) of an answer
+_Headers = tuple[tuple[str, str], ...]  # (name, value) of an answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -709,8 +709,8 @@ class Request:
         Raises HTTPError 400 for more than 100 channels and for a malformed name.
         """
         names = _parse_query(self.query).get("channel", [])
-        if len(names) > MAX_CHANNELS:
-            message = f"{len(names)} channels asked for; allowed are {MAX_CHANNELS}"
+        if len(names) > _MAX_CHANNELS:
+            message = f"{len(names)} channels asked for; allowed are {_MAX_CHANNELS}"
             raise HTTPError(400, message)
         try:
             return frozenset([_check_name("channel", n) for n in names]) or _NO_CHANNEL
@@ -801,10 +801,10 @@ def _parse_query(query: str) -> dict[str, list[str]]:
             query,
             keep_blank_values=True,
             errors="surrogateescape",
-            max_num_fields=MAX_PARAMETERS,
+            max_num_fields=_MAX_PARAMETERS,
         )
     except ValueError:
-        message = f"query of more than {MAX_PARAMETERS} parameters"
+        message = f"query of more than {_MAX_PARAMETERS} parameters"
         raise HTTPError(400, message) from None
 
 
@@ -816,9 +816,9 @@ def _find_head_end(received: bytearray, searched: int = 0) -> int:
     if received and not _TOKEN.match(received) and received != b"\r":
         hint = "; this port does not speak TLS" if received[0] == 0x16 else ""
         raise HTTPError(400, f"no request begins with the byte {received[0]}{hint}")
-    if len(received) > MAX_HEAD_BYTES and received.find(b"\n", 0, MAX_HEAD_BYTES) < 0:
-        raise HTTPError(414, f"request line is longer than {MAX_HEAD_BYTES} bytes")
-    return _find_fields_end(received, searched, MAX_HEAD_BYTES)
+    if len(received) > _MAX_HEAD_BYTES and received.find(b"\n", 0, _MAX_HEAD_BYTES) < 0:
+        raise HTTPError(414, f"request line is longer than {_MAX_HEAD_BYTES} bytes")
+    return _find_fields_end(received, searched, _MAX_HEAD_BYTES)
 
 
 def _find_fields_end(received: bytearray, searched: int, limit: int) -> int:
@@ -829,7 +829,7 @@ def _find_fields_end(received: bytearray, searched: int, limit: int) -> int:
     found = _HEAD_END.search(received, max(0, searched - 2))
     end = found.end() if found else 0
     if (end or len(received)) > limit:
-        raise HTTPError(431, f"request head is larger than {MAX_HEAD_BYTES} bytes")
+        raise HTTPError(431, f"request head is larger than {_MAX_HEAD_BYTES} bytes")
     return end
 
 
@@ -856,8 +856,8 @@ def _parse_request(head: bytes, peer: str = "") -> Request:
 def _parse_fields(lines: bytes) -> Fields:
     """Parse header or trailer fields, each line with its CRLF (RFC 9112, 5)."""
     number = lines.count(b"\r\n")
-    if number > MAX_FIELDS:
-        raise HTTPError(431, f"{number} header fields; allowed are {MAX_FIELDS}")
+    if number > _MAX_FIELDS:
+        raise HTTPError(431, f"{number} header fields; allowed are {_MAX_FIELDS}")
     if not _FIELD_LINES.fullmatch(lines):
         line = _FIELD_LINES.sub(b"", lines, 1).partition(b"\r\n")[0]
         name, colon, _ = line.partition(b":")
@@ -948,7 +948,7 @@ class _BodyReader:
         self._decoder = self._decode(request)
 
     def feed(self, data: bytes | bytearray = b"") -> None:
-        """Add what was received, and decode at most CHUNKS_PER_LOOK chunks."""
+        """Add what was received, and decode at most _CHUNKS_PER_LOOK chunks."""
         self.rest += data
         self.busy = next(self._decoder, False)
 
@@ -970,9 +970,9 @@ class _BodyReader:
     def _read_chunks(self) -> Iterator[bool]:
         """Read all chunks, but not the CRLF after the size of the last one."""
         for number in itertools.count(1):
-            while (end := self.rest.find(b"\r\n", 0, MAX_CHUNK_LINE_BYTES + 2)) < 0:
-                if len(self.rest) >= MAX_CHUNK_LINE_BYTES + 2:
-                    bound = f"{MAX_CHUNK_LINE_BYTES} bytes"
+            while (end := self.rest.find(b"\r\n", 0, _MAX_CHUNK_LINE_BYTES + 2)) < 0:
+                if len(self.rest) >= _MAX_CHUNK_LINE_BYTES + 2:
+                    bound = f"{_MAX_CHUNK_LINE_BYTES} bytes"
                     raise HTTPError(400, f"chunk size line is longer than {bound}")
                 yield False
             line = bytes(self.rest[:end])
@@ -992,7 +992,7 @@ class _BodyReader:
             if not self.rest.startswith(b"\r\n"):
                 raise HTTPError(400, "chunk is longer than its size")
             del self.rest[:2]
-            if number % CHUNKS_PER_LOOK == 0:
+            if number % _CHUNKS_PER_LOOK == 0:
                 yield True
 
     def _read_content(self, missing: int) -> Iterator[bool]:
@@ -1008,7 +1008,7 @@ class _BodyReader:
 
     def _read_trailers(self) -> Iterator[bool]:
         searched = 0
-        while not (end := _find_fields_end(self.rest, searched, MAX_HEAD_BYTES + 2)):
+        while not (end := _find_fields_end(self.rest, searched, _MAX_HEAD_BYTES + 2)):
             searched = len(self.rest)
             yield False
         if not self.rest.endswith(b"\r\n\r\n", 0, end):
@@ -1027,7 +1027,7 @@ class _Response:
     """An answer that is not yet bytes.  If `body` is None, a stream follows."""
 
     status: int
-    headers: Headers
+    headers: _Headers
     body: bytes | None
     newest_id: str = ""  # the value of the field Last-Event-ID, "" for no such field
 
@@ -1046,7 +1046,7 @@ class _Response:
 
 @functools.lru_cache(maxsize=256)
 def _render_head(
-    status: int, headers: Headers, size: int | None, connection: str, second: int
+    status: int, headers: _Headers, size: int | None, connection: str, second: int
 ) -> bytes:
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
     lines += [f"{name}: {value}" for name, value in headers]
@@ -1089,8 +1089,8 @@ def _deflate(payload: bytes, compressor: Any = None) -> Iterator[bytes]:
     makes can be decoded only by a client that received everything it made before.
     """
     compressor = compressor or _new_compressor()
-    for start in range(0, len(payload), BATCH_BYTES):
-        yield compressor.compress(payload[start : start + BATCH_BYTES])
+    for start in range(0, len(payload), _BATCH_BYTES):
+        yield compressor.compress(payload[start : start + _BATCH_BYTES])
     yield compressor.flush(zlib.Z_SYNC_FLUSH)
 
 
@@ -1342,7 +1342,7 @@ class _Turns:
         """Whether no time is left in this round."""
         now = time.monotonic()
         if not self._ends:
-            self._ends = now + REQUEST_SECONDS
+            self._ends = now + _REQUEST_SECONDS
             asyncio.get_running_loop().call_soon(self._begin_round)
         return now >= self._ends
 
@@ -1529,7 +1529,7 @@ class _Broadcaster:
             self._bell.set_result(None)
 
     def _begin_turn(self) -> None:
-        self._turn_ends = time.monotonic() + BROADCAST_SECONDS
+        self._turn_ends = time.monotonic() + _BROADCAST_SECONDS
 
     def turn_is_over(self) -> bool:
         """Whether no time is left in this round of the event loop."""
@@ -1541,7 +1541,7 @@ class _Broadcaster:
             if self._heartbeat_due:
                 self._heartbeat_due = False
                 everybody = list(self._audiences.values())
-                yield from self._write_to(everybody, lambda wish: (HEARTBEAT, 0))
+                yield from self._write_to(everybody, lambda wish: (_HEARTBEAT, 0))
             if self.log.sent < self.log.newest:
                 yield from self._sweep()
                 self._notify()
@@ -1631,7 +1631,7 @@ class _Broadcaster:
 
     def _choose_compressor(self, audience: _Audience) -> None:
         """Let the compressor go on, or start it anew; see _Audience."""
-        waited_long = audience.batches >= JOIN_BATCHES and audience.joined
+        waited_long = audience.batches >= _JOIN_BATCHES and audience.joined
         paid = audience.waited >= len(audience.live)
         if audience.compressor is None or waited_long or paid:
             audience.live.update(audience.joined)
@@ -1642,7 +1642,7 @@ class _Broadcaster:
         audience.waited += len(audience.joined)
         self._compressing[audience] = None
         self._compressing.move_to_end(audience)
-        if len(self._compressing) > MAX_COMPRESSORS:
+        if len(self._compressing) > _MAX_COMPRESSORS:
             self._compressing.popitem(last=False)[0].compressor = None
 
     def _in_turns(self, pieces: Iterable[bytes]) -> Generator[None, None, bytes]:
@@ -1660,7 +1660,7 @@ class _Broadcaster:
         write, size = audience.write, len(payload)
         departed = self.registry.departed
         assert departed is not None
-        step = max(1, min(WRITES_PER_LOOK, WRITTEN_BYTES_PER_LOOK // size))
+        step = max(1, min(_WRITES_PER_LOOK, _WRITTEN_BYTES_PER_LOOK // size))
         for start in range(0, len(targets), step):
             if start:
                 yield
@@ -1768,7 +1768,7 @@ class _Broadcaster:
         with self.lock, self.log:
             position = self.log.sent
             if replay:
-                newest = int(min(replay, MAX_REPLAY_SCAN))
+                newest = int(min(replay, _MAX_REPLAY_SCAN))
                 position = min(position, self.log.before_newest(newest, channels))
             position = subscriber.position = max(position, self.log.base)
             if self.log.retains(channels):
@@ -1777,7 +1777,7 @@ class _Broadcaster:
     def _resume(self, subscriber: _Subscriber, id: str) -> bool:
         """Find where to go on after `id`; False if that event is yet to come."""
         position = None
-        if len(id) <= MAX_NAME_BYTES:
+        if len(id) <= _MAX_NAME_BYTES:
             key = None
             with contextlib.suppress(Exception):  # the publisher never gave such an id
                 key = None if self.log.own_id.fullmatch(id) else self.key_of(id)
@@ -1844,7 +1844,7 @@ class _Broadcaster:
 
     def _enter_full(self, subscriber: _Subscriber) -> None:
         subscriber.unsent = subscriber.count_unsent()
-        subscriber.looks = LOOKS
+        subscriber.looks = _LOOKS
         # The kernel would also end a client that reads slowly through a small window.
         _set_user_timeout(subscriber.lower.get_extra_info("socket"), None)
         self.registry.enter(subscriber, _FULL)
@@ -1864,9 +1864,11 @@ class _Broadcaster:
             subscriber.transport.abort()  # it takes nothing of what it is sent
 
     def _look(self, subscriber: _Subscriber) -> None:
-        """Drop it if its socket took nothing during the last LOOKS checks."""
+        """Drop it if its socket took nothing during the last _LOOKS checks."""
         unsent = subscriber.count_unsent()
-        subscriber.looks = LOOKS if unsent < subscriber.unsent else subscriber.looks - 1
+        subscriber.looks = (
+            _LOOKS if unsent < subscriber.unsent else subscriber.looks - 1
+        )
         subscriber.unsent = unsent
         if subscriber.looks:
             self.registry.enter(subscriber, _FULL)
@@ -1877,7 +1879,7 @@ class _Broadcaster:
     def _serve_ready(self) -> Iterator[None]:
         """Write the next batch to some subscribers that are ready, in turn."""
         ready = self.registry.members[_READY]
-        for subscriber in list(itertools.islice(ready, CATCH_UPS_PER_TURN)):
+        for subscriber in list(itertools.islice(ready, _CATCH_UPS_PER_TURN)):
             if subscriber.state != _READY:
                 continue  # it has left while this gave way
             self.registry.enter(subscriber, _READY)  # to the end of the queue
@@ -1956,11 +1958,11 @@ class _Broadcaster:
         """Tell the client when to come back, end its stream, close."""
         assert subscriber.audience
         wish = subscriber.audience.wish
-        farewell = format_event(retry=_jittered_ms(RESTART_RETRY_SECONDS))
+        farewell = format_event(retry=_jittered_ms(_RESTART_RETRY_SECONDS))
         if wish.gzip:
             farewell = b"".join(_deflate(farewell))
         if wish.chunked:
-            farewell = _chunk(farewell) + LAST_CHUNK
+            farewell = _chunk(farewell) + _LAST_CHUNK
         self.leave(subscriber, _LEAVING, why)
         try:
             subscriber.transport.write(farewell)
@@ -2094,7 +2096,7 @@ def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
     Linux applies this timeout also to a client that is there and takes nothing.
     write_timeout handles such a client, so this one must not be shorter.
     """
-    seconds = 0 if write_timeout is None else max(VANISHED_SECONDS, write_timeout)
+    seconds = 0 if write_timeout is None else max(_VANISHED_SECONDS, write_timeout)
     with contextlib.suppress(AttributeError, OSError):  # where the system has it
         milliseconds = int(min(2**31 - 1, 1000 * seconds))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
@@ -2151,7 +2153,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._throw_away()
         elif self._receives:
             self.proceed()
-        elif len(self.received) > MAX_RECEIVED_BYTES and self.state != _HANDSHAKE:
+        elif len(self.received) > _MAX_RECEIVED_BYTES and self.state != _HANDSHAKE:
             # During a handshake, `transport` is still the one below TLS.
             self.transport.pause_reading()
 
@@ -2406,7 +2408,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _throw_away(self) -> None:
         self.discarded += len(self.received)
         self.received.clear()
-        if self.discarded >= LINGER_BYTES:
+        if self.discarded >= _LINGER_BYTES:
             self._close()
 
     def expire(self) -> None:
@@ -2469,20 +2471,20 @@ class _Pipe(asyncio.Transport):
     async def take(self) -> bytes:
         """What is held, as soon as there is something; b"" at the end.
 
-        At most BATCH_BYTES, so that a reader that is slow is seen to take something.
+        At most _BATCH_BYTES, so that a reader that is slow is seen to take something.
         """
         while not self._held and not self._closing:
             self._bell.clear()
             await self._bell.wait()
-        taken = bytes(self._held[:BATCH_BYTES])
-        del self._held[:BATCH_BYTES]
+        taken = bytes(self._held[:_BATCH_BYTES])
+        del self._held[:_BATCH_BYTES]
         if self._reader.state == _FULL and not self.get_write_buffer_size():
             self._reader.server._broadcaster.resume(self._reader)
         return taken
 
     def get_write_buffer_size(self) -> int:
         """The bytes for which there is no room."""
-        return max(0, len(self._held) - BATCH_BYTES)
+        return max(0, len(self._held) - _BATCH_BYTES)
 
     def is_closing(self) -> bool:
         return self._closing
@@ -2599,7 +2601,7 @@ class SSEServer:
         path: str = "/sse",
         # History, for clients that come back
         history: int = 1000,  # events
-        history_bytes: int = 16 * MIB,
+        history_bytes: int = 16 * _MIB,
         retained: int = 1000,  # events, of those published with retain=True
         replay: float = 0,  # events for a new client; math.inf: all
         # Timing, in seconds
@@ -2612,7 +2614,7 @@ class SSEServer:
         shutdown_timeout: float = 5.0,  # for close() to end all streams in order
         # Limits
         max_connections: int | None = None,  # None: what the descriptors allow
-        max_event_bytes: int = MIB,  # of data, in UTF-8
+        max_event_bytes: int = _MIB,  # of data, in UTF-8
         # Access
         authorize: Authorize | None = None,
         publish_token: str | None = None,
@@ -2679,14 +2681,14 @@ class SSEServer:
         self._ssl = ssl
         self._reuse_port = reuse_port
         seconds = {
-            _HANDSHAKE: header_timeout + LINGER_SECONDS,  # asyncio's timeout is first
+            _HANDSHAKE: header_timeout + _LINGER_SECONDS,  # asyncio's timeout is first
             _HEAD: header_timeout,
             _BODY: body_timeout,
             _ANSWERING: write_timeout,
             _IDLE: keepalive_timeout,
-            _LINGERING: LINGER_SECONDS,
-            _FULL: write_timeout / LOOKS,
-            _AHEAD: AHEAD_SECONDS,
+            _LINGERING: _LINGER_SECONDS,
+            _FULL: write_timeout / _LOOKS,
+            _AHEAD: _AHEAD_SECONDS,
             _LEAVING: write_timeout,
         }
         log = _EventLog(history, history_bytes, retained)
@@ -2811,8 +2813,8 @@ class SSEServer:
         if isinstance(channels, str):
             raise ValueError("channels is a str; allowed is a sequence of them")
         names = frozenset(_check_name("channel", name) for name in channels)
-        if len(names) > MAX_CHANNELS:
-            raise ValueError(f"{len(names)} channels; allowed are {MAX_CHANNELS}")
+        if len(names) > _MAX_CHANNELS:
+            raise ValueError(f"{len(names)} channels; allowed are {_MAX_CHANNELS}")
         self._require_own_loop("stream()")
         request = self._request_for_stream(last_event_id, names, accept_encoding)
         wanted = (names or _NO_CHANNEL) | {EVERYBODY}
@@ -2918,7 +2920,7 @@ class SSEServer:
             except RuntimeError:  # its loop has been closed meanwhile
                 closing.close()
                 return
-            seconds = self._shutdown_timeout + CLOSE_MARGIN_SECONDS
+            seconds = self._shutdown_timeout + _CLOSE_MARGIN_SECONDS
             try:
                 await asyncio.wait_for(asyncio.wrap_future(ending), seconds)
             except asyncio.TimeoutError:
@@ -3075,7 +3077,7 @@ class SSEServer:
                 listener = await asyncio.start_server(
                     self._accept,
                     sock=sock,
-                    backlog=ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
+                    backlog=_ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
                     start_serving=False,
                 )
                 self._listeners.append(listener)
@@ -3097,12 +3099,12 @@ class SSEServer:
                 self._loop = None
             raise
         self._ended = asyncio.Event()
-        self._hook_threads = asyncio.Semaphore(AUTHORIZE_THREADS)
+        self._hook_threads = asyncio.Semaphore(_AUTHORIZE_THREADS)
         self._broadcasting = self._broadcaster.start()
         self._broadcasting.add_done_callback(self._broadcasting_ended)
         for listener, sock in zip(self._listeners, sockets):
             await listener.start_serving()
-            sock.listen(BACKLOG)  # asyncio has set ACCEPTS_PER_TURN
+            sock.listen(_BACKLOG)  # asyncio has set _ACCEPTS_PER_TURN
 
     def _broadcasting_ended(self, broadcasting: asyncio.Task[None]) -> None:
         """Nothing can be delivered any more: end the streams, refuse to publish."""
@@ -3151,14 +3153,16 @@ class SSEServer:
         port = self._port
         failure = OSError(f"{self._host} has no address")
         with contextlib.ExitStack() as closing:
-            for number, (family, (host, _, *scope)) in enumerate(addresses * LISTENERS):
+            for number, (family, (host, _, *scope)) in enumerate(
+                addresses * _LISTENERS
+            ):
                 address = host, port, *scope
                 # The first socket of an address is bound without SO_REUSEPORT, so that
                 # the kernel reports a port that is in use.
                 shared = self._reuse_port or number >= len(addresses)
                 try:
                     sock = socket.create_server(
-                        address, family=family, backlog=BACKLOG, reuse_port=shared
+                        address, family=family, backlog=_BACKLOG, reuse_port=shared
                     )
                 except OSError as error:
                     # A name may have an address that the machine has not, as ::1 where
@@ -3169,7 +3173,7 @@ class SSEServer:
                     continue
                 closing.callback(sock.close)
                 _set_socket_options(sock, self._write_timeout)
-                if LISTENERS > 1:
+                if _LISTENERS > 1:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 bound.append(sock)
                 port = sock.getsockname()[1]
@@ -3251,7 +3255,7 @@ class SSEServer:
         assert self._loop
         full = self._is_full
         if self._state not in (_SERVING, _FAILED) or (
-            full and len(self._refusing) == MAX_REFUSALS_AT_ONCE
+            full and len(self._refusing) == _MAX_REFUSALS_AT_ONCE
         ):
             self._refused += 1
             writer.transport.abort()
@@ -3385,7 +3389,7 @@ class SSEServer:
         if origin and not self._cors_origins & {origin, "*"}:
             hint = f"{origin[:80]!a} is not among cors_origins"
             logger.info("%s: its page may not read this: %s", request.peer, hint)
-        headers: Headers = _STREAM_HEADERS
+        headers: _Headers = _STREAM_HEADERS
         if self._compresses(request):
             headers = (*headers, _GZIP)
         if request.version >= (1, 1):
@@ -3417,7 +3421,7 @@ class SSEServer:
 
     def _retry_later_ms(self) -> int:
         full = self._state == _SERVING
-        return _jittered_ms(FULL_RETRY_SECONDS if full else RESTART_RETRY_SECONDS)
+        return _jittered_ms(_FULL_RETRY_SECONDS if full else _RESTART_RETRY_SECONDS)
 
     def _compresses(self, request: Request) -> bool:
         """Whether it gets its stream compressed."""
@@ -3463,9 +3467,9 @@ class SSEServer:
             answer: Any = authorize(request)
         else:
             # The wait for a free thread has its own time limit.
-            await asyncio.wait_for(self._hook_threads.acquire(), AUTHORIZE_SECONDS)
+            await asyncio.wait_for(self._hook_threads.acquire(), _AUTHORIZE_SECONDS)
             answer, error = await asyncio.wait_for(
-                self._call_in_thread(authorize, request), AUTHORIZE_SECONDS
+                self._call_in_thread(authorize, request), _AUTHORIZE_SECONDS
             )
             if error:
                 try:
@@ -3473,7 +3477,7 @@ class SSEServer:
                 finally:
                     del error  # it holds this frame
         if inspect.isawaitable(answer):
-            answer = await asyncio.wait_for(answer, AUTHORIZE_SECONDS)
+            answer = await asyncio.wait_for(answer, _AUTHORIZE_SECONDS)
         return cast(Permission, answer)
 
     def _call_in_thread(
@@ -3558,7 +3562,7 @@ class SSEServer:
 
 _OK = _Response(200, _TEXT_HEADERS, b"ok")
 _GZIP = ("Content-Encoding", "gzip")
-_STATS_HEADERS: Headers = (
+_STATS_HEADERS: _Headers = (
     ("Content-Type", "application/json"),
     ("Cache-Control", "no-store"),
     ("Vary", "Accept"),
@@ -3662,11 +3666,11 @@ def _connections_by_descriptors() -> int:
     try:
         import resource
     except ImportError:  # Windows: select() takes 512 sockets
-        return 512 - RESERVED_DESCRIPTORS
+        return 512 - _RESERVED_DESCRIPTORS
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
-    return max(1, soft - RESERVED_DESCRIPTORS)
+    return max(1, soft - _RESERVED_DESCRIPTORS)
 
 
 def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
@@ -3678,10 +3682,10 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (
-        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
-        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),
-        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
-        ("TCP_NOTSENT_LOWAT", NOTSENT_BYTES),
+        ("TCP_KEEPIDLE", _KEEPALIVE_IDLE_SECONDS),
+        ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
+        ("TCP_NOTSENT_LOWAT", _NOTSENT_BYTES),
     ):
         if hasattr(socket, name):  # where the platform has it
             listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -4124,7 +4128,7 @@ def _csp_hash(element: bytes) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-_PAGE_HEADERS: Headers = (
+_PAGE_HEADERS: _Headers = (
     ("Content-Type", "text/html; charset=utf-8"),
     ("Cache-Control", "no-store"),
     ("Vary", "Accept"),
@@ -4168,11 +4172,11 @@ def _publish_lines(
         asyncio.run_coroutine_threadsafe(drained, loop).result()
 
     # Lines that exceed the history between two drains would be lost.
-    most = max(1, min(options.history, BATCH_EVENTS))
+    most = max(1, min(options.history, _BATCH_EVENTS))
     count = size = 0
     try:
         for line in _read_lines(options.max_event_bytes):
-            if count == most or size + len(line) > BATCH_BYTES:
+            if count == most or size + len(line) > _BATCH_BYTES:
                 drain()
                 count = size = 0
             count += 1
@@ -4197,11 +4201,11 @@ def _read_lines(max_bytes: int) -> Iterator[bytes]:
     if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
         os.set_blocking(sys.stdin.fileno(), True)
     # Not sys.stdin.buffer: the interpreter cannot end while this thread reads from it.
-    with open(sys.stdin.fileno(), "rb", 64 * KIB, closefd=False) as file:
+    with open(sys.stdin.fileno(), "rb", 64 * _KIB, closefd=False) as file:
         while piece := file.readline(max_bytes + 2):
             line = piece.removesuffix(b"\n").removesuffix(b"\r")
             size = len(line)
-            while not piece.endswith(b"\n") and (piece := file.readline(64 * KIB)):
+            while not piece.endswith(b"\n") and (piece := file.readline(64 * _KIB)):
                 size += len(piece.rstrip(b"\r\n"))
             if size <= max_bytes:
                 yield line

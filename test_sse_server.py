@@ -644,11 +644,11 @@ class FormatEventTest(unittest.TestCase):
 
     def test_what_has_no_blank_line_does_not_end_or_change_an_event(self):
         stream = (
-            format_event(retry=1) + sse_server.HEARTBEAT + format_event("a", id="1")
+            format_event(retry=1) + sse_server._HEARTBEAT + format_event("a", id="1")
         )
         self.assertEqual(decode(stream), [("message", "a", "1")])
         self.assertEqual(
-            decode(format_event("a") + sse_server.HEARTBEAT), decode(b"data:a\n\n")
+            decode(format_event("a") + sse_server._HEARTBEAT), decode(b"data:a\n\n")
         )
 
     def test_random_events_come_out_as_they_went_in(self):
@@ -749,12 +749,12 @@ class NamesTest(unittest.TestCase):
 class FramingTest(unittest.TestCase):
     def test_a_chunk_of_each_size_is_read_back(self):
         payloads = [b"x" * size for size in (1, 9, 10, 15, 16, 255, 256, 65536)]
-        body = b"".join(map(sse_server._chunk, payloads)) + sse_server.LAST_CHUNK
+        body = b"".join(map(sse_server._chunk, payloads)) + sse_server._LAST_CHUNK
         self.assertEqual(unchunk(body), payloads)
 
     def test_a_heartbeat_is_a_comment_without_a_blank_line(self):
         decoder = Decoder()
-        self.assertEqual(decoder.feed(b"data: a\n" + sse_server.HEARTBEAT), [])
+        self.assertEqual(decoder.feed(b"data: a\n" + sse_server._HEARTBEAT), [])
         self.assertEqual(decoder.feed(b"\n"), [("message", "a", "")])
         self.assertEqual(decoder.comments, [""])
 
@@ -1146,7 +1146,7 @@ class EventLogTest(unittest.TestCase):
             self.assertFalse(log.missed(2, frozenset(["channel 1"])))
 
     def test_a_channel_that_lost_again_is_not_the_first_to_be_mixed_up(self):
-        with mock.patch.object(sse_server, "MAX_TRACKED_CHANNELS", 2):
+        with mock.patch.object(sse_server, "_MAX_TRACKED_CHANNELS", 2):
             log = new_log(max_events=0)
             for channel in ("a", "b", "a", "c"):
                 append_many(log, 1, channel)
@@ -1286,9 +1286,9 @@ class EventLogModelTest(unittest.TestCase):
         tracked = random_.choice((1, 2, 3, 100))
         bounds = random_.choice((0, 1, 2, 5, 20)), random_.choice((1, 700, 2000, 9999))
         limits = {
-            "MAX_TRACKED_CHANNELS": tracked,
-            "BATCH_BYTES": self.BATCH_BYTES,
-            "BATCH_EVENTS": self.BATCH_EVENTS,
+            "_MAX_TRACKED_CHANNELS": tracked,
+            "_BATCH_BYTES": self.BATCH_BYTES,
+            "_BATCH_EVENTS": self.BATCH_EVENTS,
         }
         with mock.patch.multiple(sse_server, **limits):
             self.log = new_log(*bounds)
@@ -3000,7 +3000,7 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
 
     def give_way_after(self, writes):
         """Have a sweep's turn end after so many writes, and not after a time."""
-        self.change(sse_server, WRITES_PER_LOOK=writes)
+        self.change(sse_server, _WRITES_PER_LOOK=writes)
         start = sse_server._Broadcaster.start
 
         def start_impatient(broadcaster):
@@ -3225,13 +3225,13 @@ class SubscriberModelTest(unittest.TestCase):
         self.kernel = Kernel(random_)
         self.direct = random_.random() < 0.6
         patches = {
-            "BATCH_EVENTS": random_.randint(1, 5),
-            "BATCH_BYTES": random_.choice((1, 100, 10_000)),
-            "WRITES_PER_LOOK": random_.randint(1, 5),
-            "CATCH_UPS_PER_TURN": random_.randint(1, 5),
-            "MAX_TRACKED_CHANNELS": 100,
-            "MAX_COMPRESSORS": random_.randint(1, 3),
-            "JOIN_BATCHES": random_.randint(1, 5),
+            "_BATCH_EVENTS": random_.randint(1, 5),
+            "_BATCH_BYTES": random_.choice((1, 100, 10_000)),
+            "_WRITES_PER_LOOK": random_.randint(1, 5),
+            "_CATCH_UPS_PER_TURN": random_.randint(1, 5),
+            "_MAX_TRACKED_CHANNELS": 100,
+            "_MAX_COMPRESSORS": random_.randint(1, 3),
+            "_JOIN_BATCHES": random_.randint(1, 5),
             "_direct_socket": lambda transport: (
                 transport.descriptor if self.direct else None
             ),
@@ -3584,10 +3584,10 @@ class BroadcastTest(ServerTestCase):
             server.publish(str(n))
         await client.events(3101)
         sizes = [len(chunk) for chunk in client.chunks.chunks]
-        large = [size for size in sizes if size > sse_server.BATCH_BYTES]
+        large = [size for size in sizes if size > sse_server._BATCH_BYTES]
         self.assertEqual(len(large), 1, sizes)
         counts = [chunk.count(b"\n\n") for chunk in client.chunks.chunks]
-        self.assertLessEqual(max(counts), sse_server.BATCH_EVENTS)
+        self.assertLessEqual(max(counts), sse_server._BATCH_EVENTS)
         self.assertGreater(len(counts), 13)
 
     async def test_who_joins_during_a_sweep_misses_nothing_and_gets_nothing_twice(self):
@@ -3645,7 +3645,7 @@ class BroadcastTest(ServerTestCase):
             (3 * size - 1, 5), (3 * size, 4), (10 * size - 1, 2), (10 * size, 1),
         ):  # fmt: skip
             with self.subTest(limit=limit):
-                self.change(sse_server, WRITTEN_BYTES_PER_LOOK=limit)
+                self.change(sse_server, _WRITTEN_BYTES_PER_LOOK=limit)
                 turns = await self.count_turns("x" * 2950)
                 self.assertEqual(turns, at_once + pieces - 1)
 
@@ -3709,7 +3709,7 @@ class BroadcastTest(ServerTestCase):
 
     async def test_stats_count_while_others_catch_up(self):
         self.give_way_after(1)
-        self.change(sse_server, BATCH_EVENTS=1)
+        self.change(sse_server, _BATCH_EVENTS=1)
         server = await self.start()
         start = server.last_event_id
         for n in range(40):
@@ -3918,7 +3918,7 @@ class ResumeTest(ServerTestCase):
     async def test_an_id_that_the_live_have_not_been_given_yet(self):
         """Rule 2: the position is ahead of `sent`."""
         self.give_way_after(1)
-        self.change(sse_server, BATCH_EVENTS=1)
+        self.change(sse_server, _BATCH_EVENTS=1)
         server = await self.start()
         clients = [await self.stream(server) for _ in range(10)]
         ids = [server.publish(str(n), id=str(n)) for n in range(300)]
@@ -4013,7 +4013,7 @@ class RetainedTest(ServerTestCase):
             self.assertEqual(sorted(name for _, name in retained), expected)
 
     async def test_the_bound_on_their_bytes_is_that_of_the_history(self):
-        overhead = sse_server.EVENT_OVERHEAD_BYTES
+        overhead = sse_server._EVENT_OVERHEAD_BYTES
         size = len(b"event: s\ndata: \n\n") + 100 + overhead
         for bound, kept in ((2 * size - 1, 1), (2 * size, 2), (2 * size + 1, 2)):
             server = await self.start(history_bytes=bound)
@@ -4070,7 +4070,7 @@ class ReplayTest(ServerTestCase):
             server.publish(str(number))
         await server.drain()
         for bound, expected in ((4, "1"), (5, "0"), (6, "0")):
-            with mock.patch.object(sse_server, "MAX_REPLAY_SCAN", bound):
+            with mock.patch.object(sse_server, "_MAX_REPLAY_SCAN", bound):
                 client = await self.stream(server, "/sse?replay=all")
                 self.assertEqual(await client.data(1), [expected])
 
@@ -4109,7 +4109,7 @@ class SlowClientTest(ServerTestCase):
         await publishing
         for data in found:
             self.assertEqual(data, expected)
-        largest = sse_server.BATCH_BYTES + 64 * KIB
+        largest = sse_server._BATCH_BYTES + 64 * KIB
         for transport in self.transports:
             self.assertLess(transport.get_write_buffer_size(), largest)
         await self.until_stats(server, live=4, behind=0, dropped=2)
@@ -4227,7 +4227,7 @@ class SlowClientTest(ServerTestCase):
             return server.stats.dropped
 
         await self.until(dropped, "the drop")
-        self.assertLess(largest, sse_server.BATCH_BYTES)
+        self.assertLess(largest, sse_server._BATCH_BYTES)
         self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
 
     async def test_a_little_that_is_read_late_is_no_harm(self):
@@ -4456,7 +4456,7 @@ class ChannelTest(ServerTestCase):
         clients = [await self.stream(server, f"/sse?channel={n}") for n in names]
         clock = itertools.count()  # each look at it takes a second
         fake = types.SimpleNamespace(monotonic=lambda: next(clock), time=time.time)
-        self.change(sse_server, time=fake, BROADCAST_SECONDS=3)
+        self.change(sse_server, time=fake, _BROADCAST_SECONDS=3)
         looks = []
         is_over = server._broadcaster.turn_is_over
         server._broadcaster.turn_is_over = lambda: looks.append(is_over()) or looks[-1]
@@ -4642,7 +4642,7 @@ class CompressionTest(ServerTestCase):
         """Until then they get each batch compressed alone."""
         # So many live clients, and so many who join; batches that these wait for.
         cases = [(1, 1, 1), (4, 1, 4), (4, 2, 2), (6, 4, 2), (7, 1, 6), (8, 1, 6)]
-        patch = mock.patch.object(sse_server, "JOIN_BATCHES", 7)
+        patch = mock.patch.object(sse_server, "_JOIN_BATCHES", 7)
         patch.start()
         self.addCleanup(patch.stop)
         for live, joining, expected in cases:
@@ -4665,7 +4665,7 @@ class CompressionTest(ServerTestCase):
 
     async def test_so_many_compressors_go_on(self):
         limit = 5
-        with mock.patch.object(sse_server, "MAX_COMPRESSORS", limit):
+        with mock.patch.object(sse_server, "_MAX_COMPRESSORS", limit):
             server = await self.start(compress=True)
             clients = []
             for number in range(1, limit + 2):
@@ -4694,7 +4694,7 @@ class CompressionTest(ServerTestCase):
         late = await self.zipped(server)  # joins in the midst of it
         for client in clients:
             self.assertEqual(await client.data(1), [data])
-        self.assertGreater(len(turns), len(data) // sse_server.BATCH_BYTES)
+        self.assertGreater(len(turns), len(data) // sse_server._BATCH_BYTES)
         server.publish("next")
         for client in (*clients, late):
             self.assertEqual(await client.data(1), ["next"])
@@ -5193,7 +5193,7 @@ class SharedLogTest(ServerTestCase):
             self.assertEqual(await client.data(1), ["3"])
 
     async def test_an_id_that_never_comes_is_a_gap_in_time(self):
-        with mock.patch.object(sse_server, "AHEAD_SECONDS", 0.05):
+        with mock.patch.object(sse_server, "_AHEAD_SECONDS", 0.05):
             server = await self.start(id_order=int)
             self.publish(server, 1, 2)
             client = await self.resume(server, 999)
@@ -5623,7 +5623,7 @@ class ConnectionTest(ServerTestCase):
 
     async def test_a_silent_connection_gets_408(self):
         """Rule 4."""
-        self.change(sse_server, LINGER_SECONDS=0.2)
+        self.change(sse_server, _LINGER_SECONDS=0.2)
         server = await self.start(header_timeout=0.1)
         client = await self.connect(server)
         answer = await client.read_answer()
@@ -5641,7 +5641,7 @@ class ConnectionTest(ServerTestCase):
 
     async def test_a_head_that_is_not_complete_in_time_gets_408(self):
         """Rule 4."""
-        self.change(sse_server, LINGER_SECONDS=0.2)
+        self.change(sse_server, _LINGER_SECONDS=0.2)
         server = await self.start(header_timeout=0.2)
         for before in (b"", ask("/")):
             with self.subTest(before=before):
@@ -5676,7 +5676,7 @@ class ConnectionTest(ServerTestCase):
     async def test_who_reads_the_last_answer_slowly_gets_all_of_it(self):
         """Rule 4: the timer of a connection that has ended does nothing."""
         self.send_buffer = 4 * KIB
-        self.change(sse_server, LINGER_SECONDS=0.2)
+        self.change(sse_server, _LINGER_SECONDS=0.2)
         server = await self.start()
         client = await self.connect(server, receive_buffer=4 * KIB)
         await client.send(ask("/sse", "Accept: text/html", "Connection: close"))
@@ -5750,15 +5750,15 @@ class ConnectionTest(ServerTestCase):
     async def test_lingering_is_bounded_in_time_and_in_bytes(self):
         """Rule 4."""
         for limit in (
-            {"LINGER_SECONDS": 0.1},
-            {"LINGER_SECONDS": 1000, "LINGER_BYTES": 100_000},
+            {"_LINGER_SECONDS": 0.1},
+            {"_LINGER_SECONDS": 1000, "_LINGER_BYTES": 100_000},
         ):
             with self.subTest(limit), mock.patch.multiple(sse_server, **limit):
                 server = await self.start()
                 client = await self.connect(server)
                 await client.send(b"x y z\r\n\r\n")
                 self.assertEqual((await client.read_answer()).status, 400)
-                if "LINGER_BYTES" in limit:
+                if "_LINGER_BYTES" in limit:
                     self.assertEqual(server._registry.count("lingering"), 1)
                     with contextlib.suppress(ConnectionError):
                         await client.send(b"x" * 100_000)
@@ -5788,7 +5788,7 @@ class SeamTest(ServerTestCase):
     """Where requests, answers and streams follow each other on one connection."""
 
     async def test_after_the_end_of_input_nobody_lingers(self):
-        self.change(sse_server, LINGER_SECONDS=1000)
+        self.change(sse_server, _LINGER_SECONDS=1000)
         server, client, gate = await self.asking(ask(method="HEAD") + b"x y z\r\n\r\n")
         client.end_of_input()
         connection = server._registry.all("asking")[0]
@@ -5849,7 +5849,7 @@ class SeamTest(ServerTestCase):
 
     async def test_a_thread_that_cannot_be_started_costs_one_answer(self):
         """And not the place of the call among those that may run."""
-        self.change(sse_server, AUTHORIZE_THREADS=1, AUTHORIZE_SECONDS=5)
+        self.change(sse_server, _AUTHORIZE_THREADS=1, _AUTHORIZE_SECONDS=5)
         server = await self.start(authorize=lambda request: True)
 
         async def status():
@@ -5871,8 +5871,8 @@ class SeamTest(ServerTestCase):
             return True
 
         with (
-            mock.patch.object(sse_server, "AUTHORIZE_THREADS", 2),
-            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.5),
+            mock.patch.object(sse_server, "_AUTHORIZE_THREADS", 2),
+            mock.patch.object(sse_server, "_AUTHORIZE_SECONDS", 0.5),
         ):
             server = await self.start(authorize=authorize)
             clients = [await self.connect(server) for _ in range(40)]
@@ -5933,7 +5933,7 @@ class SeamTest(ServerTestCase):
         async def authorize(request):
             return "refuse" not in request.query
 
-        self.change(sse_server, LINGER_SECONDS=0.1)
+        self.change(sse_server, _LINGER_SECONDS=0.1)
         server = await self.start(
             authorize=authorize, publish_token="secret", body_timeout=0.5
         )
@@ -6268,7 +6268,7 @@ class IteratorTest(ServerTestCase):
         decoder, pieces = Decoder(), []
         while not decoder.feed(b"".join(pieces[-1:])):
             pieces.append(await anext_of(reading))
-        self.assertEqual(max(map(len, pieces)), sse_server.BATCH_BYTES)
+        self.assertEqual(max(map(len, pieces)), sse_server._BATCH_BYTES)
         server.publish("next")
         self.assertEqual(await self.read(reading, 1), ["next"])
 
@@ -6573,7 +6573,7 @@ class AuthorizeTest(ServerTestCase):
         server = await self.start(authorize=authorize)
         client = await self.connect(server)
         with (
-            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
+            mock.patch.object(sse_server, "_AUTHORIZE_SECONDS", 0.05),
             self.assertLogs("sse_server", "ERROR") as caught,
         ):
             answer = await client.request(ask("/sse?key=secret"))
@@ -6592,7 +6592,7 @@ class AuthorizeTest(ServerTestCase):
 
         Returns the server, its client, and for each call an event that ends it.
         """
-        self.change(sse_server, AUTHORIZE_THREADS=1)
+        self.change(sse_server, _AUTHORIZE_THREADS=1)
         calls = []
 
         def authorize(request):
@@ -6610,7 +6610,7 @@ class AuthorizeTest(ServerTestCase):
     async def test_the_wait_for_a_thread_has_an_end(self):
         server, first, calls = await self.blocking()
         with (
-            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
+            mock.patch.object(sse_server, "_AUTHORIZE_SECONDS", 0.05),
             self.assertLogs("sse_server", "ERROR"),
         ):
             answer = await self.ask(server, ask())
@@ -6624,7 +6624,7 @@ class AuthorizeTest(ServerTestCase):
         await second.send(ask())
         await self.until(lambda: server._hook_threads._waiters, "the wait")
         with (
-            mock.patch.object(sse_server, "AUTHORIZE_SECONDS", 0.05),
+            mock.patch.object(sse_server, "_AUTHORIZE_SECONDS", 0.05),
             self.assertLogs("sse_server", "ERROR"),
         ):
             calls[0].set()
@@ -6767,7 +6767,7 @@ class DisconnectTest(ServerTestCase):
 class DisconnectOverTLSTest(OverTLS, DisconnectTest):
     async def test_a_stream_that_ended_does_not_wait_for_who_does_not_answer(self):
         """Rule 4."""
-        self.change(sse_server, LINGER_SECONDS=0.2)
+        self.change(sse_server, _LINGER_SECONDS=0.2)
         server = await self.start(write_timeout=0.3)
         before = len(os.listdir(DESCRIPTORS)) if os.path.isdir(DESCRIPTORS) else None
         if before is None:
@@ -7237,7 +7237,7 @@ class FullTest(ServerTestCase):
 
     async def test_more_than_can_be_told_are_cut(self):
         """Rule 4."""
-        with mock.patch.object(sse_server, "MAX_REFUSALS_AT_ONCE", 2):
+        with mock.patch.object(sse_server, "_MAX_REFUSALS_AT_ONCE", 2):
             server = await self.start(max_connections=1)
             stream = await self.stream(server)
             waiting = [await self.connect(server) for _ in range(2)]
@@ -7251,7 +7251,7 @@ class FullTest(ServerTestCase):
 
     async def test_the_limit_follows_from_the_descriptors(self):
         resource = self.need("resource")
-        reserve = sse_server.RESERVED_DESCRIPTORS
+        reserve = sse_server._RESERVED_DESCRIPTORS
         for soft in (reserve + 2, 1):
             with (
                 self.subTest(soft),
@@ -7755,7 +7755,7 @@ class LifeTest(ServerTestCase):
         self.assertEqual(await client.rest(), [])
 
     async def test_a_close_from_another_event_loop_while_its_own_is_stopped(self):
-        self.change(sse_server, CLOSE_MARGIN_SECONDS=0.1)
+        self.change(sse_server, _CLOSE_MARGIN_SECONDS=0.1)
         server = SSEServer("127.0.0.1", 0, shutdown_timeout=0.1)
         loop = asyncio.new_event_loop()
         await self.in_thread(loop.run_until_complete, server.__aenter__())
@@ -8019,7 +8019,7 @@ class TLSTest(OverTLS, ServerTestCase):
         async def start_tls_late(transport, connection, *arguments, **options):
             """As in a loop that is busy: input comes before this has returned."""
             secured = await start_tls(transport, connection, *arguments, **options)
-            most = sse_server.MAX_RECEIVED_BYTES
+            most = sse_server._MAX_RECEIVED_BYTES
             await self.until(lambda: len(connection.received) > most, "the input")
             return secured
 
@@ -8887,11 +8887,11 @@ class ReadmeTest(ServerTestCase):
         self.assertEqual((defaults["history"], defaults["retained"]), (1000, 1000))
         self.assertEqual(defaults["history_bytes"], 16 * 1024 * KIB)
         self.assertEqual(defaults["max_event_bytes"], 1024 * KIB)
-        self.assertEqual(sse_server.RESERVED_DESCRIPTORS, 64)
-        self.assertIn(f"{sse_server.MAX_NAME_BYTES} bytes", self.text)
-        self.assertIn(f"| {sse_server.MAX_CHANNELS} |", self.text)
+        self.assertEqual(sse_server._RESERVED_DESCRIPTORS, 64)
+        self.assertIn(f"{sse_server._MAX_NAME_BYTES} bytes", self.text)
+        self.assertIn(f"| {sse_server._MAX_CHANNELS} |", self.text)
         self.assertIn(
-            f"{sse_server.MAX_HEAD_BYTES // KIB} KiB, {sse_server.MAX_FIELDS} fields | 431",
+            f"{sse_server._MAX_HEAD_BYTES // KIB} KiB, {sse_server._MAX_FIELDS} fields | 431",
             self.text,
         )
 

@@ -211,7 +211,7 @@ async def resume_over_restart(report):
     events = [{"data": f"number {n}", "id": f"row-{n}"} for n in range(100)]
     wanted = [as_seen(event, event["id"]) for event in events]
     async with contextlib.AsyncExitStack() as stack:
-        quickly = {"RESTART_RETRY_SECONDS": 1.0}
+        quickly = {"_RESTART_RETRY_SECONDS": 1.0}
         server = await Server.start(limits=quickly)
         clients = {
             library: await stack.enter_async_context(

@@ -190,7 +190,7 @@ async function losesNothingOverDroppedConnections({ page, startServer, startRela
 
 /** A full server tells an EventSource to come again; it does, and gets in. */
 async function waitsForRoom({ page, startServer, startRelay }) {
-  const limits = { FULL_RETRY_SECONDS: 4 }; // for the usual half a minute
+  const limits = { _FULL_RETRY_SECONDS: 4 }; // for the usual half a minute
   // What a browser keeps open for its next request takes a place, too, for so long.
   const places = { max_connections: 2, keepalive_timeout: 1 };
   const server = await startServer({ ...places, heartbeat: 60, limits });
