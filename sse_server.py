@@ -395,8 +395,8 @@ class _EventLog:
     forgets its oldest event, but it always holds the newest.  The publisher's ids may
     have keys, which ascend.  With the key of an id that is not held, find() knows
     between which two held ids it belongs.  Call the methods under the server's lock;
-    `base`, `sent`, `newest`, `newest_id` and retains() do not need it.  Within `with
-    log:` all events that are held now stay.
+    `base`, `sent`, `newest`, `newest_id` and retains() do not need it.  In a block of
+    `with log:` all events that are held now stay.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
