@@ -3706,6 +3706,9 @@ class BroadcastTest(ServerTestCase):
         chunk = clients[0].chunks.chunks[1]
         framed = len(chunk) + len(f"{len(chunk):x}\r\n\r\n")
         self.assertEqual(stats.bytes_written - before, 3 * framed)
+        late = await self.stream(server, "/sse?replay=all")
+        await late.data(2)
+        await self.until_stats(server, live=4, bytes_written=before + 4 * framed)
 
     async def test_stats_count_while_others_catch_up(self):
         self.give_way_after(1)
@@ -4682,6 +4685,20 @@ class CompressionTest(ServerTestCase):
                 client.close()
             await self.until_stats(server, live=0)
             self.assertEqual(len(server._broadcaster._compressing), 0)
+
+    async def test_the_compressor_that_ends_is_the_one_unused_for_longest(self):
+        self.change(sse_server, _MAX_COMPRESSORS=2)
+        server = await self.start(compress=True)
+        clients = {c: await self.zipped(server, f"/sse?channel={c}") for c in "abc"}
+        for channel in "abac":
+            server.publish("x", channel=channel)
+            self.assertEqual(await clients[channel].data(1), ["x"])
+        going_on = {
+            channel
+            for audience in server._broadcaster._compressing
+            for channel in audience.wish.channels - {EVERYBODY}
+        }
+        self.assertEqual(going_on, {"a", "c"})
 
     async def test_a_large_event_is_compressed_in_turns(self):
         server = await self.start(compress=True)
