@@ -5846,6 +5846,21 @@ class SeamTest(ServerTestCase):
         gate.set()
         await self.until(lambda: not server._registry, "its departure")
 
+    async def test_after_a_pause_the_next_request_is_read(self):
+        server, client, gate = await self.asking(ask(method="HEAD"))
+        (connection,) = server._registry.all("asking")
+        await client.send(post("/", b"x" * 70_000))
+        await self.until(lambda: not connection.transport.is_reading(), "the pause")
+        gate.set()
+        # The answers are taken only later.
+        with mock.patch.object(sse_server, "_unsent", return_value=1):
+            for head_only in (True, False):
+                answer = await client.read_answer(head_only=head_only)
+                self.assertEqual(answer.status, 200)
+                self.assertFalse(connection.transport.is_reading())
+                connection.resume_writing()
+        self.assertEqual((await client.request(ask("/"))).body, b"ok")
+
     async def test_a_stream_that_is_asked_for_with_close_says_so(self):
         server = await self.start()
         client = await self.stream(server, "/sse", "Connection: close")
