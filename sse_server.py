@@ -3455,8 +3455,9 @@ class SSEServer:
         except asyncio.TimeoutError:
             logger.exception("authorize() took too long for %s", request.path)
             raise HTTPError(503, "asking for permission took too long") from None
-        except Exception:
+        except Exception as error:
             logger.exception("authorize() failed for %s", request.path)
+            error.__traceback__ = None  # its frames hold it
             raise HTTPError(500) from None
 
     async def _ask_hook(self, request: Request) -> Permission:
@@ -3472,10 +3473,7 @@ class SSEServer:
                 self._call_in_thread(authorize, request), _AUTHORIZE_SECONDS
             )
             if error:
-                try:
-                    raise error
-                finally:
-                    del error  # it holds this frame
+                raise error
         if inspect.isawaitable(answer):
             answer = await asyncio.wait_for(answer, _AUTHORIZE_SECONDS)
         return cast(Permission, answer)
@@ -3502,7 +3500,6 @@ class SSEServer:
                 loop.call_soon_threadsafe(self._hook_threads.release)
             with contextlib.suppress(concurrent.futures.InvalidStateError):
                 outcome.set_result((answer, failure))  # if it is still waited for
-            del answer, failure  # a failure holds this frame
 
         thread = threading.Thread(target=call, name="sse_server authorize", daemon=True)
         try:
