@@ -4927,6 +4927,24 @@ class FailureTest(ServerTestCase):
         await client.send(b"Host: localhost\r\n\r\n")
         self.assertEqual((await client.read_answer()).status, 200)
 
+    async def test_an_earlier_deadline_replaces_the_timer(self):
+        server = await self.start()
+        await self.half_a_head(server)
+        timer = server._registry._timer
+        answer = await self.ask(server, b"x y z\r\n\r\n")  # and it lingers
+        self.assertEqual(answer.status, 400)
+        self.assertTrue(timer.cancelled())
+
+    async def test_after_the_last_deadline_come_others(self):
+        self.change(sse_server, _LINGER_SECONDS=0.05)
+        server = await self.start(header_timeout=0.05)
+        for _ in range(2):
+            client = await self.connect(server)
+            self.assertEqual((await client.read_answer()).status, 408)
+            self.assertTrue(await client.ended())
+            client.close()
+            await self.until(lambda: server._registry._timer is None, "no deadline")
+
     async def test_a_client_that_has_gone_when_its_time_is_over(self):
         server = await self.start()
         client, connection = await self.half_a_head(server)
@@ -6740,6 +6758,7 @@ class DisconnectTest(ServerTestCase):
             SSEServer().disconnect("42")
 
     async def test_it_ends_the_chosen_streams(self):
+        self.give_way_after(1)
         server = await self.start(history=100_000)
         stays = await self.stream(server, "/sse?user=1")
         leaves = [
