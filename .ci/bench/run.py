@@ -32,6 +32,10 @@ from contestants import (
 )
 from scenarios import METRICS, SCENARIOS, Run, ratio, verdicts
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import raise_descriptor_limit
+
 QUICK = ("single", "latency", "bursts", "memory", "arrivals", "channels")
 HERE = Path(__file__).resolve().parent
 DESCRIPTORS = 20_000  # for 15,000 connections in one process, with room
@@ -61,13 +65,6 @@ def parse_arguments():
     if arguments.peers and not (arguments.only or arguments.quick):
         arguments.svg = arguments.svg or HERE / "comparison.svg"
     return arguments
-
-
-def raise_descriptor_limit():
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS:
-        print(f"note: RLIMIT_NOFILE is {hard}, {DESCRIPTORS} are needed for all")
 
 
 def processor():
@@ -123,7 +120,9 @@ def print_growth(run):
 
 def main():
     arguments = parse_arguments()
-    raise_descriptor_limit()
+    limit = raise_descriptor_limit()
+    if limit != resource.RLIM_INFINITY and limit < DESCRIPTORS:
+        print(f"note: RLIMIT_NOFILE is {limit}, {DESCRIPTORS} are needed for all")
     pythons = arguments.python or [sys.executable]
     chosen = arguments.only or (QUICK if arguments.quick else list(SCENARIOS))
     rounds = arguments.rounds or (2 if arguments.quick else 7)

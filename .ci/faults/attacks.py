@@ -408,7 +408,7 @@ def main():
     if options.only == [""]:
         check_reads_nothing(report, options)
         check_refused_flood(report, options)
-    return report.end()
+    return report.close()
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def main():
         with tempfile.TemporaryFile() as log:
             check_exhaustion(report, python, log)
         check_departures(report, python, chance)
-    return report.end()
+    return report.close()
 
 
 if __name__ == "__main__":

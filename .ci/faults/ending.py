@@ -161,7 +161,7 @@ def main():
         check_signal(report, python, signal.SIGTERM, chance)
         check_signal(report, python, signal.SIGINT, chance)
         check_close(report, python, chance)
-    return report.end()
+    return report.close()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the checks share: a report, the server's process, and a client's decoder.
+"""What the checks share: the server's process, and a client that decodes its stream.
 
-The decoder is written from the HTML standard (9.2.5, 9.2.6), the chunks from RFC 9112
-(7.1); nothing here uses the module that is checked.
+The chunks are decoded as RFC 9112 (7.1) says; nothing here uses the module that is
+checked.
 """
 
 import argparse
@@ -15,40 +15,22 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import zlib
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import MODULE, free_port, process_cpu, process_rss  # noqa: F401
+from common import (  # noqa: F401
+    MODULE,
+    Decoder,
+    Report,
+    free_port,
+    process_cpu,
+    process_rss,
+    wait_until,
+)
 
 KIB, MIB = 1024, 1024 * 1024
-
-
-class Report:
-    """Prints PASS and FAIL lines; the exit status follows from them."""
-
-    def __init__(self, name):
-        self._name = name
-        self._checks = self._failed = 0
-        self._start = time.monotonic()
-
-    def check(self, what, good, figures=""):
-        self._checks += 1
-        self._failed += not good
-        print(f"{'PASS' if good else 'FAIL'} {what}: {figures}", flush=True)
-        return good
-
-    def note(self, text):
-        print(f"     {text}", flush=True)
-
-    def end(self):
-        """Print the sum; return the exit status."""
-        seconds = time.monotonic() - self._start
-        passed = self._checks - self._failed
-        print(f"{self._name}: {passed} of {self._checks} passed in {seconds:.0f} s")
-        return 1 if self._failed or not self._checks else 0
 
 
 def arguments(text, **defaults):
@@ -68,16 +50,6 @@ def arguments(text, **defaults):
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     return options
-
-
-def wait_until(condition, seconds, period=0.02):
-    """Whether the condition came true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(period)
-    return True
 
 
 def python_name(python):
@@ -145,54 +117,6 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
             self.wait()
-
-
-class Decoder:
-    """Decodes an event stream: `feed` gives (last id, event's name, data) each."""
-
-    def __init__(self, last_id=""):
-        self.last_id = last_id  # of the last event that was dispatched
-        self.retry = None  # milliseconds
-        self._rest = b""
-        self._begin()
-        self._id = last_id
-
-    def _begin(self):
-        self._name = ""
-        self._data = []
-
-    def feed(self, received):
-        # The server's lines end with LF; a CR must not appear at all.
-        *lines, self._rest = (self._rest + received).split(b"\n")
-        events = []
-        for line in lines:
-            if line.endswith(b"\r"):
-                raise ValueError(f"a line with a CR: {line[:80]!r}")
-            if line:
-                self._field(line)
-            elif self._data:
-                self.last_id = self._id
-                name = self._name or "message"
-                events.append((self._id, name, b"\n".join(self._data)))
-                self._begin()
-            else:
-                self.last_id = self._id
-                self._begin()
-        return events
-
-    def _field(self, line):
-        name, _, value = line.partition(b":")
-        value = value[1:] if value.startswith(b" ") else value
-        if name == b"data":
-            self._data.append(value)
-        elif name == b"id":
-            self._id = value.decode()
-        elif name == b"event":
-            self._name = value.decode()
-        elif name == b"retry":
-            self.retry = int(value)
-        elif name != b"":
-            raise ValueError(f"an unknown field: {line[:80]!r}")
 
 
 class Dechunker:

@@ -247,7 +247,7 @@ def main():
         errors = log.read().decode("utf-8", "replace").splitlines()
         report.check("nothing was logged as an error", not errors, str(errors[:3]))
         report.check("exit status", server.stop() == 0, "after SIGTERM")
-    return report.end()
+    return report.close()
 
 
 if __name__ == "__main__":

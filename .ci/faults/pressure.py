@@ -237,7 +237,7 @@ def main():
     check_limit(report)
     check_clock(report)
     check_twenty_servers(report)
-    return report.end()
+    return report.close()
 
 
 if __name__ == "__main__":

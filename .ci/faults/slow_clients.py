@@ -102,7 +102,7 @@ def main():
     ) as server:
         run(report, server, options, chance)
         report.check("exit status", server.stop() == 0, "after SIGTERM")
-    return report.end()
+    return report.close()
 
 
 class Publishing:

@@ -262,7 +262,7 @@ def main():
         soak(report, options, folder)
         soak_restarted(report, options, folder, "", SMALL_LOG)
         soak_restarted(report, options, folder, "job", LARGE_LOG)
-    return report.end()
+    return report.close()
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def main():
     report = harness.Report("stdin")
     check_lossless(report, options)
     check_sleeper(report, options)
-    return report.end()
+    return report.close()
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def main():
     report = harness.Report("trickle")
     check_stopped(report, options)
     check_trickle(report, options)
-    return report.end()
+    return report.close()
 
 
 if __name__ == "__main__":

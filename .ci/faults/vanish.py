@@ -165,7 +165,7 @@ def main():
     report = harness.Report("vanish")
     if os.geteuid() != 0:
         report.check("root, to make network namespaces", False, "this is not")
-        return report.end()
+        return report.close()
     short = {"write_timeout": 10.0}
     cases = [
         Case("idle", False, {**short, "heartbeat": 3600.0}),
@@ -185,7 +185,7 @@ def main():
         ]
         for case in running:
             case.result()
-    return report.end()
+    return report.close()
 
 
 if __name__ == "__main__":

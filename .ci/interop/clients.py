@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import replace
 
-from harness import ANSWER_LIMIT, HERE, Curl, Event, Report, Server, expect, until
+from harness import ANSWER_LIMIT, HERE, Curl, Event, Report, Server, expect, until_async
 
 HEARTBEAT = 0.05  # seconds: many of them between the events
 QUIET_HEARTBEATS = 10  # that pass before, between and after the events
@@ -104,7 +104,7 @@ class Client:
             self.events.append(Event(*json.loads(line)))
 
     async def received(self, count):
-        await until(
+        await until_async(
             lambda: len(self.events) >= count or self._reading.done(),
             lambda: f"{count} events; {len(self.events)} came",
         )
@@ -155,7 +155,7 @@ def compare(library, seen, wanted, complaint=""):
 
 async def heartbeats(curl, more):
     enough = curl.decoder.comments + more
-    await until(lambda: curl.decoder.comments >= enough, f"{more} heartbeats")
+    await until_async(lambda: curl.decoder.comments >= enough, f"{more} heartbeats")
 
 
 async def publish_all(server, curl):

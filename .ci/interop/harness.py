@@ -6,34 +6,15 @@ import json
 import pathlib
 import signal
 import sys
-import time
 from dataclasses import dataclass
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import Failure, Report, expect  # noqa: F401
+from common import Decoder, Failure, Report, expect, until_async  # noqa: F401
 
 ANSWER_LIMIT = 16 * 1024 * 1024  # bytes in one line of any program read from here
 PATIENCE = 15.0  # seconds that anything awaited may take on a busy machine
-
-
-async def until(condition, what, within=PATIENCE):
-    """Wait until condition(), which may be a coroutine function, holds.
-
-    what: the words, or a function that finds them, for the failure.
-    """
-    deadline = time.monotonic() + within
-    while True:
-        holds = condition()
-        if asyncio.iscoroutine(holds):
-            holds = await holds
-        if holds:
-            return holds
-        if time.monotonic() > deadline:
-            what = what() if callable(what) else what
-            raise Failure(f"not within {within:g} s: {what}")
-        await asyncio.sleep(0.01)
 
 
 class Server:
@@ -98,7 +79,7 @@ class Server:
             stats = await self.stats()
             return stats["live"] + stats["behind"] == count
 
-        await until(so_many, f"{count} open streams", within)
+        await until_async(so_many, f"{count} open streams", within)
 
     async def stop(self):
         """SIGTERM, as a service manager would; returns the exit status."""
@@ -116,61 +97,13 @@ class Event:
     id: str  # the last event id at the time of dispatch
 
 
-class EventStreamDecoder:
-    """Bytes in, events out, as the HTML standard interprets an event stream."""
-
-    def __init__(self):
-        self.events = []
-        self.comments = 0
-        self.retry = None  # milliseconds
-        self._pending = b""
-        self._at_start = True
-        self._type, self._data, self._last_id = "", [], ""
-
-    def feed(self, chunk):
-        self._pending += chunk
-        # A CR at the very end may be half of a CRLF: it waits for the next byte.
-        usable = self._pending[:-1] if self._pending[-1:] == b"\r" else self._pending
-        lines = usable.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        self._pending = lines.pop() + self._pending[len(usable) :]
-        for line in lines:
-            self._line(line.decode("utf-8", "replace"))
-
-    def _line(self, line):
-        if self._at_start:
-            self._at_start = False
-            line = line.removeprefix("\ufeff")
-        if not line:
-            self._dispatch()
-        elif line.startswith(":"):
-            self.comments += 1
-        else:
-            field, _, value = line.partition(":")
-            self._field(field, value.removeprefix(" "))
-
-    def _field(self, field, value):
-        if field == "event":
-            self._type = value
-        elif field == "data":
-            self._data.append(value)
-        elif field == "id" and "\0" not in value:
-            self._last_id = value
-        elif field == "retry" and value.isascii() and value.isdigit():
-            self.retry = int(value)
-
-    def _dispatch(self):
-        if self._data:
-            type_ = self._type or "message"
-            self.events.append(Event(type_, "\n".join(self._data), self._last_id))
-        self._type, self._data = "", []
-
-
 class Curl:
     """`curl -N`, watching a stream; `decoder` has what it has seen so far."""
 
     def __init__(self, process):
         self._process = process
-        self.decoder = EventStreamDecoder()
+        self.decoder = Decoder()
+        self.events = []
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
@@ -191,11 +124,8 @@ class Curl:
 
     async def _read(self):
         while chunk := await self._process.stdout.read(65536):
-            self.decoder.feed(chunk)
-
-    @property
-    def events(self):
-        return self.decoder.events
+            for id, name, data in self.decoder.feed(chunk):
+                self.events.append(Event(name, data.decode(), id))
 
     @property
     def data(self):
@@ -207,10 +137,12 @@ class Curl:
 
     async def connected(self, within=PATIENCE):
         """Wait for the stream's first bytes."""
-        await until(lambda: self.decoder.retry is not None, "the first bytes", within)
+        await until_async(
+            lambda: self.decoder.retry is not None, "the first bytes", within
+        )
 
     async def received(self, count, within=PATIENCE):
-        await until(
+        await until_async(
             lambda: len(self.events) >= count,
             lambda: f"{count} events; {len(self.events)} came",
             within,

@@ -18,7 +18,17 @@ import time
 import smuggling
 from clients import Client
 from common import free_port
-from harness import HERE, PATIENCE, Curl, Event, Failure, Report, Server, expect, until
+from harness import (
+    HERE,
+    PATIENCE,
+    Curl,
+    Event,
+    Failure,
+    Report,
+    Server,
+    expect,
+    until_async,
+)
 
 README = HERE.parents[1] / "README.md"
 EVENTS = 20  # of which each must be seen before the next is published
@@ -113,7 +123,7 @@ class Proxy:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, cwd=self._folder, stdout=output, stderr=output
             )
-        await until(self._listens, f"{self._command[0]} listens")
+        await until_async(self._listens, f"{self._command[0]} listens")
 
     async def _listens(self):
         if self._process.returncode is not None:
@@ -229,13 +239,13 @@ async def keeps_an_idle_stream(proxy, server, notes):
     async with Curl.watching(proxy.url) as curl:
         await curl.connected()
         count = curl.decoder.comments + 2 * PROXY_TIMEOUT / HEARTBEAT
-        await until(
+        await until_async(
             lambda: curl.ended or curl.decoder.comments >= count, f"{count} heartbeats"
         )
         idle = time.monotonic() - start
         expect(not curl.ended, f"the proxy cut the stream after {idle:.1f} s")
         await server.publish("after the silence")
-        await until(lambda: curl.data == ["after the silence"], "the event")
+        await until_async(lambda: curl.data == ["after the silence"], "the event")
     notes.append(f"idle for {idle:.1f} s with a proxy timeout of {PROXY_TIMEOUT} s")
 
 
@@ -296,7 +306,7 @@ async def asks_to_come_again(proxy, server, notes):
     """While the server is away: an EventSource would take an error for the end."""
     await server.stop()
     async with Curl.watching(proxy.url) as curl:
-        await until(lambda: curl.ended, "an answer")
+        await until_async(lambda: curl.ended, "an answer")
         expect(curl.decoder.retry, "nginx sent no `retry` while the server was away")
         notes.append(f"after {curl.decoder.retry} ms")
 
@@ -381,7 +391,7 @@ async def seconds_until_cut(proxy):
     async with Curl.watching(proxy.url) as curl:
         await curl.connected()
         start = time.monotonic()
-        await until(lambda: curl.ended, "the cut", within=3 * PROXY_TIMEOUT)
+        await until_async(lambda: curl.ended, "the cut", within=3 * PROXY_TIMEOUT)
         return time.monotonic() - start
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 
-from harness import PATIENCE, Server, expect, until
+from harness import PATIENCE, Server, expect, until_async
 
 TOKEN = "publish-token"
 HIDDEN = (
@@ -215,7 +215,7 @@ async def withstands(report, name, fronted):
                     expect(statuses == [b"200"], f"{attack}: the next got {victim}")
                     expect(b"ok" in victim, f"{attack}: the next got {victim}")
                     count += 1
-                await until(
+                await until_async(
                     lambda: tap.answered <= front.passed_on(),
                     f"{front.passed_on()} requests passed on, {tap.answered} answered",
                 )

@@ -12,12 +12,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import Failure, Report, expect, raise_descriptor_limit  # noqa: F401
+from common import (  # noqa: F401
+    Failure,
+    Report,
+    expect,
+    raise_descriptor_limit,
+    until,
+)
 
 ROOT = HERE.parents[1]
 PATIENCE = 30.0  # seconds that anything awaited may take on a busy machine
@@ -27,23 +32,6 @@ RECIPE = re.compile(
 )
 NGINX_BLOCK = re.compile(r"^```nginx\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IN_PRIVATE_NETWORK = "SSE_SCALE_IN_PRIVATE_NETWORK"
-
-
-def until(condition, what, within=PATIENCE):
-    """Wait until condition() is true, and return what it returned.
-
-    what: the words, or a function that finds them, for the failure.
-    """
-    deadline = time.monotonic() + within
-    while True:
-        result = condition()
-        if result:
-            return result
-        if time.monotonic() >= deadline:
-            raise Failure(
-                f"not within {within:g} s: {what() if callable(what) else what}"
-            )
-        time.sleep(0.02)
 
 
 # The surroundings.
