@@ -2227,6 +2227,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
                     return  # an answer could not be written
                 if turns.is_over():
                     turns.defer(self)
+                    if len(self.received) > _MAX_RECEIVED_BYTES:
+                        self.transport.pause_reading()
                     return
                 if not (self._read_body() if self.body else self._read_head()):
                     self._receive_more()

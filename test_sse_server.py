@@ -5864,6 +5864,22 @@ class SeamTest(ServerTestCase):
         gate.set()
         await self.until(lambda: not server._registry, "its departure")
 
+    async def test_reading_pauses_while_much_waits_for_its_turn(self):
+        server = await self.start()
+        client = await self.connect(server)
+        await self.until(lambda: server._registry, "the connection")
+        (connection,) = server._registry.all("head")
+        most = sse_server._MAX_RECEIVED_BYTES
+        with mock.patch.object(server._turns, "is_over", return_value=True):
+            connection.data_received(b"\r\n" * (most // 2))
+            self.assertTrue(connection.transport.is_reading())
+            del server._turns.waiting[connection]
+            connection.data_received(b"\r")
+            self.assertFalse(connection.transport.is_reading())
+        server._turns.defer(connection)
+        await client.send(b"\n" + ask("/"))
+        self.assertEqual((await client.read_answer()).body, b"ok")
+
     async def test_after_a_pause_the_next_request_is_read(self):
         server, client, gate = await self.asking(ask(method="HEAD"))
         (connection,) = server._registry.all("asking")
