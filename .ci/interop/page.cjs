@@ -588,7 +588,9 @@ async function pageOffersWhatTheServerHolds({ page, startServer }) {
   const server = await startServer();
   await server.publish("one", "two", "three");
   const faults = await visit(page, server);
-  same(await textOf(page, "#empty span"), "No events yet.", "an empty page");
+  // It is painted after the state is.
+  const empty = async () => (await textOf(page, "#empty span")) === "No events yet.";
+  await until(empty, "an empty page");
   await server.publish("four");
   await rowWith(page, "four");
   same((await rowsOf(page)).length, 1, "rows of a quiet stream");
