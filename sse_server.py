@@ -96,7 +96,6 @@ import threading
 import time
 import types
 import urllib.parse
-import zlib
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -147,9 +146,12 @@ _REQUEST_SECONDS = 0.001
 _WRITES_PER_LOOK = 256
 _WRITTEN_BYTES_PER_LOOK = 4 * _MIB
 _CHUNKS_PER_LOOK = 64
-_LOOKS = 4  # the number of checks of a slow client's progress per write_timeout
-_MAX_COMPRESSORS = 64  # shared by live subscribers; zlib uses 256 KiB for each
-_JOIN_BATCHES = 64  # after so many, joined clients get a share in a new compressor
+_COMPRESSED_BYTES_PER_LOOK = 32 * _KIB
+_CHECKS = 4  # of a slow client's progress, per write_timeout
+# A batch is compressed with so many bytes before it as the dictionary.  With 32 KiB,
+# which deflate allows, a small event would be hardly smaller.
+_TAIL_BYTES = 4 * _KIB
+_STORED_BYTES = 16  # what is not longer is sent in a stored block, without compression
 _CATCH_UPS_PER_TURN = 8  # batches for clients that are behind, before the next sweep
 # The memory that one event in the log takes in addition to its bytes.  Measured on
 # Python 3.9 to 3.15: 240 to 380 bytes.
@@ -476,10 +478,6 @@ class _EventLog:
                 entry = None
         self._settle()
         return name
-
-    def append_gap(self, body: bytes) -> str:
-        """Add an event for everybody that says that events are missing here."""
-        return self.append(body, EVERYBODY, is_gap=True)
 
     def advance(self, position: int) -> None:
         self.sent = position
@@ -1079,23 +1077,6 @@ def _error_response(error: HTTPError) -> _Response:
 # A stream with `Content-Encoding: gzip` begins with this header (RFC 1952).  Deflate
 # blocks without an end follow, because a stream has no end.  All clients accept this.
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-_new_compressor = functools.partial(zlib.compressobj, wbits=-zlib.MAX_WBITS)
-
-
-def _deflate(payload: bytes, compressor: Any = None) -> Iterator[bytes]:
-    """Compress in pieces of a few milliseconds; the last is a sync flush (RFC 1951).
-
-    A client can decode what a new compressor (None) makes.  What another compressor
-    makes can be decoded only by a client that received everything it made before.
-    """
-    compressor = compressor or _new_compressor()
-    for start in range(0, len(payload), _BATCH_BYTES):
-        yield compressor.compress(payload[start : start + _BATCH_BYTES])
-    yield compressor.flush(zlib.Z_SYNC_FLUSH)
-
-
-def _begin_stream(first: bytes, gzip: bool) -> bytes:
-    return b"".join([_GZIP_HEADER, *_deflate(first)]) if gzip else first
 
 
 # ====================================================================================
@@ -1137,37 +1118,101 @@ _TRANSITIONS = {
 _Hook = Optional[Callable[[Request], object]]
 
 
-class _Subscriber:
-    """What the broadcaster knows of a stream: its position, and where to write."""
+class _Batch(NamedTuple):
+    """What a subscriber that is behind gets next, and where it is after that."""
 
-    __slots__ = ("audience", "awaited", "gap", "looks", "lower", "peer", "position",
-                 "snapshot", "state", "target", "transport", "unsent")  # fmt: skip
+    payload: bytes
+    events: int
+    gaps: int
+    cursor: _Cursor
 
-    state: str
-    position: int  # while it is behind: its own
-    gap: str | None  # the reason of the gap that it must be told of
+
+class _Cursor(NamedTuple):
+    """Where a subscriber is, and what it must be told first."""
+
+    position: int
+    gap: str | None = None  # the reason of the gap that it must be told of
     # While it receives retained events: the number of the last one that it was given,
     # and the id at its `position`.  The last retained event carries this id.
-    snapshot: tuple[int, str] | None
+    snapshot: tuple[int, str] | None = None
+
+    def next_batch(self, log: _EventLog, channels: Channels) -> _Batch:
+        """What it is given next; neither compressed nor framed yet."""
+        position, reason, snapshot = self
+        gaps: list[bytes] = []
+        frames: list[bytes] = []
+        if not reason and log.missed(position, channels):
+            reason = "history"
+        if reason:
+            position = max(position, log.base)
+            snapshot = 0, log.id_at(position)
+        if snapshot:
+            (given, id), snapshot = snapshot, None
+            frames, upto = log.snapshot(given, position, channels)
+            # A client that loses its connection before it has all of them must not
+            # resume after them.  So only the last one carries an id.
+            if upto < position:
+                snapshot = upto, id
+            elif frames:
+                frames[-1] = b"id: %b\n%b" % (_encode(id), frames[-1])
+            if reason:
+                told = None if snapshot or frames else id
+                gaps = [format_event({"reason": reason}, event="gap", id=told)]
+        if snapshot is None:
+            # If every event up to `sent` is forgotten, it reads on beyond `sent`,
+            # before the live subscribers.  If it waited, it would lose more events.
+            end = log.sent if log.base < log.sent else log.newest
+            batch, position = log.read(position, end)
+            frames += [entry.frame for entry in batch if entry.channel in channels]
+        cursor = _Cursor(position, None, snapshot)
+        return _Batch(b"".join(gaps + frames), len(frames), len(gaps), cursor)
+
+
+class _Subscriber:
+    """A stream, as the broadcaster knows it: where it is, and how to write to it."""
+
+    __slots__ = ("audience", "awaited", "checks", "cursor", "lacks", "peer", "state",
+                 "target", "unsent")  # fmt: skip
+
+    state: str
+    cursor: _Cursor  # while it is behind; all live subscribers are at `sent`
     awaited: tuple[str, Any]  # while it is ahead: the id it has seen, and that id's key
-    unsent: int  # while its socket is full: what the transport held at the last look
-    looks: int  # the checks without progress that are left before it is dropped
+    unsent: int  # while its socket is full: what it had not taken at the last check
+    checks: int  # those without progress that are left before it is cut
+    lacks: int  # while it is young: the bytes until it has its audience's whole tail
 
-    def __init__(self, transport: asyncio.Transport, peer: str) -> None:
-        self.transport = transport
-        self.lower = transport  # what TLS writes to; without TLS it is the same
+    def __init__(self, peer: str) -> None:
         self.peer = peer  # its address and port
-        # What a sweep writes to: the transport, or directly its socket.
-        self.target: Any = transport
-        self.audience: _Audience | None = None  # only while the stream is open
-
-    def count_unsent(self) -> int:
-        """The bytes that the client did not take, in every layer below."""
-        lower = 0 if self.lower is self.transport else _unsent(self.lower)
-        return _unsent(self.transport) + lower + _unacknowledged(self.lower)
+        # Only while the stream is open:
+        self.audience: _Audience | None = None
+        self.target: Any = None  # what a sweep writes to: its socket, or itself
 
     def request(self) -> Request:
         """The request that opened the stream; of a connection, the one in work."""
+        raise NotImplementedError
+
+    def send(self, data: bytes) -> None:
+        """Take all of the data; without room for it, have pause() called."""
+        raise NotImplementedError
+
+    def has_room(self) -> bool:
+        """Whether everything that was sent has been taken."""
+        raise NotImplementedError
+
+    def count_unsent(self) -> int:
+        """The bytes that the client did not take, in every layer below."""
+        raise NotImplementedError
+
+    def expect_acknowledgements(self, within: float | None) -> None:
+        """Let the system cut it if it acknowledges nothing for so many seconds."""
+        raise NotImplementedError
+
+    def finish(self, farewell: bytes) -> None:
+        """Send the last bytes, and close after them."""
+        raise NotImplementedError
+
+    def cut(self) -> None:
+        """Close at once; what was not taken yet is lost."""
         raise NotImplementedError
 
     def expire(self) -> None:
@@ -1184,46 +1229,108 @@ class _Wish(NamedTuple):
     direct: bool  # written to sockets, past the transports
 
 
-class _Audience:
-    """The subscribers with equal wishes.
+_Members = tuple[_Subscriber, ...]
 
-    With gzip, all subscribers in `live` share one compressor, which continues from
-    batch to batch.  Only a subscriber that got all of its output can decode more of it.
-    A subscriber that joins later is in `joined`.  For these, each batch is compressed
-    separately and is larger, until a new compressor serves everybody.  A new compressor
-    makes one batch larger for each subscriber in `live`.  Without it, every batch is
-    larger for each subscriber in `joined`.  So a new compressor begins when the larger
-    batches that were written to `joined` are as many as the subscribers in `live`.
+
+class _Audience:
+    """The subscribers with equal wishes, and the bytes that they share.
+
+    With gzip, a compressor of its own compresses each batch.  Its dictionary is the
+    tail of what was written to the audience before, so that a small event becomes
+    smaller.  A subscriber that has joined lately does not have all of that tail.  It is
+    young, and is written each batch compressed without the dictionary, until so many
+    bytes have been written to it.
     """
 
-    __slots__ = ("batches", "compressor", "joined", "live", "members", "waited",
-                 "wish", "write")  # fmt: skip
+    __slots__ = ("live", "members", "tail", "wish", "write", "young")
 
     def __init__(self, wish: _Wish) -> None:
         self.wish = wish
-        # By target, so that a sweep does not access the subscriber if its socket takes
-        # everything.  A dict, because its order is roughly the order in memory; a set
-        # makes a sweep some 3 % slower.
-        self.live: dict[Any, _Subscriber] = {}
-        self.joined: dict[Any, _Subscriber] = {} if wish.gzip else self.live
+        # Dicts, because their order is roughly the order in memory; sets make a sweep
+        # some 3 % slower.
+        self.live: dict[_Subscriber, None] = {}
+        self.young: dict[_Subscriber, None] = {}
+        self.tail = b""
         self.write = _send if wish.direct else _write_through
         self.members = 0  # live and behind
-        self.compressor: Any = None  # None: the next batch begins a new one
-        self.batches = 0  # that it has compressed
-        self.waited = 0  # larger batches that were written to `joined` since then
 
-    def frame(self, payload: bytes) -> bytes:
-        """The payload, compressed already if need be, as it is written."""
-        return _chunk(payload) if self.wish.chunked else payload
+    def join(self, subscriber: _Subscriber) -> None:
+        """It is live from now on."""
+        subscriber.lacks = _TAIL_BYTES if self.wish.gzip else 0
+        (self.young if subscriber.lacks else self.live)[subscriber] = None
+
+    def leave(self, subscriber: _Subscriber) -> None:
+        """It is live no more."""
+        del (self.live if subscriber in self.live else self.young)[subscriber]
+
+    def was_written(self, payload: bytes, young: _Members) -> None:
+        """Note the tail of what was written, and who has all of it now."""
+        self.tail = (self.tail + payload[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        for subscriber in young:
+            subscriber.lacks -= len(payload)
+            if subscriber in self.young and subscriber.lacks <= 0:
+                del self.young[subscriber]
+                self.live[subscriber] = None
+
+    def encode(
+        self,
+        payload: bytes,
+        dictionary: bytes = b"",
+        begins: bool = False,
+        ends: bool = False,
+    ) -> Generator[None, None, bytes]:
+        """Return the payload as it is written: compressed and framed, as is wished.
+
+        A client must have decoded the dictionary last.  The stream `begins` or `ends`
+        with this payload, if so.  It gives way in the midst of a large payload.
+        """
+        if self.wish.gzip:
+            header = _GZIP_HEADER if begins else b""
+            payload = header + (yield from _deflate(payload, dictionary))
+        if self.wish.chunked:
+            payload = _chunk(payload) + (_LAST_CHUNK if ends else b"")
+        return payload
+
+
+def _deflate(payload: bytes, dictionary: bytes) -> Generator[None, None, bytes]:
+    """Deflate blocks that can be decoded at once (RFC 1951)."""
+    size = len(payload)
+    if size <= _STORED_BYTES:  # a stored block is shorter, and costs no time
+        return b"\0%b%b%b" % (
+            size.to_bytes(2, "little"),
+            (0xFFFF - size).to_bytes(2, "little"),
+            payload,
+        )
+    import zlib
+
+    # A small window costs less time, and is enough for what is small.
+    bits = 13 if size <= _TAIL_BYTES else zlib.MAX_WBITS
+    compressor = zlib.compressobj(wbits=-bits, zdict=dictionary)
+    pieces = []
+    for start in range(0, size, _COMPRESSED_BYTES_PER_LOOK):
+        if start:
+            yield
+        piece = payload[start : start + _COMPRESSED_BYTES_PER_LOOK]
+        pieces.append(compressor.compress(piece))
+    pieces.append(compressor.flush(zlib.Z_SYNC_FLUSH))
+    return b"".join(pieces)
+
+
+def _at_once(encoding: Generator[None, None, bytes]) -> bytes:
+    """The result of encoding a small payload, which need not give way."""
+    while True:
+        try:
+            next(encoding)
+        except StopIteration as ended:
+            return cast(bytes, ended.value)
 
 
 # send() takes some 5 % less time in the kernel than os.write().
 _send = socket.socket.send
 
 
-def _write_through(transport: asyncio.Transport, payload: bytes) -> int:
-    """Write to a transport, which calls pause_writing() if its socket is full."""
-    transport.write(payload)
+def _write_through(subscriber: _Subscriber, payload: bytes) -> int:
+    subscriber.send(payload)
     return len(payload)
 
 
@@ -1235,35 +1342,35 @@ class _Registry:
     which they entered.
     """
 
-    def __init__(self, seconds: dict[str, float]) -> None:
+    def __init__(self, seconds: dict[str, float], turns: _Turns) -> None:
         self.members: dict[str, dict[_Subscriber, float]] = {
             state: {} for state in _TRANSITIONS
         }
-        # While a sweep runs: the targets that were live and are no longer.
-        self.departed: dict[Any, _Subscriber] | None = None
-        self._size = 0
         self.seconds = seconds
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        """Begin, in the running event loop."""
-        self._loop = asyncio.get_running_loop()
+        self._turns = turns
+        self._size = 0
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._timer_due = math.inf  # when it looks at the deadlines
 
     def stop(self) -> None:
         """Look at no deadline any more."""
         if self._timer:
             self._timer.cancel()
+        self._timer_due = -math.inf
 
     def __len__(self) -> int:
         return self._size
 
     def count(self, *states: str) -> int:
+        """How many there are in these states."""
         return sum(len(self.members[state]) for state in states)
 
     def all(self, *states: str) -> list[_Subscriber]:
+        """Those that are in these states now."""
         return [s for state in states for s in list(self.members[state])]
 
     def add(self, subscriber: _Subscriber, state: str) -> None:
+        """Begin to know it."""
         subscriber.state = state
         self._size += 1
         self._set_deadline(subscriber, state)
@@ -1271,16 +1378,14 @@ class _Registry:
     def enter(self, subscriber: _Subscriber, state: str) -> None:
         """Change the state, and update what depends on it.  Nothing else changes it."""
         old, audience = subscriber.state, subscriber.audience
-        assert state in _TRANSITIONS[old], f"{old} to {state}"
+        if state not in _TRANSITIONS[old]:
+            raise RuntimeError(f"{old} to {state} is no transition")
         del self.members[old][subscriber]
         subscriber.state = state
         if audience and old == _LIVE:
-            target = subscriber.target
-            del (audience.live if target in audience.live else audience.joined)[target]
-            if self.departed is not None:
-                self.departed[target] = subscriber
+            audience.leave(subscriber)
         if audience and state == _LIVE:
-            audience.joined[subscriber.target] = subscriber
+            audience.join(subscriber)
         if state == _CLOSED:
             self._size -= 1
         else:
@@ -1289,62 +1394,78 @@ class _Registry:
     def _set_deadline(self, subscriber: _Subscriber, state: str) -> None:
         deadline = math.inf
         if state in self.seconds:
-            deadline = self._loop.time() + self.seconds[state]
+            deadline = time.monotonic() + self.seconds[state]
             # The timer may be too early; then it is set again.  This costs less than a
             # timer for each deadline.
-            if self._timer is None or deadline < self._timer.when():
-                self._set_timer(deadline)
+            if deadline < self._timer_due:
+                self._set_timer(self.seconds[state], deadline)
         self.members[state][subscriber] = deadline
 
-    def _set_timer(self, deadline: float) -> None:
-        self.stop()
-        self._timer = self._loop.call_at(deadline, self._look_at_sockets)
+    def _set_timer(self, seconds: float, due: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer_due = due
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._read_sockets_first)
 
-    def _look_at_sockets(self) -> None:
+    def _read_sockets_first(self) -> None:
         """Let the loop read its sockets for two rounds before anything expires.
 
         If the process was stopped for a while, the awaited input may be there already.
         """
-        self._loop.call_soon(self._loop.call_soon, self._expire_due)
+        self._call_soon(self._call_soon, self._expire_due)
+
+    def _call_soon(self, function: Callable[..., None], *arguments: object) -> None:
+        self._timer = asyncio.get_running_loop().call_soon(function, *arguments)
 
     def _expire_due(self) -> None:
-        self._timer = None
-        now = self._loop.time()
+        """Look at the first of each state, and at the next while they are due."""
+        now = time.monotonic()
         for state in self.seconds:
-            for subscriber, deadline in list(self.members[state].items()):
+            members = self.members[state]
+            while members:
+                subscriber, deadline = next(iter(members.items()))
                 if deadline > now:
                     break
-                if subscriber.state == state:  # an earlier one may have ended it
-                    self._expire(subscriber)
+                if self._turns.is_over():
+                    self._call_soon(self._expire_due)
+                    return
+                # If it stays in this state, it has the time once more.
+                del members[subscriber]
+                members[subscriber] = now + self.seconds[state]
+                self._expire(subscriber)
         first = [next(iter(self.members[s].values()), math.inf) for s in self.seconds]
+        self._timer, self._timer_due = None, math.inf
         if min(first) < math.inf:
-            self._set_timer(min(first))
+            self._set_timer(max(0.0, min(first) - now), min(first))
 
     def _expire(self, subscriber: _Subscriber) -> None:
         try:
             subscriber.expire()
         except Exception:
             logger.exception("%s: ending it failed", subscriber.peer)
-            subscriber.transport.abort()
+            subscriber.cut()
 
 
 class _Turns:
-    """Limits the time that serving requests takes in each round of the event loop.
+    """The account of the time in each round of the event loop.
 
-    Code that finds its turn over leaves the rest of its work to the next round.
+    Everybody who works in the loop asks it.  Requests have the first part of a round,
+    and broadcasting has a larger part, so neither can keep the other waiting.  Who
+    finds its part over leaves the rest of its work to the next round.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[_Connection, None] = {}  # for the next round
-        self._ends = 0.0  # when the turn of this round is over; 0: it has not begun
+        self._began: float | None = None  # this round, or None: nobody has asked yet
 
-    def is_over(self) -> bool:
-        """Whether no time is left in this round."""
+    def is_over(self, seconds: float = _REQUEST_SECONDS) -> bool:
+        """Whether so many seconds of this round are over."""
         now = time.monotonic()
-        if not self._ends:
-            self._ends = now + _REQUEST_SECONDS
+        if self._began is None:
+            self._began = now
             asyncio.get_running_loop().call_soon(self._begin_round)
-        return now >= self._ends
+        return now - self._began >= seconds
 
     def defer(self, connection: _Connection) -> None:
         """Let the connection proceed in the next round."""
@@ -1352,7 +1473,7 @@ class _Turns:
         self.is_over()  # schedules the next round
 
     def _begin_round(self) -> None:
-        self._ends = 0.0
+        self._began = None
         while self.waiting and not self.is_over():
             connection = next(iter(self.waiting))
             del self.waiting[connection]
@@ -1372,27 +1493,25 @@ class Stats:
     events_written: int  # an event that is written to ten subscribers counts ten times
     bytes_written: int  # of events, gaps and heartbeats, as they are framed and coded
     gaps: int  # that subscribers were told of
-    dropped: int  # subscribers ended because they took nothing for write_timeout
+    dropped: int  # subscribers cut because they took nothing for write_timeout
     refused: int  # connections turned away because the server was full or closing
 
 
-class _Batch(NamedTuple):
-    """What a subscriber that is behind gets next, and its position after that."""
-
-    payload: bytes
-    events: int
-    gaps: int
-    position: int
-    snapshot: tuple[int, str] | None  # as in _Subscriber
-
-
 class _Broadcaster:
-    """Moves the live subscribers through the log, and brings those behind to them."""
+    """Moves the live subscribers through the log, and brings those behind to them.
+
+    It takes a batch in one step: it reads the batch, notes who is live, and moves
+    `sent`.  Who joins after that step begins after the batch.  Then it writes the batch
+    in turns, and encodes it for each audience when the turn of this audience comes.  A
+    subscriber that stops being live before its turn is put back to its position before
+    the batch.
+    """
 
     def __init__(
         self,
         log: _EventLog,
         registry: _Registry,
+        turns: _Turns,
         heartbeat: float | None,
         write_timeout: float,
         id_order: Callable[[str], Any] | None,
@@ -1401,12 +1520,12 @@ class _Broadcaster:
     ) -> None:
         self.log = log
         self.registry = registry
-        # Guards the log, and whether the bell is rung.  Re-entrant, because a signal's
-        # handler may call publish() while publish() runs.
+        # Guards the log, and whether the bell is rung.
         self.lock = threading.RLock()
         self.connected = 0  # open streams
         self.events_written = self.bytes_written = self.gaps = self.dropped = 0
         self.closed_because = ""  # why nothing can be published; "": it can
+        self._turns = turns
         self._heartbeat = heartbeat
         self._write_timeout = write_timeout
         self._id_order = id_order
@@ -1416,16 +1535,12 @@ class _Broadcaster:
         # each of these had a collection of its own, 9,000 clients of 100 such channels
         # would make the garbage collector stop the event loop for 0.2 s.
         self._by_channel: dict[str | None, _Audience | dict[_Audience, None]] = {}
-        # The audiences that have a compressor, the most recently used one last.
-        self._compressing = collections.OrderedDict[_Audience, None]()
-        self._pending: dict[_Audience, None] = {}  # not yet written to in this sweep
-        self._swept = 0  # the position up to which sweeps are complete
+        self._written = 0  # events up to here were written to the live; for drain()
         self._next_batch: dict[object, _Batch] = {}  # the last one, by what it is for
         self._loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
         self._process = 0  # the process in which it began
         self._task: asyncio.Task[None] | None = None
         self._rung = False  # whether there may be work to do
-        self._turn_ends = 0.0
         self._heartbeat_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: set[asyncio.Future[None]] = set()
@@ -1457,9 +1572,17 @@ class _Broadcaster:
             fault = "this process was forked from the one in which the server runs"
             raise RuntimeError(f"{fault}; publish there")
 
-    def publish(self, append: Callable[[_EventLog], str]) -> str:
+    def publish(
+        self,
+        body: bytes,
+        channel: str | None,
+        id: str | None = None,
+        retain: str | None = None,
+        is_gap: bool = False,
+    ) -> str:
         """Append to the log and ring the bell; never waits for a client."""
         self.refuse_fork()
+        key = None if id is None else self.key_of(id)
         with self.lock:
             loop = self._loop
             fault = self.closed_because
@@ -1467,7 +1590,7 @@ class _Broadcaster:
                 fault = "the server's event loop was closed before the server"
             if fault:
                 raise RuntimeError(f"{fault}; nothing can be published")
-            id = append(self.log)
+            id = self.log.append(body, channel, id, key, retain, is_gap)
             if loop is None:
                 self.log.advance(self.log.newest)
             elif not self._rung:
@@ -1486,7 +1609,7 @@ class _Broadcaster:
         self._bell: asyncio.Future[None] = loop.create_future()
         with self.lock:
             self._process = os.getpid()
-            self._swept = self.log.sent
+            self._written = self.log.sent
             self._loop = loop
         if self._heartbeat is not None:
             self._beat(self._heartbeat)
@@ -1511,13 +1634,11 @@ class _Broadcaster:
             self._bell = asyncio.get_running_loop().create_future()
             if not self._rung:
                 await self._bell
-                self._begin_turn()
             with self.lock:
                 self._rung = False
             for must_end in self.work():
                 if must_end or self.turn_is_over():
                     await asyncio.sleep(0)
-                    self._begin_turn()
 
     def _ring(self) -> None:
         """There may be work to do; in the event loop."""
@@ -1528,20 +1649,16 @@ class _Broadcaster:
         with contextlib.suppress(asyncio.InvalidStateError):  # it is awake
             self._bell.set_result(None)
 
-    def _begin_turn(self) -> None:
-        self._turn_ends = time.monotonic() + _BROADCAST_SECONDS
-
     def turn_is_over(self) -> bool:
-        """Whether no time is left in this round of the event loop."""
-        return time.monotonic() >= self._turn_ends
+        """Whether no time for broadcasting is left in this round of the event loop."""
+        return self._turns.is_over(_BROADCAST_SECONDS)
 
     def work(self) -> Iterator[bool | None]:
         """Do what there is to do.  A turn may end at each yield, at True it must."""
         while True:
             if self._heartbeat_due:
                 self._heartbeat_due = False
-                everybody = list(self._audiences.values())
-                yield from self._write_to(everybody, lambda wish: (_HEARTBEAT, 0))
+                yield from self._write_heartbeats()
             if self.log.sent < self.log.newest:
                 yield from self._sweep()
                 self._notify()
@@ -1550,6 +1667,7 @@ class _Broadcaster:
             if self.log.sent == self.log.newest and not self.registry.count(_READY):
                 break
             yield True
+        self._next_batch = {}
         if self.closed_because:
             for subscriber in self.registry.all(_LIVE, _AHEAD):
                 if subscriber.state in (_LIVE, _AHEAD):
@@ -1563,152 +1681,124 @@ class _Broadcaster:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(seconds, self._beat, seconds)
 
+    def _write_heartbeats(self) -> Iterator[None]:
+        """To everybody whose socket has room; those behind get events."""
+        waiting = self.registry.all(_AHEAD)
+        taken = self._take(self._audiences.values())
+        before = _Cursor(self.log.sent)
+        yield from self._write_to(taken, lambda wish: (_HEARTBEAT, 0), before)
+        for subscriber in waiting:
+            audience = subscriber.audience
+            if audience and subscriber.state == _AHEAD and subscriber.has_room():
+                payload = _at_once(audience.encode(_HEARTBEAT))
+                self._send(subscriber, payload)
+                self.bytes_written += len(payload)
+            yield
+
     # The sweep: it writes one batch to all subscribers that are live at this moment.
 
     def _sweep(self) -> Iterator[None]:
-        position = self.log.sent
-        with self.lock, self.log:
-            batch, end = self.log.read(position, self.log.newest)
+        with self.lock:  # one step: there is no yield in it
+            before = self.log.sent
+            batch, end = self.log.read(before, self.log.newest)
             # The frames themselves: the log may forget them before they are written.
             frames: _Frames = {}
             for number, entry in enumerate(batch):
                 frames.setdefault(entry.channel, []).append((number, entry.frame))
-            lost = position < self.log.base  # before the live were given it
-        for channel in [*frames, EVERYBODY] if lost else list(frames):
-            self._pending.update(dict.fromkeys(self._audiences_of(channel)))
-            yield
-        losers = []  # they fall behind, and get a gap
-        for audience in list(self._pending) if lost else ():
-            if self.log.missed(position, audience.wish.channels):
-                losers.append(audience)
-            yield
-        with self.lock:
-            self.log.advance(end)
-        for audience in losers:
-            for subscriber in [*audience.live.values(), *audience.joined.values()]:
-                if subscriber.state == _LIVE:
-                    subscriber.position = position
+            has_lost = before < self.log.base  # before the live were given it
+            channels = [*frames, EVERYBODY] if has_lost else list(frames)
+            found: dict[_Audience, None] = {}
+            for name in channels:
+                found.update(dict.fromkeys(self._audiences_of(name)))
+            losers = [
+                audience
+                for audience in (found if has_lost else ())
+                if self.log.missed(before, audience.wish.channels)
+            ]
+            for audience in losers:  # they fall behind, and get a gap
+                del found[audience]
+                for subscriber in [*audience.live, *audience.young]:
+                    subscriber.cursor = _Cursor(before)
                     self.registry.enter(subscriber, _READY)
-                yield
+            taken = self._take(found)
+            self.log.advance(end)
         yield from self._write_to(
-            list(self._pending), lambda wish: _payload_for(wish.channels, frames)
+            taken, lambda wish: _payload_for(wish.channels, frames), _Cursor(before)
         )
-        self._swept = self.log.sent
+        self._written = end
         yield from self._end_being_ahead()
+
+    def _take(
+        self, audiences: Iterable[_Audience]
+    ) -> list[tuple[_Audience, _Members, _Members]]:
+        """Who is live in each of these audiences now."""
+        return [(a, tuple(a.live), tuple(a.young)) for a in audiences]
 
     def _write_to(
         self,
-        audiences: list[_Audience],
+        taken: list[tuple[_Audience, _Members, _Members]],
         payload_for: Callable[[_Wish], tuple[bytes, int]],
+        before: _Cursor,
     ) -> Iterator[None]:
         """Write to each audience the payload for its wish; it comes with its count."""
-        self.registry.departed = {}
-        for audience in audiences:
+        for audience, live, young in taken:
             yield
-            self._pending.pop(audience, None)
             payload, events = payload_for(audience.wish)
-            if payload and (audience.live or audience.joined):
-                yield from self._write_all(audience, payload, events)
-        self.registry.departed = None
-
-    def _write_all(
-        self, audience: _Audience, payload: bytes, events: int
-    ) -> Iterator[None]:
-        """Write to each subscriber that is live now, compressed if the wish says so."""
-        if not audience.wish.gzip:
-            keys, payload = list(audience.live), audience.frame(payload)
-            yield from self._write(audience, keys, payload, events)
-            return
-        self._choose_compressor(audience)
-        # Both lists are copies: a subscriber that joins during a yield has this batch.
-        groups = [(list(audience.live), audience.compressor)]
-        groups += [(list(audience.joined), None)]
-        for targets, compressor in groups:
-            if targets:
-                deflated = yield from self._in_turns(_deflate(payload, compressor))
-                framed = audience.frame(deflated)
-                yield from self._write(audience, targets, framed, events)
-
-    def _choose_compressor(self, audience: _Audience) -> None:
-        """Let the compressor go on, or start it anew; see _Audience."""
-        waited_long = audience.batches >= _JOIN_BATCHES and audience.joined
-        paid = audience.waited >= len(audience.live)
-        if audience.compressor is None or waited_long or paid:
-            audience.live.update(audience.joined)
-            audience.joined.clear()
-            audience.compressor = _new_compressor()
-            audience.batches = audience.waited = 0
-        audience.batches += 1
-        audience.waited += len(audience.joined)
-        self._compressing[audience] = None
-        self._compressing.move_to_end(audience)
-        if len(self._compressing) > _MAX_COMPRESSORS:
-            self._compressing.popitem(last=False)[0].compressor = None
-
-    def _in_turns(self, pieces: Iterable[bytes]) -> Generator[None, None, bytes]:
-        """All of these bytes, giving way while they are made."""
-        made = []
-        for piece in pieces:
-            made.append(piece)
-            yield
-        return b"".join(made)
+            for members, dictionary in ((live, audience.tail), (young, b"")):
+                if members and payload:
+                    encoded = yield from audience.encode(payload, dictionary)
+                    yield from self._write(audience, members, encoded, events, before)
+            if audience.wish.gzip:
+                audience.was_written(payload, young)
 
     def _write(
-        self, audience: _Audience, targets: list[Any], payload: bytes, events: int
+        self,
+        audience: _Audience,
+        members: _Members,
+        payload: bytes,
+        events: int,
+        before: _Cursor,
     ) -> Iterator[None]:
-        """Write the same bytes to each of these targets that is still live."""
+        """Write the same bytes to each of these members that is still live."""
         write, size = audience.write, len(payload)
-        departed = self.registry.departed
-        assert departed is not None
         step = max(1, min(_WRITES_PER_LOOK, _WRITTEN_BYTES_PER_LOOK // size))
-        for start in range(0, len(targets), step):
+        for start in range(0, len(members), step):
             if start:
                 yield
-            part = targets[start : start + step]
-            if departed:
-                # A stream that has ended must get nothing more.  A transport may also
-                # have paused on its own, as TLS does.  pause() has set the position of
-                # its subscriber to the one after this sweep.  It is the one before,
-                # because this batch was not written to it yet.
-                for target in part:
-                    if target in departed:
-                        departed[target].position = self._swept
-                part = [target for target in part if target not in departed]
-            taken: list[int] = []  # bytes of each target, in order
-            while len(taken) < len(part):
-                rest = part[len(taken) :]
-                try:  # extend() keeps what it got before an exception
-                    taken.extend(map(write, rest, itertools.repeat(payload)))
+            written = 0
+            for subscriber in members[start : start + step]:
+                if subscriber.state != _LIVE:  # it left, or it paused, before its turn
+                    subscriber.cursor = before
+                    continue
+                written += 1
+                try:
+                    count = write(subscriber.target, payload)
                 except Exception as error:
-                    self._write_failed(audience, part[len(taken)], payload, error)
-                    taken.append(size)
-            if taken.count(size) < len(part):
-                for target, count in zip(part, taken):
+                    self._write_failed(subscriber, payload, error)
+                else:
                     if count < size:
-                        self._write_failed(audience, target, payload[count:], None)
-            self.events_written += len(part) * events
-            self.bytes_written += len(part) * size
+                        self._send(subscriber, payload[count:])
+            self.events_written += written * events
+            self.bytes_written += written * size
 
     def _write_failed(
-        self, audience: _Audience, target: Any, rest: bytes, error: Exception | None
+        self, subscriber: _Subscriber, payload: bytes, error: Exception
     ) -> None:
-        """The socket did not take `rest`.  Its transport buffers it or reports why."""
-        subscriber = audience.live.get(target) or audience.joined.get(target)
-        if subscriber and audience.wish.direct:
-            self._write_by_transport(subscriber, rest)
-        elif subscriber and error:
-            self._drop_broken(subscriber, error)
+        """A socket took nothing.  Its transport buffers the payload, or reports why."""
+        if subscriber.target is subscriber:
+            self._cut_broken(subscriber, error)
+        else:
+            self._send(subscriber, payload)
 
-    def _write_by_transport(self, subscriber: _Subscriber, payload: bytes) -> None:
-        """Write by the transport, which calls pause_writing() if the socket is full."""
+    def _send(self, subscriber: _Subscriber, payload: bytes) -> None:
         try:
-            subscriber.transport.write(payload)
+            subscriber.send(payload)
         except Exception as error:
-            self._drop_broken(subscriber, error)
+            self._cut_broken(subscriber, error)
 
-    def _drop_broken(self, subscriber: _Subscriber, error: Exception) -> None:
+    def _cut_broken(self, subscriber: _Subscriber, error: Exception) -> None:
         logger.error("%s: writing failed", subscriber.peer, exc_info=error)
-        self._drop(subscriber, "an error")
+        self._cut(subscriber, "an error")
 
     # Subscribers come, fall behind, catch up and leave.
 
@@ -1718,34 +1808,38 @@ class _Broadcaster:
         wish: _Wish,
         last_event_id: str | None,
         replay: float,
+        head: bytes,
+        first: bytes,
     ) -> None:
-        """Take in an `answering` subscriber whose stream's head is written.
+        """Open the stream of an `answering` subscriber: write its head and first bytes.
 
-        Without a `last_event_id` it is first given the newest `replay` events.
+        Without a `last_event_id` it is then given the newest `replay` events.
         """
         audience = self._audiences.get(wish) or self._add_audience(wish)
         audience.members += 1
         self.connected += 1
         subscriber.audience = audience
-        subscriber.gap = subscriber.snapshot = None
-        # A new client misses nothing that was forgotten before it connected.
-        subscriber.position = max(self.log.sent, self.log.base)
-        if not last_event_id and (replay or self.log.retains(wish.channels)):
-            self._begin_anew(subscriber, wish.channels, replay)
-        if last_event_id and not self._resume(subscriber, last_event_id):
+        # Before its head is written: what is forgotten from here on is a gap.
+        is_ahead = not self._place(subscriber, wish.channels, last_event_id, replay)
+        failure = None
+        try:
+            subscriber.send(head + _at_once(audience.encode(first, begins=True)))
+        except Exception as error:
+            failure = error
+        if is_ahead:
             self.registry.enter(subscriber, _AHEAD)
-        elif self._is_in_step(subscriber) and not _unsent(subscriber.transport):
+        elif self._is_in_step(subscriber) and subscriber.has_room():
             self.registry.enter(subscriber, _LIVE)
         else:
             self._fall_behind(subscriber)
         logger.info("%s joined; %d connected", subscriber.peer, self.connected)
         self._call(self._on_open, subscriber)
+        if failure:
+            self._cut_broken(subscriber, failure)
+            failure = None  # its frames refer to this one, and this one to it
 
     def _add_audience(self, wish: _Wish) -> _Audience:
         audience = self._audiences[wish] = _Audience(wish)
-        if self._swept == self.log.sent < self.log.newest:
-            # A sweep may have chosen its audiences already, without having begun.
-            self._pending[audience] = None
         for channel in wish.channels:
             others = self._audiences_of(channel)
             if not others:
@@ -1761,18 +1855,33 @@ class _Broadcaster:
         found = self._by_channel.get(channel, ())
         return (found,) if isinstance(found, _Audience) else found
 
-    def _begin_anew(
-        self, subscriber: _Subscriber, channels: Channels, replay: float
-    ) -> None:
-        """Let a new client begin with what is retained, and with the newest events."""
-        with self.lock, self.log:
+    def _place(
+        self,
+        subscriber: _Subscriber,
+        channels: Channels,
+        last_event_id: str | None,
+        replay: float,
+    ) -> bool:
+        """Find where a stream begins; False if its last event is yet to come."""
+        # A new client misses nothing that was forgotten before it connected.
+        subscriber.cursor = _Cursor(max(self.log.sent, self.log.base))
+        if last_event_id:
+            return self._resume(subscriber, last_event_id)
+        if replay or self.log.retains(channels):
+            subscriber.cursor = self._begin_anew(channels, replay)
+        return True
+
+    def _begin_anew(self, channels: Channels, replay: float) -> _Cursor:
+        """A new client begins with what is retained, and with the newest events."""
+        with self.lock:
             position = self.log.sent
             if replay:
                 newest = int(min(replay, _MAX_REPLAY_SCAN))
                 position = min(position, self.log.before_newest(newest, channels))
-            position = subscriber.position = max(position, self.log.base)
+            position = max(position, self.log.base)
             if self.log.retains(channels):
-                subscriber.snapshot = 0, self.log.id_at(position)
+                return _Cursor(position, None, (0, self.log.id_at(position)))
+            return _Cursor(position)
 
     def _resume(self, subscriber: _Subscriber, id: str) -> bool:
         """Find where to go on after `id`; False if that event is yet to come."""
@@ -1781,15 +1890,19 @@ class _Broadcaster:
             key = None
             with contextlib.suppress(Exception):  # the publisher never gave such an id
                 key = None if self.log.own_id.fullmatch(id) else self.key_of(id)
-            with self.lock, self.log:
+            with self.lock:
                 position = self.log.find(id, key)
                 if self.log.is_ahead(key):
                     subscriber.awaited = id, key
                     return False
         if position is None:
-            position, subscriber.gap = self.log.base, "unknown id"
-        subscriber.position = position
+            subscriber.cursor = self._after_unknown_id()
+        else:
+            subscriber.cursor = _Cursor(position)
         return True
+
+    def _after_unknown_id(self) -> _Cursor:
+        return _Cursor(self.log.base, "unknown id")
 
     def _end_being_ahead(self) -> Iterator[None]:
         """Let the subscribers resume whose awaited event was published meanwhile."""
@@ -1816,65 +1929,59 @@ class _Broadcaster:
 
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
-        return (
-            # Below `base` it may have lost events, which a sweep that has begun no
-            # longer looks for.  Its next batch tells it of them.
-            self.log.base <= subscriber.position == self.log.sent
-            and subscriber.gap is None
-            and subscriber.snapshot is None
-            # The sweep has moved `sent` but may not have written to its audience yet.
-            and (
-                self._swept == self.log.sent or subscriber.audience not in self._pending
-            )
-        )
+        return subscriber.cursor == _Cursor(self.log.sent)
 
     def _fall_behind(self, subscriber: _Subscriber) -> None:
         """Let it catch up from its own position when its socket has room."""
-        if _unsent(subscriber.transport):
-            self._enter_full(subscriber)
+        if subscriber.has_room():
+            self._get_ready(subscriber)
         else:
-            self.resume(subscriber)
+            self._enter_full(subscriber)
 
     def pause(self, subscriber: _Subscriber) -> None:
         """Its socket did not take everything that was written."""
         if subscriber.state == _LIVE:
-            owed = subscriber.audience in self._pending
-            subscriber.position = self._swept if owed else self.log.sent
-        self._enter_full(subscriber)
+            subscriber.cursor = _Cursor(self.log.sent)
+        if subscriber.state in (_LIVE, _READY):
+            self._enter_full(subscriber)
 
     def _enter_full(self, subscriber: _Subscriber) -> None:
         subscriber.unsent = subscriber.count_unsent()
-        subscriber.looks = _LOOKS
-        # The kernel would also end a client that reads slowly through a small window.
-        _set_user_timeout(subscriber.lower.get_extra_info("socket"), None)
+        subscriber.checks = _CHECKS
+        # The kernel would also cut a client that reads slowly through a small window.
+        subscriber.expect_acknowledgements(None)
         self.registry.enter(subscriber, _FULL)
 
     def resume(self, subscriber: _Subscriber) -> None:
-        """Its socket has room."""
+        """Its socket has room again."""
+        if subscriber.state == _FULL:
+            self._get_ready(subscriber)
+
+    def _get_ready(self, subscriber: _Subscriber) -> None:
         self.registry.enter(subscriber, _READY)
         self._ring()
 
     def expire(self, subscriber: _Subscriber) -> None:
+        """Its time in one of a stream's states is over."""
         if subscriber.state == _FULL:
-            self._look(subscriber)
+            self._check_progress(subscriber)
         elif subscriber.state == _AHEAD:  # the event that it has seen does not come
-            subscriber.position, subscriber.gap = self.log.base, "unknown id"
+            subscriber.cursor = self._after_unknown_id()
             self._fall_behind(subscriber)
         else:
-            subscriber.transport.abort()  # it takes nothing of what it is sent
+            subscriber.cut()  # it takes nothing of what it is sent
 
-    def _look(self, subscriber: _Subscriber) -> None:
-        """Drop it if its socket took nothing during the last _LOOKS checks."""
+    def _check_progress(self, subscriber: _Subscriber) -> None:
+        """Cut it if its socket took nothing during the last _CHECKS checks."""
         unsent = subscriber.count_unsent()
-        subscriber.looks = (
-            _LOOKS if unsent < subscriber.unsent else subscriber.looks - 1
-        )
-        subscriber.unsent = unsent
-        if subscriber.looks:
-            self.registry.enter(subscriber, _FULL)
+        if unsent < subscriber.unsent:
+            subscriber.checks = _CHECKS
         else:
+            subscriber.checks -= 1
+        subscriber.unsent = unsent
+        if not subscriber.checks:
             self.dropped += 1
-            self._drop(subscriber, f"took nothing for {self._write_timeout:g} s")
+            self._cut(subscriber, f"took nothing for {self._write_timeout:g} s")
 
     def _serve_ready(self) -> Iterator[None]:
         """Write the next batch to some subscribers that are ready, in turn."""
@@ -1883,111 +1990,70 @@ class _Broadcaster:
             if subscriber.state != _READY:
                 continue  # it has left while this gave way
             self.registry.enter(subscriber, _READY)  # to the end of the queue
-            owed = subscriber.position < self.log.sent
-            if owed or subscriber.gap or subscriber.snapshot:
+            position, gap, snapshot = subscriber.cursor
+            if position < self.log.sent or gap or snapshot:
                 yield from self._write_next(subscriber)
             if subscriber.state == _READY and self._is_in_step(subscriber):
                 self._not_waited_for.discard(subscriber)
-                sock = subscriber.lower.get_extra_info("socket")
-                _set_user_timeout(sock, self._write_timeout)
+                subscriber.expect_acknowledgements(self._write_timeout)
                 self.registry.enter(subscriber, _LIVE)
             if self.turn_is_over():
                 return
 
     def _write_next(self, subscriber: _Subscriber) -> Iterator[None]:
         audience, log = subscriber.audience, self.log
-        assert audience
-        with self.lock, log:
+        if audience is None:
+            return
+        with self.lock:
             # After an outage many clients resume at the same position.  They get the
             # same bytes, which are encoded once.
-            owed = subscriber.position, subscriber.gap, subscriber.snapshot
-            key = audience, owed, log.base, log.retained_changes
-            batch = self._next_batch.get(key) or self._encode_next(subscriber)
-        if key not in self._next_batch:
-            payload = batch.payload
-            if payload and audience.wish.gzip:
-                payload = yield from self._in_turns(_deflate(payload))
-            if payload:
-                batch = batch._replace(payload=audience.frame(payload))
+            key = audience, subscriber.cursor, log.base, log.retained_changes
+            batch = self._next_batch.get(key)
+            if batch is None:
+                new = subscriber.cursor.next_batch(log, audience.wish.channels)
+        if batch is None:
+            payload = new.payload and (yield from audience.encode(new.payload))
+            batch = new._replace(payload=payload)
             self._next_batch = {key: batch}
         if subscriber.state != _READY:
             return  # it has left while this gave way
-        subscriber.position, subscriber.snapshot = batch.position, batch.snapshot
-        subscriber.gap = None
+        subscriber.cursor = batch.cursor
         self.events_written += batch.events
         self.bytes_written += len(batch.payload)
         self.gaps += batch.gaps
         if batch.payload:
-            self._write_by_transport(subscriber, batch.payload)
-
-    def _encode_next(self, subscriber: _Subscriber) -> _Batch:
-        """What it is given next, neither compressed nor framed yet."""
-        assert subscriber.audience
-        log, channels = self.log, subscriber.audience.wish.channels
-        position, snapshot = subscriber.position, subscriber.snapshot
-        gaps: list[bytes] = []
-        frames: list[bytes] = []
-        reason = subscriber.gap
-        if not reason and log.missed(position, channels):
-            reason = "history"
-        if reason:
-            position = max(position, log.base)
-            snapshot = 0, log.id_at(position)
-        if snapshot:
-            (given, id), snapshot = snapshot, None
-            frames, upto = log.snapshot(given, position, channels)
-            # A client that loses its connection before it has all of them must not
-            # resume after them.  So only the last one carries an id.
-            if upto < position:
-                snapshot = upto, id
-            elif frames:
-                frames[-1] = b"id: %b\n%b" % (_encode(id), frames[-1])
-            if reason:
-                told = None if snapshot or frames else id
-                gaps = [format_event({"reason": reason}, event="gap", id=told)]
-        if snapshot is None:
-            # If every event up to `sent` is forgotten, it reads on beyond `sent`,
-            # before the live subscribers.  If it waited, it would lose more events.
-            end = log.sent if log.base < log.sent else log.newest
-            batch, position = log.read(position, end)
-            frames += [entry.frame for entry in batch if entry.channel in channels]
-        payload = b"".join(gaps + frames)
-        return _Batch(payload, len(frames), len(gaps), position, snapshot)
+            self._send(subscriber, batch.payload)
 
     def end(self, subscriber: _Subscriber, why: str) -> None:
         """Tell the client when to come back, end its stream, close."""
-        assert subscriber.audience
-        wish = subscriber.audience.wish
+        audience = subscriber.audience
+        if audience is None:
+            return
         farewell = format_event(retry=_jittered_ms(_RESTART_RETRY_SECONDS))
-        if wish.gzip:
-            farewell = b"".join(_deflate(farewell))
-        if wish.chunked:
-            farewell = _chunk(farewell) + _LAST_CHUNK
         self.leave(subscriber, _LEAVING, why)
         try:
-            subscriber.transport.write(farewell)
-            subscriber.transport.close()
+            subscriber.finish(_at_once(audience.encode(farewell, ends=True)))
         except Exception:
             logger.exception("%s: ending the stream failed", subscriber.peer)
-            subscriber.transport.abort()
+            subscriber.cut()
 
-    def _drop(self, subscriber: _Subscriber, why: str) -> None:
-        if subscriber.state in _STREAMING:
+    def _cut(self, subscriber: _Subscriber, why: str) -> None:
+        if subscriber.audience:
             self.leave(subscriber, _LEAVING, why)
-            subscriber.transport.abort()
+            subscriber.cut()
 
     def leave(self, subscriber: _Subscriber, state: str, why: str) -> None:
         """Let an open stream enter a state in which it is none any more."""
         audience = subscriber.audience
-        assert audience
+        if audience is None:
+            return
         self.registry.enter(subscriber, state)
-        subscriber.audience = None
+        subscriber.audience = subscriber.target = None
         self._not_waited_for.discard(subscriber)
         audience.members -= 1
         self.connected -= 1
         if not audience.members:
             del self._audiences[audience.wish]
-            self._compressing.pop(audience, None)
             for channel in audience.wish.channels:
                 others = self._audiences_of(channel)
                 if len(others) > 1 and isinstance(others, dict):
@@ -2001,8 +2067,9 @@ class _Broadcaster:
     # Waiting for it.
 
     async def drain(self, behind: bool) -> None:
+        """See SSEServer.drain()."""
         target = self.log.newest
-        while self._swept < target:
+        while self._written < target:
             if self.closed_because and self._task and self._task.done():
                 raise RuntimeError(f"{self.closed_because}; nothing can be delivered")
             await self._progress()
@@ -2011,7 +2078,7 @@ class _Broadcaster:
             waited_for = [
                 subscriber
                 for subscriber in self.registry.all(_READY, _FULL)
-                if subscriber.position < target
+                if subscriber.cursor.position < target
                 and subscriber not in self._not_waited_for
             ]
             if not waited_for:
@@ -2111,8 +2178,8 @@ def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
 class _Connection(_Subscriber, asyncio.Protocol):
     """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
 
-    __slots__ = ("body", "discarded", "head", "input_ended", "received", "searched",
-                 "server", "task", "writer")  # fmt: skip
+    __slots__ = ("body", "discarded", "head", "input_ended", "lower", "received",
+                 "searched", "server", "task", "transport", "writer")  # fmt: skip
 
     discarded: int  # while it lingers: the bytes that were thrown away
 
@@ -2120,7 +2187,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self, server: SSEServer, writer: asyncio.StreamWriter, state: str
     ) -> None:
         transport = cast(asyncio.Transport, writer.transport)
-        super().__init__(transport, _peer_name(transport))
+        super().__init__(_peer_name(transport))
+        self.transport = transport
+        self.lower = transport  # what TLS writes to; without TLS it is the same
         self.server = server
         self.writer = _disarm(writer)
         self.received = bytearray()  # and not yet parsed
@@ -2133,8 +2202,30 @@ class _Connection(_Subscriber, asyncio.Protocol):
         # So the transport calls pause_writing() as soon as it must hold one byte.
         transport.set_write_buffer_limits(high=0)
 
+    # Called by the broadcaster.
+
     def request(self) -> Request:
         return _parse_request(self.head, self.peer)
+
+    def send(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def has_room(self) -> bool:
+        return not _unsent(self.transport)
+
+    def count_unsent(self) -> int:
+        lower = 0 if self.lower is self.transport else _unsent(self.lower)
+        return _unsent(self.transport) + lower + _unacknowledged(self.lower)
+
+    def expect_acknowledgements(self, within: float | None) -> None:
+        _set_user_timeout(self.lower.get_extra_info("socket"), within)
+
+    def finish(self, farewell: bytes) -> None:
+        self.transport.write(farewell)
+        self.transport.close()
+
+    def cut(self) -> None:
+        self.lower.abort()
 
     @property
     def _receives(self) -> bool:
@@ -2180,8 +2271,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The socket did not take everything."""
-        if self.state in (_LIVE, _READY):
-            self.server._broadcaster.pause(self)
+        self.server._broadcaster.pause(self)
 
     def resume_writing(self) -> None:
         """The socket has taken everything."""
@@ -2211,7 +2301,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.lower.abort()
             self.connection_lost(None)
             return
-        self.transport = self.target = transport
+        self.transport = transport
         # From Python 3.11 on, asyncio's TLS with high=0 pauses even if it is empty.
         high = 1 if sys.version_info >= (3, 11) else 0
         self.transport.set_write_buffer_limits(high=high, low=0)
@@ -2368,17 +2458,16 @@ class _Connection(_Subscriber, asyncio.Protocol):
         server = self.server
         chunked, gzip = request.version >= (1, 1), server._compresses(request)
         sock = _direct_socket(self.transport)
-        self.target = sock or self.transport
+        self.target = sock or self
         self.received = bytearray()
-        first = _begin_stream(server._first_bytes(), gzip)
         connection = "keep-alive" if request.keep_alive else "close"
         head = response.render(time.time(), connection)
-        self.transport.write(head + (_chunk(first) if chunked else first))
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
         replay = server._replay if request.replay is None else request.replay
         wish = _Wish(channels | {EVERYBODY}, chunked, gzip, direct=sock is not None)
-        server._broadcaster.add(self, wish, request.last_event_id, replay)
+        last_id, first = request.last_event_id, server._first_bytes()
+        server._broadcaster.add(self, wish, last_id, replay, head, first)
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
         if self.input_ended:
             server._broadcaster.end(self, "closed by the client")
 
@@ -2433,75 +2522,79 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
 
 class _Reader(_Subscriber):
-    """A stream that is read in this process, by an iterator: see SSEServer.stream."""
+    """A stream that is pulled in this process: see SSEServer.stream().
 
-    __slots__ = ("_request", "pipe", "server")
+    It has room for one batch, and only while it waits for one.
+    """
 
-    def __init__(self, server: SSEServer, request: Request) -> None:
-        self.pipe = _Pipe(self)
-        super().__init__(self.pipe, request.peer)
-        self.server = server
+    __slots__ = ("_batch", "_bell", "_broadcaster", "_gone", "_request")
+
+    def __init__(
+        self,
+        broadcaster: _Broadcaster,
+        request: Request,
+        gone: Callable[[_Subscriber, str], None],
+    ) -> None:
+        super().__init__(request.peer)
+        self._broadcaster = broadcaster
         self._request = request
-        server._registry.add(self, _ANSWERING)
+        self._gone = gone
+        self._batch = b""  # what it was given and has not taken yet
+        self._bell: asyncio.Future[None] | None = None  # while it waits
+        self.target = self
+        broadcaster.registry.add(self, _ANSWERING)
+
+    async def take(self) -> bytes:
+        """What is next, as soon as there is something; b"" at the end.
+
+        At most _BATCH_BYTES, so that a reader that is slow is seen to take something.
+        """
+        while not self._batch and self.state in _STREAMING:
+            self._bell = asyncio.get_running_loop().create_future()
+            self._broadcaster.resume(self)
+            try:
+                await self._bell
+            finally:
+                self._bell = None
+        taken, self._batch = self._batch[:_BATCH_BYTES], self._batch[_BATCH_BYTES:]
+        return taken
+
+    def close(self) -> None:
+        """Nobody reads it any more."""
+        self._gone(self, "closed")
 
     def request(self) -> Request:
         return self._request
 
+    def send(self, data: bytes) -> None:
+        self._batch += data
+        self._ring()
+        self._broadcaster.pause(self)
+
+    def has_room(self) -> bool:
+        return self._bell is not None and not self._batch
+
+    def count_unsent(self) -> int:
+        return len(self._batch)
+
+    def expect_acknowledgements(self, within: float | None) -> None:
+        pass
+
+    def finish(self, farewell: bytes) -> None:
+        self._batch += farewell
+        self._ring()
+
+    def cut(self) -> None:
+        self._batch = b""
+        self._ring()
+        asyncio.get_running_loop().call_soon(self.close)
+
     def expire(self) -> None:
-        self.server._broadcaster.expire(self)
+        self._broadcaster.expire(self)
 
-
-class _Pipe(asyncio.Transport):
-    """Holds what its reader has not taken yet; like a socket it has limited room."""
-
-    def __init__(self, reader: _Reader) -> None:
-        super().__init__({"socket": self})
-        self._reader = reader
-        self._held = bytearray()
-        self._closing = False
-        self._bell = asyncio.Event()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Hold the data; pause if there is no room for all of it."""
-        if self._closing:
-            return
-        self._held += data
-        self._bell.set()
-        if self.get_write_buffer_size() and self._reader.state in (_LIVE, _READY):
-            self._reader.server._broadcaster.pause(self._reader)
-
-    async def take(self) -> bytes:
-        """What is held, as soon as there is something; b"" at the end.
-
-        At most _BATCH_BYTES, so that a reader that is slow is seen to take something.
-        """
-        while not self._held and not self._closing:
-            self._bell.clear()
-            await self._bell.wait()
-        taken = bytes(self._held[:_BATCH_BYTES])
-        del self._held[:_BATCH_BYTES]
-        if self._reader.state == _FULL and not self.get_write_buffer_size():
-            self._reader.server._broadcaster.resume(self._reader)
-        return taken
-
-    def get_write_buffer_size(self) -> int:
-        """The bytes for which there is no room."""
-        return max(0, len(self._held) - _BATCH_BYTES)
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def close(self) -> None:
-        """Take nothing more in; what is held may still be taken."""
-        self._closing = True
-        self._bell.set()
-
-    def abort(self) -> None:
-        """Throw away what is held, too."""
-        self._held.clear()
-        self.close()
-        gone = self._reader.server._gone
-        asyncio.get_running_loop().call_soon(gone, self._reader, "closed")
+    def _ring(self) -> None:
+        if self._bell and not self._bell.done():
+            self._bell.set_result(None)
 
 
 # The transport of a writer that has lost its own to a _Connection: when the writer is
@@ -2689,16 +2782,23 @@ class SSEServer:
             _ANSWERING: write_timeout,
             _IDLE: keepalive_timeout,
             _LINGERING: _LINGER_SECONDS,
-            _FULL: write_timeout / _LOOKS,
+            _FULL: write_timeout / _CHECKS,
             _AHEAD: _AHEAD_SECONDS,
             _LEAVING: write_timeout,
         }
         log = _EventLog(history, history_bytes, retained)
-        self._registry = registry = _Registry(seconds)
-        self._broadcaster = _Broadcaster(
-            log, registry, heartbeat, write_timeout, id_order, on_open, on_close
-        )
         self._turns = _Turns()
+        self._registry = _Registry(seconds, self._turns)
+        self._broadcaster = _Broadcaster(
+            log,
+            self._registry,
+            self._turns,
+            heartbeat,
+            write_timeout,
+            id_order,
+            on_open,
+            on_close,
+        )
         self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -2761,10 +2861,7 @@ class SSEServer:
                 allowed = self._max_event_bytes
                 raise ValueError(f"data has {size} bytes; allowed are {allowed}")
         name = (event or "message") if retain else None
-        key = None if id is None else self._broadcaster.key_of(id)
-        return self._broadcaster.publish(
-            lambda log: log.append(body, channel, id, key, name)
-        )
+        return self._broadcaster.publish(body, channel, id, name)
 
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
@@ -2784,7 +2881,7 @@ class SSEServer:
         called from any thread.
         """
         body = format_event({"reason": reason}, event="gap")
-        return self._broadcaster.publish(lambda log: log.append_gap(body))
+        return self._broadcaster.publish(body, EVERYBODY, is_gap=True)
 
     def stream(
         self,
@@ -2830,16 +2927,16 @@ class SSEServer:
             await asyncio.wait([self._starting])
         if self._state != _SERVING or self._is_full:
             self._refused += 1
-            yield _begin_stream(self._come_back(), wish.gzip)
+            yield _at_once(_Audience(wish).encode(self._come_back(), begins=True))
             return
-        reader = _Reader(self, request)
+        reader = _Reader(self._broadcaster, request, self._gone)
         try:
-            self._broadcaster.add(reader, wish, request.last_event_id, replay)
-            yield _begin_stream(self._first_bytes(), wish.gzip)
-            while taken := await reader.pipe.take():
+            last_id, first = request.last_event_id, self._first_bytes()
+            self._broadcaster.add(reader, wish, last_id, replay, b"", first)
+            while taken := await reader.take():
                 yield taken
         finally:
-            reader.pipe.abort()
+            reader.close()
 
     def stream_headers(self, accept_encoding: str | None = None) -> dict[str, str]:
         """The fields of the response whose body is stream(): with the same argument."""
@@ -3074,7 +3171,6 @@ class SSEServer:
                 self._max_connections = _connections_by_descriptors()
             if self._listens:
                 sockets = await self._listen()
-            self._registry.start()
             for sock in sockets:
                 listener = await asyncio.start_server(
                     self._accept,
@@ -3221,7 +3317,7 @@ class SSEServer:
     def _abort(self) -> None:
         """Cut all connections: shutdown_timeout is over, or the start has failed."""
         for subscriber in self._registry.all(*_TRANSITIONS):
-            subscriber.lower.abort()
+            subscriber.cut()
 
     def _begin_disconnecting(self, predicate: Callable[[Request], bool]) -> None:
         task = asyncio.get_running_loop().create_task(self._disconnect(predicate))

@@ -971,9 +971,11 @@ class EventLogTest(unittest.TestCase):
 
     def test_a_gap_of_the_publisher_has_an_id_that_other_processes_know(self):
         log = new_log(max_events=2)
-        self.assertEqual(log.append_gap(b"data: a\n\n"), id_at(log, 1))
+        self.assertEqual(
+            log.append(b"data: a\n\n", EVERYBODY, is_gap=True), id_at(log, 1)
+        )
         log.append(b"data: a\n\n", None, "7", 7)
-        self.assertEqual(log.append_gap(b"data: a\n\n"), "7")
+        self.assertEqual(log.append(b"data: a\n\n", EVERYBODY, is_gap=True), "7")
         self.assertEqual(log.find("7", 7), 2)  # and not 3: it may not have seen the gap
         self.assertEqual(log.find("8", 8), 2)
         log.append(b"data: a\n\n", None, "9", 9)
@@ -3230,8 +3232,9 @@ class SubscriberModelTest(unittest.TestCase):
             "_WRITES_PER_LOOK": random_.randint(1, 5),
             "_CATCH_UPS_PER_TURN": random_.randint(1, 5),
             "_MAX_TRACKED_CHANNELS": 100,
-            "_MAX_COMPRESSORS": random_.randint(1, 3),
-            "_JOIN_BATCHES": random_.randint(1, 5),
+            "_TAIL_BYTES": random_.choice((1, 100, 1000)),
+            "_STORED_BYTES": random_.choice((0, 16, 100)),
+            "_COMPRESSED_BYTES_PER_LOOK": random_.choice((50, 10_000)),
             "_direct_socket": lambda transport: (
                 transport.descriptor if self.direct else None
             ),
@@ -3261,7 +3264,6 @@ class SubscriberModelTest(unittest.TestCase):
         server._loop = asyncio.get_running_loop()
         server._state = "serving"
         server._max_connections = 1000
-        server._registry.start()
         server._broadcaster._loop = server._loop
         server._broadcaster._bell = server._loop.create_future()
         server._broadcaster._process = os.getpid()
@@ -3423,11 +3425,11 @@ class SubscriberModelTest(unittest.TestCase):
             self.assertEqual(found, [connection.state])
             if connection.state == "live":
                 self.assertEqual(client.transport.held, b"")
-                audience, target = connection.audience, connection.target
-                found = [audience.live.get(target), audience.joined.get(target)]
-                self.assertIn(connection, found)
+                audience = connection.audience
+                found = [connection in audience.live, connection in audience.young]
+                self.assertEqual(found.count(True), 1)
         live = sum(
-            len({**audience.live, **audience.joined})
+            len(audience.live) + len(audience.young)
             for audience in server._broadcaster._audiences.values()
         )
         self.assertEqual(live, len(members["live"]))
@@ -3497,7 +3499,8 @@ class SubscriberModelTest(unittest.TestCase):
                 client.transport.give_room(10_000)
             self.step()
             broadcaster = self.server._broadcaster
-            swept = broadcaster.log.sent == broadcaster.log.newest == broadcaster._swept
+            newest = broadcaster.log.newest
+            swept = broadcaster.log.sent == newest == broadcaster._written
             if swept and not self.server._registry.count("ready", "full", "leaving"):
                 break
         self.check()
@@ -3648,6 +3651,28 @@ class BroadcastTest(ServerTestCase):
                 self.change(sse_server, _WRITTEN_BYTES_PER_LOOK=limit)
                 turns = await self.count_turns("x" * 2950)
                 self.assertEqual(turns, at_once + pieces - 1)
+
+    async def test_nothing_is_kept_for_who_has_gone(self):
+        server = await self.start(compress=True)
+        server.publish("x" * 100_000)
+        client = await self.stream(server, "/sse?replay=all")
+        await client.data(1)
+        client.close()
+        await self.until_stats(server, live=0)
+        await server.drain()
+        kinds = sse_server._Audience, sse_server._Batch
+        gc.collect()
+        found = [o for o in gc.get_objects() if isinstance(o, kinds)]
+        self.assertEqual(found, [])
+
+    async def test_heartbeats_reach_who_is_ahead(self):
+        server = await self.start(heartbeat=0.05, id_order=int, compress=True)
+        server.publish("a", id="1")
+        for fields in ((), ("Accept-Encoding: gzip",)):
+            client = await self.stream(server, "/sse", "Last-Event-ID: 2", *fields)
+            while not client.decoder.comments[2:]:
+                await client.read_stream()
+            self.assertEqual(server.stats.live, 0)
 
     async def test_heartbeats_reach_the_live_ones_at_their_interval(self):
         server = await self.start(heartbeat=0.05)
@@ -4468,7 +4493,7 @@ class ChannelTest(ServerTestCase):
         for name, client in zip(names, clients):
             self.assertEqual(await client.data(1), [name])
         turns = "".join("over" if look else "." for look in looks)
-        self.assertRegex(turns, r"^(\.\.over){13,}\.*$")
+        self.assertRegex(turns, r"^(\.\.\.?over){5,}\.*$")
 
     async def test_who_receives_what(self):
         server = await self.start()
@@ -4638,67 +4663,48 @@ class CompressionTest(ServerTestCase):
                 await client.data(1)
             sizes.append(len(clients[0].chunks.chunks[-1]))
             self.assertEqual(len({bytes(c.chunks.chunks[-1]) for c in clients}), 1)
-        self.assertGreater(sizes[0], 1000)
-        self.assertLess(max(sizes[1:]), 100)
+        self.assertGreater(min(sizes[:3]), 1000)  # until they have 4 KiB
+        self.assertLess(max(sizes[3:]), 100)
 
-    async def test_how_long_who_has_joined_waits(self):
-        """Until then they get each batch compressed alone."""
-        # So many live clients, and so many who join; batches that these wait for.
-        cases = [(1, 1, 1), (4, 1, 4), (4, 2, 2), (6, 4, 2), (7, 1, 6), (8, 1, 6)]
-        patch = mock.patch.object(sse_server, "_JOIN_BATCHES", 7)
-        patch.start()
-        self.addCleanup(patch.stop)
-        for live, joining, expected in cases:
-            with self.subTest(live=live, joining=joining):
-                server = await self.start(compress=True)
-                early = [await self.zipped(server) for _ in range(live)]
-                (audience,) = server._broadcaster._audiences.values()
-                server.publish("first")
+    async def test_who_is_young_and_for_how_long(self):
+        """One is written without the dictionary until it has the whole of it."""
+        tail = 1000
+        self.change(sse_server, _TAIL_BYTES=tail)
+        server = await self.start(compress=True)
+        early = [await self.zipped(server) for _ in range(2)]
+        (audience,) = server._broadcaster._audiences.values()
+        size = len(format_event("x", id=server.publish("x")))
+        for client in early:
+            await client.data(1)
+        for written, is_young in ((tail - 1, True), (tail, False), (tail + 1, False)):
+            with self.subTest(written=written):
+                late = await self.zipped(server)
+                early.append(late)
+                data = "y" * (written - size + 1)
+                more = len(format_event(data, id=server.last_event_id)) - written
+                server.publish(data[: len(data) - more])
                 for client in early:
                     await client.data(1)
-                late = [await self.zipped(server) for _ in range(joining)]
-                for n in range(expected + 1):
-                    self.assertEqual(len(audience.joined), joining)
-                    server.publish(f"{n} again")
-                    for client in (*early, *late):
-                        self.assertEqual(await client.data(1), [f"{n} again"])
-                self.assertEqual((audience.batches, len(audience.joined)), (1, 0))
-                chunks = {bytes(c.chunks.chunks[-1]) for c in (*early, *late)}
-                self.assertEqual(len(chunks), 1)
+                self.assertEqual(len(audience.young), int(is_young))
+                self.assertEqual(len(audience.tail), tail)
+                server.publish("z")
+                for client in early:
+                    self.assertEqual(await client.data(1), ["z"])
+                server.publish("z" * tail)  # nobody is young after that
+                for client in early:
+                    await client.data(1)
+                self.assertEqual(len(audience.young), 0)
+                chunks = {bytes(c.chunks.chunks[-2]) for c in early}
+                self.assertEqual(len(chunks), 1 + is_young)
 
-    async def test_so_many_compressors_go_on(self):
-        limit = 5
-        with mock.patch.object(sse_server, "_MAX_COMPRESSORS", limit):
-            server = await self.start(compress=True)
-            clients = []
-            for number in range(1, limit + 2):
-                clients.append(await self.zipped(server, f"/sse?channel={number}"))
-                for n in range(3):
-                    server.publish(str(n), channel=EVERYBODY)
-                    for client in clients:
-                        self.assertEqual(await client.data(1), [str(n)])
-                audiences = server._broadcaster._audiences.values()
-                going_on = [a for a in audiences if a.compressor is not None]
-                self.assertEqual(len(going_on), min(number, limit))
-                self.assertEqual(set(going_on), set(server._broadcaster._compressing))
-            for client in clients:
-                client.close()
-            await self.until_stats(server, live=0)
-            self.assertEqual(len(server._broadcaster._compressing), 0)
-
-    async def test_the_compressor_that_ends_is_the_one_unused_for_longest(self):
-        self.change(sse_server, _MAX_COMPRESSORS=2)
-        server = await self.start(compress=True)
-        clients = {c: await self.zipped(server, f"/sse?channel={c}") for c in "abc"}
-        for channel in "abac":
-            server.publish("x", channel=channel)
-            self.assertEqual(await clients[channel].data(1), ["x"])
-        going_on = {
-            channel
-            for audience in server._broadcaster._compressing
-            for channel in audience.wish.channels - {EVERYBODY}
-        }
-        self.assertEqual(going_on, {"a", "c"})
+    async def test_what_is_tiny_is_stored(self):
+        """A stored block (RFC 1951, 3.2.4) needs no compressor."""
+        server = await self.start(compress=True, heartbeat=0.05)
+        client = await self.zipped(server)
+        while not client.decoder.comments[1:]:
+            await client.read_stream()
+        heartbeat = client.chunks.chunks[-1]
+        self.assertEqual(heartbeat, b"\0\2\0\xfd\xff:\n")
 
     async def test_a_large_event_is_compressed_in_turns(self):
         server = await self.start(compress=True)
@@ -4842,40 +4848,47 @@ class FailureTest(ServerTestCase):
         self.assertEqual(await other.data(2), ["a", "b"])
 
     async def test_a_transport_that_raises_at_one_who_is_behind(self):
-        server = await self.start()
+        """At its head, and at its first batch."""
+        told = []
+        server = await self.start(on_open=told.append, on_close=told.append)
         server.publish("a")
         other = await self.stream(server, "/sse?replay=all")
         self.assertEqual(await other.data(1), ["a"])
         add = server._broadcaster.add
+        for before in ([], [mock.DEFAULT]):
 
-        def add_broken(subscriber, *arguments):
-            subscriber.transport = mock.Mock(wraps=subscriber.transport)
-            subscriber.transport.write.side_effect = ZeroDivisionError
-            add(subscriber, *arguments)
+            def add_broken(subscriber, *arguments, before=before):
+                subscriber.transport = mock.Mock(wraps=subscriber.transport)
+                failing = [*before, ZeroDivisionError]
+                subscriber.transport.write.side_effect = failing
+                add(subscriber, *arguments)
 
-        with (
-            mock.patch.object(server._broadcaster, "add", add_broken),
-            self.assertLogs("sse_server", "ERROR") as caught,
-        ):
-            client = await self.stream(server, "/sse?replay=all")
-            await client.rest_of_cut()
-        self.assertIn("writing failed", caught.output[0])
-        await self.until_stats(server, live=1, behind=0)
+            with (
+                mock.patch.object(server._broadcaster, "add", add_broken),
+                self.assertLogs("sse_server", "ERROR") as caught,
+            ):
+                client = await self.connect(server)
+                await client.send(ask("/sse?replay=all"))
+                await self.until(lambda: caught.output, "the failure")
+                self.assertTrue(await client.ended() or before)
+            self.assertIn("writing failed", caught.output[0])
+            await self.until_stats(server, live=1, behind=0)
         server.publish("b")
         self.assertEqual(await other.data(1), ["b"])
+        self.assertEqual(len(told), 1 + 2 + 2)
 
     async def test_one_that_pauses_within_a_sweep_is_given_its_batch_later(self):
         self.change(sse_server, _direct_socket=lambda transport: None)
         server = await self.start()
         clients = [await self.stream(server) for _ in range(2)]
         (audience,) = server._broadcaster._audiences.values()
-        _, second = audience.live.values()
+        _, second = audience.live
         write = audience.write
 
-        def write_and_pause(transport, data):
+        def write_and_pause(subscriber, data):
             if second.state == "live":
                 second.pause_writing()
-            return write(transport, data)
+            return write(subscriber, data)
 
         self.give_way_after(1)
         server._broadcaster.turn_is_over = lambda: True
@@ -4979,7 +4992,7 @@ class FailureTest(ServerTestCase):
         server._registry.members["head"][connection] = (
             0  # the time was over while the process did nothing
         )
-        server._registry._look_at_sockets()
+        server._registry._read_sockets_first()
         self.assertEqual((await client.read_answer()).status, 200)
 
     async def test_no_delivery_goes_to_a_descriptor_that_was_reused(self):
@@ -4989,7 +5002,7 @@ class FailureTest(ServerTestCase):
         first = await self.stream(server)
         leaver = await self.stream(server)
         (audience,) = server._broadcaster._audiences.values()
-        descriptor = list(audience.live)[1].fileno()
+        descriptor = list(audience.live)[1].target.fileno()
         write = audience.write
         swapped = []
 
@@ -5006,7 +5019,7 @@ class FailureTest(ServerTestCase):
         leaver.close()
         await self.until_stats(server, live=1)
         newcomer = await self.stream(server)
-        newest = list(audience.live)[-1].fileno()
+        newest = list(audience.live)[-1].target.fileno()
         self.assertEqual(newest, descriptor, "it is not reused")
         for _ in work:
             pass
@@ -5223,7 +5236,7 @@ class SharedLogTest(ServerTestCase):
         clients = [await self.resume(server, 2) for _ in range(5)]
         self.publish(server, 2, 3)
         ahead = [server._registry.count("ahead") for _ in server._broadcaster.work()]
-        self.assertEqual(set(ahead), {0, 1, 2, 3, 4, 5})
+        self.assertGreaterEqual(set(ahead), {0, 1, 2, 3, 4})
         for client in clients:
             self.assertEqual(await client.data(1), ["3"])
 
@@ -6228,9 +6241,11 @@ class IteratorTest(ServerTestCase):
             iterator = self.reading(server, channels=["a", "b"])
             await anext_of(iterator)
             self.assertEqual(server.requests()[0].channels, {"a", "b"})
+            reading = asyncio.ensure_future(rest_of(iterator))
+            await self.until_stats(server, live=1)
             server.publish("last", channel="a")
             ending = end()
-            rest = b"".join(await rest_of(iterator))
+            rest = b"".join(await reading)
             self.assertIn(b"data: last\n\nretry: ", rest)
             if ending:
                 await ending
