@@ -96,6 +96,7 @@ import threading
 import time
 import types
 import urllib.parse
+import weakref
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -177,9 +178,7 @@ _LISTENERS = 2 if sys.platform == "linux" else 1
 # reset before it has read the answer (RFC 9112, 9.6).
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 * _MIB
-# The server tells clients to wait this long before they reconnect (before jitter).
-# Firefox gives up after one refused connection, so a restart must take less time.
-_RESTART_RETRY_SECONDS = 5.0
+# A full server tells clients to wait this long before they reconnect (before jitter).
 _FULL_RETRY_SECONDS = 30.0
 # A client may have seen an event that this process has not published yet.  It waits
 # this long for the event; then the server tells it of a gap.
@@ -1172,7 +1171,7 @@ class _Subscriber:
     """A stream, as the broadcaster knows it: where it is, and how to write to it."""
 
     __slots__ = ("audience", "awaited", "checks", "cursor", "lacks", "peer", "state",
-                 "target", "unsent")  # fmt: skip
+                 "target", "timer", "unsent")  # fmt: skip
 
     state: str
     cursor: _Cursor  # while it is behind; all live subscribers are at `sent`
@@ -1186,6 +1185,7 @@ class _Subscriber:
         # Only while the stream is open:
         self.audience: _Audience | None = None
         self.target: Any = None  # what a sweep writes to: its socket, or itself
+        self.timer: asyncio.TimerHandle | None = None  # of the stream's lifetime
 
     def request(self) -> Request:
         """The request that opened the stream; of a connection, the one in work."""
@@ -1209,6 +1209,10 @@ class _Subscriber:
 
     def finish(self, farewell: bytes) -> None:
         """Send the last bytes, and close after them."""
+        raise NotImplementedError
+
+    def own_socket(self) -> socket.socket | None:
+        """Its own socket, if it has one."""
         raise NotImplementedError
 
     def cut(self) -> None:
@@ -1347,6 +1351,7 @@ class _Registry:
             state: {} for state in _TRANSITIONS
         }
         self.seconds = seconds
+        self.listening: list[socket.socket] = []
         self._turns = turns
         self._size = 0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
@@ -1390,6 +1395,17 @@ class _Registry:
             self._size -= 1
         else:
             self._set_deadline(subscriber, state)
+
+    def let_go(self) -> None:
+        """In a forked child: close its copies of all sockets, and do nothing else.
+
+        Without this, clients see no end, and the port is in use, until the child ends.
+        The event loop must not be told, because its selector is the parent's, too.
+        """
+        own = [subscriber.own_socket() for subscriber in self.all(*_TRANSITIONS)]
+        for sock in [*self.listening, *own]:
+            if sock:
+                sock.close()
 
     def _set_deadline(self, subscriber: _Subscriber, state: str) -> None:
         deadline = math.inf
@@ -1513,6 +1529,9 @@ class _Broadcaster:
         registry: _Registry,
         turns: _Turns,
         heartbeat: float | None,
+        retry: float,
+        restart_retry: float,
+        lifetime: float | None,
         write_timeout: float,
         id_order: Callable[[str], Any] | None,
         on_open: _Hook,
@@ -1527,6 +1546,8 @@ class _Broadcaster:
         self.closed_because = ""  # why nothing can be published; "": it can
         self._turns = turns
         self._heartbeat = heartbeat
+        self._retry, self._restart_retry = retry, restart_retry
+        self._lifetime = lifetime
         self._write_timeout = write_timeout
         self._id_order = id_order
         self._on_open, self._on_close = on_open, on_close
@@ -1826,6 +1847,9 @@ class _Broadcaster:
             subscriber.send(head + _at_once(audience.encode(first, begins=True)))
         except Exception as error:
             failure = error
+        if self._lifetime is not None and self._loop:
+            seconds = self._lifetime * random.uniform(0.8, 1.2)
+            subscriber.timer = self._loop.call_later(seconds, self._outlive, subscriber)
         if is_ahead:
             self.registry.enter(subscriber, _AHEAD)
         elif self._is_in_step(subscriber) and subscriber.has_room():
@@ -2024,12 +2048,17 @@ class _Broadcaster:
         if batch.payload:
             self._send(subscriber, batch.payload)
 
-    def end(self, subscriber: _Subscriber, why: str) -> None:
+    def _outlive(self, subscriber: _Subscriber) -> None:
+        self.end(subscriber, "its lifetime is over", self._retry)
+
+    def end(
+        self, subscriber: _Subscriber, why: str, retry: float | None = None
+    ) -> None:
         """Tell the client when to come back, end its stream, close."""
         audience = subscriber.audience
         if audience is None:
             return
-        farewell = format_event(retry=_jittered_ms(_RESTART_RETRY_SECONDS))
+        farewell = format_event(retry=_jittered_ms(retry or self._restart_retry))
         self.leave(subscriber, _LEAVING, why)
         try:
             subscriber.finish(_at_once(audience.encode(farewell, ends=True)))
@@ -2049,6 +2078,9 @@ class _Broadcaster:
             return
         self.registry.enter(subscriber, state)
         subscriber.audience = subscriber.target = None
+        if subscriber.timer:
+            subscriber.timer.cancel()
+            subscriber.timer = None
         self._not_waited_for.discard(subscriber)
         audience.members -= 1
         self.connected -= 1
@@ -2223,6 +2255,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def finish(self, farewell: bytes) -> None:
         self.transport.write(farewell)
         self.transport.close()
+
+    def own_socket(self) -> socket.socket | None:
+        return _direct_socket(self.lower)
 
     def cut(self) -> None:
         self.lower.abort()
@@ -2584,6 +2619,9 @@ class _Reader(_Subscriber):
         self._batch += farewell
         self._ring()
 
+    def own_socket(self) -> socket.socket | None:
+        return None
+
     def cut(self) -> None:
         self._batch = b""
         self._ring()
@@ -2650,6 +2688,53 @@ _NEW, _STARTING, _SERVING = "new", "starting", "serving"
 _FAILED, _CLOSING = "failed", "closing"  # and _CLOSED
 
 
+class _Termination:
+    """Lets SIGTERM end a `with` block in order, as Ctrl-C does, and then the program.
+
+    Python leaves SIGTERM to the system: it ends the process without a word to the
+    clients, and as process 1 of a container it is ignored.  A program that handles
+    SIGTERM itself keeps its handler, and so does one whose `with` block is not in the
+    main thread.  A second SIGTERM ends the process at once.
+    """
+
+    def __init__(self, leave: Callable[[], object]) -> None:
+        self._leave = leave  # the block
+        self._came = self._is_set = False
+        self._process = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            self._is_set = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if self._is_set:
+            signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() != self._process:  # a forked child runs no server
+            signal.raise_signal(signal.SIGTERM)
+        self._came = True
+        logger.info("SIGTERM: ending")
+        self._leave()
+
+    def finish(self) -> None:
+        """The block has ended.  Raises SystemExit if SIGTERM ended it."""
+        if self._came:
+            sys.exit(0)
+        if self._is_set:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+# Of the servers that run in this process, for a child that is forked from it.
+_running: weakref.WeakSet[_Registry] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    for registry in list(_running):
+        registry.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 class SSEServer:
     """Broadcasts the events that are published to all connected clients.
 
@@ -2702,6 +2787,10 @@ class SSEServer:
         # Timing, in seconds
         heartbeat: float | None = 15.0,  # a comment to everybody; None: never
         retry: float = 2.0,  # clients wait this long to reconnect, jittered by half
+        # The same after the server has ended.  A browser that is refused once gives up
+        # (Firefox) or waits longer each time, so a restart should take less time.
+        restart_retry: float = 5.0,
+        lifetime: float | None = None,  # of a stream, jittered by 20 %; None: no limit
         header_timeout: float = 10.0,  # for a request's head to be complete
         body_timeout: float = 30.0,  # for its body
         keepalive_timeout: float = 75.0,  # for the next request on a connection
@@ -2742,11 +2831,11 @@ class SSEServer:
             fault = f"publish_token has {found[0]!a} at index {found.start()}"
             raise ValueError(fault + "; allowed are visible ASCII characters")
         _check_replay(replay)
-        for name in ("retry", "header_timeout", "body_timeout", "keepalive_timeout",
-                     "write_timeout", "shutdown_timeout"):  # fmt: skip
-            _check_seconds(name, given[name])
-        if heartbeat is not None:
-            _check_seconds("heartbeat", heartbeat)
+        for name in ("retry", "restart_retry", "header_timeout", "body_timeout",
+                     "keepalive_timeout", "write_timeout", "shutdown_timeout",
+                     "heartbeat", "lifetime"):  # fmt: skip
+            if given[name] is not None or name not in ("heartbeat", "lifetime"):
+                _check_seconds(name, given[name])
         for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
             if given[name] is not None:
                 _check_function(name, given[name], may_await=name == "authorize")
@@ -2757,7 +2846,7 @@ class SSEServer:
         self._host, self._port = host, port or 0
         self._listens = port is not None
         self._path = _check_path(path)
-        self._retry = retry
+        self._retry, self._restart_retry = retry, restart_retry
         self._header_timeout = header_timeout
         self._write_timeout = write_timeout
         self._shutdown_timeout = shutdown_timeout
@@ -2794,6 +2883,9 @@ class SSEServer:
             self._registry,
             self._turns,
             heartbeat,
+            retry,
+            restart_retry,
+            lifetime,
             write_timeout,
             id_order,
             on_open,
@@ -2807,6 +2899,7 @@ class SSEServer:
         self._refusing: set[_Subscriber] = set()  # above the limit, only told so
         self._disconnected: set[_Subscriber] = set()  # while they were asked for
         self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
+        self._terminations: list[_Termination] = []  # of `async with` blocks
         self._refused = 0
 
     # What a program calls.
@@ -3044,7 +3137,10 @@ class SSEServer:
             raise
 
     def stop(self) -> None:
-        """Deliver, close, and wait for the end of the thread that start() began."""
+        """Deliver, close, and wait for the end of the thread that start() began.
+
+        In that thread, as in a hook, it does not wait.
+        """
         if self._thread is None:
             raise RuntimeError("the server was not started with start()")
         if self._enter(_CLOSED, _NEW):  # Ctrl-C has interrupted start()
@@ -3052,7 +3148,7 @@ class SSEServer:
         if self._loop:
             with contextlib.suppress(RuntimeError):  # it was closed from within
                 self._loop.call_soon_threadsafe(self._begin_closing)
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
     def requests(self) -> list[Request]:
@@ -3110,18 +3206,38 @@ class SSEServer:
     # Beginning and ending.
 
     async def __aenter__(self) -> SSEServer:
-        await self._start()
+        task = asyncio.current_task()
+        cancel = task.cancel if task else lambda: None
+        loop = asyncio.get_running_loop()
+        termination = _Termination(lambda: loop.call_soon_threadsafe(cancel))
+        try:
+            await self._start()
+        except BaseException:
+            termination.finish()
+            raise
+        self._terminations.append(termination)
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        await self.close()
+        try:
+            await self.close()
+        finally:
+            self._terminations.pop().finish()
 
     def __enter__(self) -> SSEServer:
-        self.start()
+        self._termination = _Termination(sys.exit)
+        try:
+            self.start()
+        except BaseException:
+            self._termination.finish()
+            raise
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            self._termination.finish()
 
     def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
         async def serve() -> None:
@@ -3179,6 +3295,7 @@ class SSEServer:
                     start_serving=False,
                 )
                 self._listeners.append(listener)
+            self._registry.listening = sockets
             names = [sock.getsockname() for sock in sockets]
             self._port = names[0][1] if names else 0
             bound = [ipaddress.ip_address(name[0].split("%")[0]) for name in names]
@@ -3196,6 +3313,7 @@ class SSEServer:
             if self._enter(_NEW, _STARTING):
                 self._loop = None
             raise
+        _running.add(self._registry)
         self._ended = asyncio.Event()
         self._hook_threads = asyncio.Semaphore(_AUTHORIZE_THREADS)
         self._broadcasting = self._broadcaster.start()
@@ -3313,6 +3431,7 @@ class SSEServer:
         for task in self._tasks:
             task.cancel()
         self._enter(_CLOSED, _CLOSING)
+        _running.discard(self._registry)
 
     def _abort(self) -> None:
         """Cut all connections: shutdown_timeout is over, or the start has failed."""
@@ -3519,7 +3638,7 @@ class SSEServer:
 
     def _retry_later_ms(self) -> int:
         full = self._state == _SERVING
-        return _jittered_ms(_FULL_RETRY_SECONDS if full else _RESTART_RETRY_SECONDS)
+        return _jittered_ms(_FULL_RETRY_SECONDS if full else self._restart_retry)
 
     def _compresses(self, request: Request) -> bool:
         """Whether it gets its stream compressed."""

@@ -2976,7 +2976,7 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
 
     async def _stop(self, server):
         self._close_clients()
-        await asyncio.wait_for(server.close(), DEADLINE)
+        await asyncio.wait_for(server.__aexit__(), DEADLINE)
 
     def change(self, holder, **values):
         """Have these attributes be others until the test ends."""
@@ -5332,6 +5332,8 @@ REFUSED_ARGUMENTS = [
             ("max_connections", "are integers from 1", (0, 1.5, False)),
             ("heartbeat", "are seconds above 0", NOT_SECONDS[:5] + NOT_SECONDS[6:]),
             ("retry", "are seconds above 0", NOT_SECONDS),
+            ("restart_retry", "are seconds above 0", NOT_SECONDS),
+            ("lifetime", "are seconds above 0", NOT_SECONDS[:5] + NOT_SECONDS[6:]),
             ("header_timeout", "are seconds above 0", NOT_SECONDS),
             ("body_timeout", "are seconds above 0", NOT_SECONDS),
             ("keepalive_timeout", "are seconds above 0", NOT_SECONDS),
@@ -8073,6 +8075,13 @@ class ThreadTest(ServerTestCase):
         go.set()
         await running
 
+    async def test_stop_in_a_hook_does_not_wait(self):
+        server = SSEServer("127.0.0.1", 0, on_open=lambda request: server.stop())
+        await self.in_thread(server.start)
+        client = await self.stream(server)
+        self.assertEqual(await client.rest(), [])
+        await self.in_thread(server.stop)
+
     async def test_a_script_that_ends_right_after_its_last_publish(self):
         script = (
             "import sse_server, sys\n"
@@ -8096,6 +8105,92 @@ class ThreadTest(ServerTestCase):
         _, err = await asyncio.wait_for(process.communicate(b"\n"), DEADLINE)
         self.assertEqual((process.returncode, err), (0, b""))
         self.assertEqual([e.data for e in await client.rest()], [*map(str, range(500))])
+
+
+@unittest.skipUnless(hasattr(os, "fork"), "no fork")
+class ForkTest(ServerTestCase):
+    """A forked child lets go of the sockets that it inherited."""
+
+    async def test_clients_see_their_end_and_the_port_is_free(self):
+        server = await self.start()
+        streams = [await self.stream(server) for _ in range(2)]
+        kept = await self.connect(server)
+        await kept.request(ask("/"))
+        ready, done = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                os.write(ready[1], b"x")
+                os.read(done[0], 1)
+            finally:
+                os._exit(0)
+        try:
+            await self.in_thread(os.read, ready[0], 1)
+            server.publish("a")  # the parent goes on as before
+            for client in streams:
+                self.assertEqual(await client.data(1), ["a"])
+            self.assertEqual((await kept.request(ask("/"))).status, 200)
+            late = await self.stream(server)
+            await server.close()
+            for client in (*streams, late):
+                self.assertEqual(await client.rest(), [])
+            self.assertTrue(await kept.ended())
+            async with SSEServer("127.0.0.1", server.port):
+                pass
+        finally:
+            os.write(done[1], b"x")
+            await self.in_thread(os.waitpid, child, 0)
+            for descriptor in (*ready, *done):
+                os.close(descriptor)
+
+
+class LifetimeTest(ServerTestCase):
+    async def test_a_stream_is_ended_in_order_after_its_lifetime(self):
+        """The client is told the usual retry and not that of a restart."""
+        server = await self.start(
+            lifetime=0.2, retry=1.0, restart_retry=100, authorize=self.count
+        )
+        self.asked = 0
+        began = time.monotonic()
+        client = await self.stream(server)
+        server.publish("a")
+        self.assertEqual([e.data for e in await client.rest()], ["a"])
+        self.assertGreater(time.monotonic() - began, 0.8 * 0.2)
+        self.assertLess(client.decoder.retry, 1501)
+        again = await self.stream(server)
+        await again.rest()
+        self.assertEqual(self.asked, 2)
+
+    def count(self, request):
+        self.asked += 1
+        return True
+
+    async def test_lifetimes_are_jittered(self):
+        """By 20 %, so that streams that began together do not end together."""
+        server = await self.start(lifetime=1000)
+        for _ in range(20):
+            await self.stream(server)
+        left = [s.timer.when() for s in server._registry.all("live")]
+        now = asyncio.get_running_loop().time()
+        self.assertGreater(min(left) - now, 790)
+        self.assertLess(max(left) - now, 1200)
+        self.assertGreater(max(left) - min(left), 50)
+
+    async def test_no_timer_is_left_of_who_has_gone(self):
+        server = await self.start(lifetime=1000)
+        client = await self.stream(server)
+        (connection,) = server._registry.all("live")
+        timer = connection.timer
+        client.close()
+        await self.until_stats(server, live=0)
+        self.assertTrue(timer.cancelled())
+
+    async def test_the_retry_of_a_restart(self):
+        server = await self.start(restart_retry=0.001)
+        client = await self.stream(server)
+        await server.close()
+        await client.rest()
+        self.assertLessEqual(client.decoder.retry, 2)
 
 
 class TLSTest(OverTLS, ServerTestCase):
@@ -8311,6 +8406,119 @@ class CommandLineTestCase(ServerTestCase):
             self.assertTrue(line, f"no {pattern} in {found}")
             found.append(line.decode())
         return found
+
+
+class TerminationTest(CommandLineTestCase):
+    """SIGTERM and Ctrl-C in programs of one's own, which only have a `with` block."""
+
+    ASYNC = """
+import asyncio, sse_server
+async def main():
+    async with sse_server.SSEServer("127.0.0.1", 0) as server:
+        print(server.port, flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    FOREVER = """
+import asyncio, sse_server
+async def main():
+    async with sse_server.SSEServer("127.0.0.1", 0) as server:
+        print(server.port, flush=True)
+        await server.serve_forever()
+asyncio.run(main())
+"""
+    THREAD = """
+import time, sse_server
+with sse_server.SSEServer("127.0.0.1", 0) as server:
+    print(server.port, flush=True)
+    time.sleep(60)
+"""
+    STUCK = """
+import time, sse_server
+with sse_server.SSEServer("127.0.0.1", 0) as server:
+    try:
+        print(server.port, flush=True)
+        time.sleep(60)
+    finally:
+        print("stuck", flush=True)
+        time.sleep(60)
+"""
+    OWN_HANDLER = (
+        """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+"""
+        + THREAD
+    )
+    FORKED = """
+import multiprocessing, os, signal, time
+multiprocessing.set_start_method("fork")
+import sse_server
+def work(ready):
+    ready.set()
+    time.sleep(60)
+with sse_server.SSEServer("127.0.0.1", 0) as server:
+    ready = multiprocessing.Event()
+    child = multiprocessing.Process(target=work, args=(ready,))
+    child.start()
+    ready.wait()
+    child.terminate()
+    child.join()
+    print(server.port, child.exitcode, flush=True)
+    time.sleep(60)
+"""
+
+    async def run_program(self, text):
+        folder = os.path.dirname(os.path.abspath(sse_server.__file__))
+        environment = {"PYTHONPATH": folder}
+        process = await self.run_command(program=["-c", text], environment=environment)
+        line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
+        self.assertTrue(line, "it did not start")
+        port, *more = line.split()
+        return process, await self.watch(int(port)), more
+
+    async def test_sigterm_ends_each_block_in_order(self):
+        for program in (self.ASYNC, self.FOREVER, self.THREAD):
+            with self.subTest(program=program):
+                process, client, _ = await self.run_program(program)
+                first = client.decoder.retry
+                process.send_signal(signal.SIGTERM)
+                self.assertEqual(await client.rest(), [])
+                self.assertNotEqual(client.decoder.retry, first)  # when to come back
+                self.assertEqual(await self.finish(process), (0, ""))
+
+    async def test_a_second_sigterm_ends_it_at_once(self):
+        process, _, _ = await self.run_program(self.STUCK)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.stdout.readline(), DEADLINE)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(await self.finish(process), (-signal.SIGTERM, ""))
+
+    async def test_a_program_that_handles_sigterm_keeps_its_handler(self):
+        process, client, _ = await self.run_program(self.OWN_HANDLER)
+        process.send_signal(signal.SIGTERM)
+        await client.rest()
+        self.assertEqual(await self.finish(process), (7, ""))
+
+    async def test_after_the_block_sigterm_is_what_it_was(self):
+        self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
+        server = SSEServer("127.0.0.1", 0)
+        async with server:
+            self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
+            async with server:  # as serve_forever() does
+                pass
+        self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
+        with SSEServer("127.0.0.1", 0):
+            self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
+        self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork")
+    async def test_a_forked_child_is_ended_by_sigterm_and_its_parent_is_not(self):
+        process, client, (status,) = await self.run_program(self.FORKED)
+        self.assertEqual(int(status), -signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(await client.rest(), [])
+        self.assertEqual(await self.finish(process), (0, ""))
 
 
 class CommandLineTest(CommandLineTestCase):
