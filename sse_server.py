@@ -3515,12 +3515,23 @@ class SSEServer:
             if not self._wants_stream(request):
                 raise self._full_error()
         self._require_own_name(request)
-        publishes = request.path == self._path and request.method == "POST"
-        if publishes and self._publish_token:
-            self._check_token(request)
-        if not request._chunked and not request._content_length:
+        has_body = request._chunked or request._content_length
+        publishes = False
+        if request.path == self._path:
+            publishes = request.method == "POST" and bool(self._publish_token)
+            if publishes:
+                self._check_token(request)
+            elif has_body and request.method not in ("GET", "HEAD", "OPTIONS"):
+                raise self._not_allowed(request.method)
+        if not has_body:
             return None
-        return _BodyReader(request, self._max_event_bytes, publishes)
+        return _BodyReader(request, self._max_event_bytes, keep=publishes)
+
+    def _not_allowed(self, method: str) -> HTTPError:
+        message = f"{method} is not allowed on {self._path}"
+        if method == "POST":
+            message += ": no token is set to publish with (--publish-token)"
+        return HTTPError(405, message, [("Allow", self._allow)])
 
     def _require_own_name(self, request: Request) -> None:
         """HTTPError 421 if a request to the path names another host than this one."""
@@ -3576,10 +3587,7 @@ class SSEServer:
         if method == "OPTIONS":
             return _Response(204, (("Allow", self._allow),), b"")
         if method not in ("GET", "HEAD"):
-            message = f"{method} is not allowed on {self._path}"
-            if method == "POST":
-                message += ": no token is set to publish with (--publish-token)"
-            raise HTTPError(405, message, [("Allow", self._allow)])
+            raise self._not_allowed(method)
         if refusal:
             if refusal.status >= 500 and self._wants_stream(request):
                 return self._full_response(request)

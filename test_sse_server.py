@@ -5541,7 +5541,7 @@ ANSWERS = {
         not_allowed("DELETE"),
     ),
     "a body above the limit, whatever the method": (
-        ask("/sse", "Transfer-Encoding: chunked", method="PUT", body=b"19\r\n"),
+        ask("/", "Transfer-Encoding: chunked", method="PUT", body=b"19\r\n"),
         refused(413, "body of 25 bytes or more; allowed are 24"),
     ),
 }
@@ -5775,6 +5775,25 @@ class ConnectionTest(ServerTestCase):
                     data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
                 )
                 self.assertEqual(answer.status, status)
+
+    async def test_a_body_that_nobody_reads_is_refused_by_its_head(self):
+        """Without a 100 Continue, and before any of the body is kept."""
+        without_token = await self.start()
+        with_token = await self.start(publish_token="secret")
+        for server, method, length in (
+            (without_token, "POST", "Content-Length: 1000"),
+            (without_token, "POST", "Transfer-Encoding: chunked"),
+            (without_token, "PUT", "Content-Length: 1000"),
+            (with_token, "PATCH", "Content-Length: 1000"),
+        ):
+            for expect in ("Expect: 100-continue", "Authorization: Bearer secret"):
+                with self.subTest(method=method, length=length, expect=expect):
+                    client = await self.connect(server)
+                    answer = await client.request(
+                        ask("/sse", length, expect, method=method)
+                    )
+                    self.assertEqual(answer.status, 405)
+                    self.assertEqual(answer.field("connection"), "close")
 
     async def test_an_error_is_read_by_who_still_uploads_megabytes(self):
         server = await self.start(publish_token="secret", shutdown_timeout=0.2)
