@@ -154,8 +154,8 @@ _CHECKS = 4  # of a slow client's progress, per write_timeout
 _TAIL_BYTES = 4 * _KIB
 _STORED_BYTES = 16  # what is not longer is sent in a stored block, without compression
 _CATCH_UPS_PER_TURN = 8  # batches for clients that are behind, before the next sweep
-# The memory that one event in the log takes in addition to its bytes.  Measured on
-# Python 3.9 to 3.15: 240 to 380 bytes.
+# The memory that one event in the log takes in addition to its bytes, its names and its
+# key.  Measured on Python 3.9 to 3.13: 240 to 380 bytes.
 _EVENT_OVERHEAD_BYTES = 400
 _MAX_REPLAY_SCAN = 10_000  # events that are searched for those to replay
 # Channels whose last forgotten event is remembered.  With more channels, a client may
@@ -381,10 +381,23 @@ class _Entry(NamedTuple):
     number: int
     frame: bytes
     channel: str | None
-    id: str | None  # the publisher's; None: the log numbered the event
+    id: str | None  # the publisher's; a gap has that of the event before it
     place: tuple[Any, int] | None  # the newest key up to here, and its event's number
     total: int  # the sum of the costs of all events up to this one, in bytes
     retain: str | None = None  # the name under which the event is retained
+    is_gap: bool = False
+
+
+def _cost(frame: bytes, *names: Any) -> int:
+    """The memory that an event takes, in bytes; with its id, channel, name and key.
+
+    A text of 256 bytes in UTF-8 may take 1,088 as a `str`.
+    """
+    parts = [part for part in names if part is not None]
+    for part in parts:
+        if isinstance(part, tuple):  # a key
+            parts += part
+    return len(frame) + _EVENT_OVERHEAD_BYTES + sum(map(sys.getsizeof, parts))
 
 
 class _EventLog:
@@ -392,12 +405,12 @@ class _EventLog:
 
     `max_events` limits the number of held events; events that the live subscribers were
     not given yet do not count.  `max_bytes` limits the bytes of all events, held and
-    retained, plus _EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log
-    forgets its oldest event, but it always holds the newest.  The publisher's ids may
-    have keys, which ascend.  With the key of an id that is not held, find() knows
-    between which two held ids it belongs.  Call the methods under the server's lock;
-    `base`, `sent`, `newest`, `newest_id` and retains() do not need it.  In a block of
-    `with log:` all events that are held now stay.
+    retained, with their names, plus _EVENT_OVERHEAD_BYTES for each.  When a limit is
+    exceeded, the log forgets its oldest event, but it always holds the newest.  The
+    publisher's ids may have keys, which ascend.  With the key of an id that is not
+    held, find() knows between which two held ids it belongs.  Call the methods under
+    the server's lock; `base`, `sent`, `newest`, `newest_id` and retains() do not need
+    it.  In a block of `with log:` all events that are held now stay.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
@@ -432,8 +445,13 @@ class _EventLog:
         return self._id_of(self._newest)
 
     def id_at(self, number: int) -> str:
-        """The id of an event that is held, or of the event at `base`."""
-        return self._id_of(self._entries[number])
+        """The id of a held event or of the one at `base`, as find() takes it.
+
+        A gap's id is that of the event before it, for which find() returns the number
+        of that event.  So a gap is given an id of this log's own here.
+        """
+        entry = self._entries[number]
+        return self._id_of(entry._replace(id=None) if entry.is_gap else entry)
 
     def _id_of(self, entry: _Entry) -> str:
         return entry.id or f"{self._epoch}-{entry.number}"
@@ -450,8 +468,11 @@ class _EventLog:
         """Add an event (without an id field) and return the id that it now has.
 
         `retain` is the name under which it is retained.  Raises ValueError for the id
-        of an event that is held, and for a key that is not above the newest key.
+        of an event that is held, for one like those that the log makes, and for a key
+        that is not above the newest key.
         """
+        if id is not None and self.own_id.fullmatch(id):
+            raise ValueError(f"id {id!r} has the form of this server's own ids")
         held, newest = self._entries, self._newest
         entry: _Entry | None = None
         while newest is not entry:
@@ -467,8 +488,8 @@ class _EventLog:
                     raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
                 place = None if key is None else (key, number)
                 self._numbers[id] = number
-            total = newest.total + len(frame) + _EVENT_OVERHEAD_BYTES
-            entry = _Entry(number, frame, channel, id, place, total, retain)
+            total = newest.total + _cost(frame, id, channel, retain, key)
+            entry = _Entry(number, frame, channel, id, place, total, retain, is_gap)
             # A signal handler's append() may have used this number meanwhile.  Then
             # this event needs another one, even if the log has forgotten that event
             # already and so has let this one take its place.
@@ -512,10 +533,11 @@ class _EventLog:
             entry = self._entries.get(self.newest + 1)
             if entry and entry.retain is not None:
                 body = entry.frame.partition(b"\n")[2]
-                cost = len(body) + _EVENT_OVERHEAD_BYTES
+                cost = _cost(body, entry.channel, entry.retain)
                 key = entry.channel, entry.retain
                 _, freed = self._retained.pop(key, (None, 0))
-                self._retained[key] = entry._replace(frame=body), cost
+                retained = entry._replace(frame=body, id=None, place=None)
+                self._retained[key] = retained, cost
                 size += cost - freed
                 count += not freed
             self._newest = entry or self._newest
@@ -537,7 +559,8 @@ class _EventLog:
         size = newest.total - self._entries[base].total + retained_bytes
         if not is_full and (size <= self._max_bytes or newest.number <= number):
             return False
-        _, _, channel, id, place, total, _ = self._entries[number]
+        entry = self._entries[number]
+        channel = entry.channel
         # Note the loss before the event is gone: Ctrl-C may come in between.
         self._forgotten.pop(channel, None)
         self._forgotten[channel] = number
@@ -545,7 +568,7 @@ class _EventLog:
             oldest, self._forgotten_floor = next(iter(self._forgotten.items()))
             del self._forgotten[oldest]
         self.base = number  # from here on it is not held
-        self._entries[number] = _Entry(number, b"", channel, id, place, total)
+        self._entries[number] = entry._replace(frame=b"", retain=None)
         before = self._entries.pop(base)
         if before.id is not None and self._numbers.get(before.id) == base:
             del self._numbers[before.id]
@@ -554,7 +577,9 @@ class _EventLog:
     def _find_published(self, id: str) -> int | None:
         """The number of the event, held or at `base`, that has this published id."""
         entry = self._entries.get(self._numbers.get(id, self.base))
-        return entry.number if entry and entry.id == id else None
+        # Not a gap: its id is that of another event, perhaps of one that is forgotten.
+        found = entry and entry.id == id and not entry.is_gap
+        return entry.number if entry and found else None
 
     def find(self, id: str, key: Any = None) -> int | None:
         """The position of an id, even one below `base`; None: the id is unknown."""
@@ -575,7 +600,8 @@ class _EventLog:
                     high = middle
                 else:
                     low, found = middle + 1, place
-            return max(self.base, found[1]) if found else None
+            # It may be below `base`: then what follows it was perhaps forgotten.
+            return found[1] if found else None
         return None
 
     def is_ahead(self, key: Any) -> bool:
@@ -1140,6 +1166,7 @@ class _Cursor(NamedTuple):
         position, reason, snapshot = self
         gaps: list[bytes] = []
         frames: list[bytes] = []
+        end_of_snapshot = b""
         if not reason and log.missed(position, channels):
             reason = "history"
         if reason:
@@ -1154,6 +1181,8 @@ class _Cursor(NamedTuple):
                 snapshot = upto, id
             elif frames:
                 frames[-1] = b"id: %b\n%b" % (_encode(id), frames[-1])
+            elif given and not reason:  # the others have been forgotten meanwhile
+                end_of_snapshot = b"id: %b\n\n" % _encode(id)
             if reason:
                 told = None if snapshot or frames else id
                 gaps = [format_event({"reason": reason}, event="gap", id=told)]
@@ -1164,7 +1193,8 @@ class _Cursor(NamedTuple):
             batch, position = log.read(position, end)
             frames += [entry.frame for entry in batch if entry.channel in channels]
         cursor = _Cursor(position, None, snapshot)
-        return _Batch(b"".join(gaps + frames), len(frames), len(gaps), cursor)
+        payload = b"".join([*gaps, end_of_snapshot, *frames])
+        return _Batch(payload, len(frames), len(gaps), cursor)
 
 
 class _Subscriber:
@@ -2931,10 +2961,10 @@ class SSEServer:
         clients that miss them get a gap.  A fast producer should await drain().
 
         Raises ValueError for data above `max_event_bytes`, for what format_event
-        refuses, for the id of an event that is still held, for an id that does not
-        ascend by `id_order`, and for an event, id or channel that is empty, is longer
-        than 256 bytes, or has a control character or a space at an end (a header field
-        could not carry it);
+        refuses, for the id of an event that is still held, for an id of the form of the
+        server's own, for an id that does not ascend by `id_order`, and for an event, id
+        or channel that is empty, is longer than 256 bytes, or has a control character
+        or a space at an end (a header field could not carry it);
         TypeError for data that is not JSON; RuntimeError once the server is closed,
         has failed, or has lost its event loop, and in a process forked from its own.
         """

@@ -44,6 +44,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import tracemalloc
 import types
 import unittest
 import urllib.parse
@@ -764,6 +765,7 @@ class FramingTest(unittest.TestCase):
 # ------------------------------------------------------------------------------------
 
 NO_CHANNEL = frozenset([None])
+EACH_CHANNEL = NO_CHANNEL | {EVERYBODY}  # of a subscriber that asked for none
 
 
 def new_log(max_events=1000, max_bytes=16 * 2**20, max_retained=0):
@@ -777,6 +779,11 @@ def size_of(log):
 def id_at(log, number):
     """What the log itself names an event of this number."""
     return f"{log._epoch}-{number}"
+
+
+def cost_of(frame, *names):
+    """What an event is charged: 400 bytes, and its id, channel and name in memory."""
+    return len(frame) + 400 + sum(sys.getsizeof(name) for name in names if name)
 
 
 def append_many(log, count, channel=None, body=b"data: a\n\n"):
@@ -841,11 +848,20 @@ class EventLogTest(unittest.TestCase):
         self.assertEqual(log.find(id_at(log, 1)), 1)
         self.assertEqual(log.newest_id, id_at(log, 2))
 
-    def test_an_id_that_looks_like_the_logs_own_is_the_publishers(self):
-        log = new_log()
-        log.append(b"data: a\n\n", None, id_at(log, 2))
+    def test_an_id_like_the_logs_own_is_refused(self):
+        """It would be taken for that of another event, held or to come."""
+        log, other = new_log(), new_log()
         append_many(log, 1)
-        self.assertEqual(log.find(id_at(log, 2)), 1)
+        for number in (0, 1, 2, 10**18):
+            id = id_at(log, number)
+            with self.subTest(id), self.assertRaises(ValueError) as caught:
+                log.append(b"data: a\n\n", None, id)
+            text = f"id {id!r} has the form of this server's own ids"
+            self.assertEqual(str(caught.exception), text)
+        self.assertHolds(log, 1, 1)
+        for id in (id_at(log, 2) + "x", id_at(log, "02"), id_at(other, 2)):
+            log.append(b"data: a\n\n", None, id)
+            self.assertEqual(log.find(id), log.newest)
 
     def test_ids_that_nothing_is_known_of(self):
         log = new_log()
@@ -981,7 +997,31 @@ class EventLogTest(unittest.TestCase):
         log.append(b"data: a\n\n", None, "9", 9)
         append_many(log, 1)
         log.advance(5)
-        self.assertEqual((log.base, log.id_at(log.base), log.find("7")), (3, "7", 3))
+        # The gap is forgotten, and who has seen 7 may have missed it.
+        self.assertEqual((log.base, log.find("7"), log.find("7", 7)), (3, None, 2))
+        self.assertTrue(log.missed(2, EACH_CHANNEL))
+        self.assertEqual(log.find(log.id_at(3)), 3)
+
+    def test_a_forgotten_gap_is_not_the_event_that_has_its_id(self):
+        for key in (None, 7):
+            log = new_log(max_events=1)
+            log.append(b"data: a\n\n", None, "7", key)
+            log.append(b"data: a\n\n", EVERYBODY, is_gap=True)
+            log.append(b"data: a\n\n", None, "8", key and 8)
+            log.advance(3)
+            position = log.find("7", key)
+            missed = position is None or log.missed(position, EACH_CHANNEL)
+            self.assertTrue(missed, position)
+
+    def test_a_position_is_not_above_what_was_forgotten(self):
+        """An id that is not held, in an order, with events that have none after it."""
+        log = new_log(max_events=2)
+        log.append(b"data: a\n\n", None, "5", 5)
+        append_many(log, 6)
+        log.advance(7)
+        for id in ("5", "6"):
+            self.assertEqual(log.find(id, int(id)), 1)
+        self.assertTrue(log.missed(1, NO_CHANNEL))
 
     def test_without_an_order_no_id_is_ahead(self):
         log = new_log()
@@ -1072,9 +1112,9 @@ class EventLogTest(unittest.TestCase):
         self.assertEqual(log.newest_id, "mine")
         self.assertEqual(log.find("mine"), 1)
 
-    def test_max_bytes_counts_the_frames_and_400_for_each(self):
+    def test_max_bytes_counts_the_frames_the_names_and_400_for_each(self):
         body = b"data: %b\n\n" % (b"a" * 100)
-        cost = len(b"id: 1\n" + body) + 400
+        cost = cost_of(b"id: 1\n" + body, "1")
         for limit, first in ((3 * cost + 1, 1), (3 * cost, 1), (3 * cost - 1, 2)):
             with self.subTest(limit):
                 log = new_log(max_bytes=limit)
@@ -1085,9 +1125,38 @@ class EventLogTest(unittest.TestCase):
                 log.append(body, None, "4")
                 self.assertHolds(log, first + 1, 4)
 
+    def test_max_bytes_is_what_they_take_whatever_their_names(self):
+        name = "x" * 251 + "\U0001f600"  # 255 bytes of UTF-8, and 1,084 as a str
+        for channel, key, retain in (
+            ("", False, ""),
+            (name, False, ""),
+            ("", True, ""),
+            (name, True, ""),
+            (name, True, name),
+        ):
+            with self.subTest(channel=channel[-1:], key=key, retain=retain[-1:]):
+                limit = 2**19
+                log = new_log(max_events=10_000, max_bytes=limit, max_retained=10_000)
+                tracemalloc.start()
+                for number in range(1000):
+                    id = f"{number:03}{name[3:]}"
+                    log.append(
+                        b"data: a\n\n",
+                        channel and f"{number % 9}{channel[1:]}",
+                        id,
+                        (id[:3], id + "") if key else None,
+                        retain and f"{number:03}{retain[3:]}",
+                    )
+                gc.collect()  # Python keeps some tuples that are in use no longer
+                used = tracemalloc.get_traced_memory()[0]
+                tracemalloc.stop()
+                self.assertLess(size_of(log), 1000)
+                self.assertLess(used, 1.1 * limit)
+
     def test_the_default_is_16_mib(self):
         log = new_log()
-        body = b"data: %b\n\n" % (b"a" * (2**20 - 400 - len(b"id: 01\ndata: \n\n")))
+        cost = cost_of(b"id: 01\ndata: \n\n", "01")
+        body = b"data: %b\n\n" % (b"a" * (2**20 - cost))
         for number in range(16):
             log.append(body, None, f"{number:02}")
         self.assertHolds(log, 1, 16)
@@ -1243,7 +1312,10 @@ class ModelLog:
 
     @property
     def held_bytes(self):
-        return sum(len(frame) + 400 for *_, frame in self.held)
+        return sum(
+            cost_of(frame, channel, id if published else None)
+            for id, published, channel, frame in self.held
+        )
 
     def find(self, id):
         if id in self.numbers:
@@ -1405,7 +1477,7 @@ class InterruptedLogTest(unittest.TestCase):
         return ids
 
     def log(self, max_events=2):
-        log = new_log(max_events=max_events, max_bytes=5 * 420, max_retained=2)
+        log = new_log(max_events=max_events, max_bytes=5 * 600, max_retained=2)
         for number in range(4):
             log.append(self.BODY, "a", f"old {number}")
         log.sent = log.newest
@@ -1529,9 +1601,11 @@ class InterruptedLogTest(unittest.TestCase):
             for log in self.each_instruction(call, interrupt):
                 refill(log)
                 self.assertEqual(set(log._retained), {("a", "name"), ("a", "other")})
-                # Of the 2100 bytes two events leave just what one more needs.
-                size = 2100 - 2 * (len(self.BODY) + 400) - len(f"id: {id_at(log, 99)}")
-                body = b"a" * ((size - 1) // 2 - 400 - 12)
+                # Of the 3000 bytes two events leave just what two more need.
+                size = 3000 - sum(
+                    cost_of(self.BODY, "a", name) for name in ("name", "other")
+                )
+                body = b"a" * (size // 2 - cost_of(f"id: {id_at(log, 99)}\n", "a"))
                 for _ in range(3):
                     log.append(body, "a", None)
                 self.assertEqual(size_of(log), 2)
@@ -3861,6 +3935,25 @@ class ResumeTest(ServerTestCase):
         server.publish("3")
         self.assertEqual(await client.data(1), ["3"])
 
+    async def test_who_may_have_missed_something_is_told(self):
+        """Rule 3."""
+        cases = {
+            "a gap": [{"id": "7"}, None, {"id": "8"}],
+            "events without an id": [{"id": "7"}, {}, {}, {}],
+        }
+        for (name, published), order in itertools.product(cases.items(), (None, int)):
+            with self.subTest(name, order=order):
+                server = await self.start(history=1, id_order=order)
+                for fields in published:
+                    if fields is None:
+                        server.publish_gap()
+                    else:
+                        server.publish("a", **fields)
+                await server.drain()
+                client = await self.stream(server, "/sse?lastEventId=7")
+                events = await client.events(2)
+                self.assertEqual([e.type for e in events], ["gap", "message"])
+
     async def test_an_unknown_id_is_a_gap_even_where_nothing_is_held(self):
         server = await self.start()
         client = await self.stream(server, "/sse?lastEventId=before-the-restart")
@@ -4041,8 +4134,7 @@ class RetainedTest(ServerTestCase):
             self.assertEqual(sorted(name for _, name in retained), expected)
 
     async def test_the_bound_on_their_bytes_is_that_of_the_history(self):
-        overhead = sse_server._EVENT_OVERHEAD_BYTES
-        size = len(b"event: s\ndata: \n\n") + 100 + overhead
+        size = cost_of(b"event: s\ndata: \n\n", "s") + 100
         for bound, kept in ((2 * size - 1, 1), (2 * size, 2), (2 * size + 1, 2)):
             server = await self.start(history_bytes=bound)
             for name in "abc":
@@ -4061,6 +4153,32 @@ class RetainedTest(ServerTestCase):
         self.assertEqual([event.data for event in events], texts)
         ids = [event.last_event_id for event in events]
         self.assertEqual(ids, [""] * 19 + [server.last_event_id])
+
+    async def test_the_rest_of_a_snapshot_is_forgotten_meanwhile(self):
+        """The client has the id of its position all the same."""
+        self.change(sse_server, _BATCH_BYTES=20_000)
+        server = await self.start()
+        for name in "abc":
+            server.publish("x" * 15_000, event=name, retain=True)
+        await server.drain()
+        next_batch = sse_server._Cursor.next_batch
+
+        def next_batch_and_forget(*arguments):
+            batch = next_batch(*arguments)
+            for name in "bc":
+                server.forget(name)
+            return batch
+
+        self.change(sse_server._Cursor, next_batch=next_batch_and_forget)
+        client = await self.stream(server)
+        (state,) = await client.events(1)
+        self.assertEqual((state.type, state.last_event_id), ("a", ""))
+        await server.drain(behind=True)
+        given = f"id: {server.last_event_id}\n\n".encode()
+        server.publish("end")
+        self.assertEqual(await client.data(1), ["end"])
+        self.assertIn(given, client.content)
+        self.assertEqual((server.stats.gaps, server.stats.events_written), (0, 2))
 
     async def test_by_post(self):
         server = await self.start(publish_token="secret")
@@ -7055,6 +7173,17 @@ class PostTest(ServerTestCase):
                 found = answer.status, answer.body.decode()
                 self.assertEqual(found, (status, f"{text}\n"))
         self.assertEqual(self.server.stats.published, 0)
+
+    async def test_an_id_like_the_servers_own_is_refused(self):
+        held = self.server.publish("a")
+        for id in (held, held[:-1] + "2"):
+            text = f"id {id!r} has the form of this server's own ids"
+            with self.assertRaisesRegex(ValueError, text):
+                self.server.publish("b", id=id)
+            answer = await self.ask(self.server, post(f"/sse?id={id}", b"b"))
+            found = answer.status, answer.body.decode()
+            self.assertEqual(found, (400, f"{text}\n"))
+        self.assertEqual(self.server.stats.published, 1)
 
     async def test_a_body_of_the_limit(self):
         answer = await self.ask(self.server, post("/sse", b"x" * 100))
