@@ -146,7 +146,7 @@ _REQUEST_SECONDS = 0.001
 # microseconds, and one of 64 KiB takes some 20.
 _WRITES_PER_LOOK = 256
 _WRITTEN_BYTES_PER_LOOK = 4 * _MIB
-_CHUNKS_PER_LOOK = 64
+_PARTS_PER_TURN = 200  # of a body, three for each chunk; then the clock is read
 _COMPRESSED_BYTES_PER_LOOK = 32 * _KIB
 _CHECKS = 4  # of a slow client's progress, per write_timeout
 # A batch is compressed with so many bytes before it as the dictionary.  With 32 KiB,
@@ -686,7 +686,7 @@ class Request:
 
     def header(self, name: str) -> str | None:
         """The field's value, several values joined by ", ", or None if it is absent."""
-        values = self._values(name.lower().encode())
+        values = self.values(name.lower().encode())
         return b", ".join(values).decode("utf-8", "surrogateescape") if values else None
 
     @property
@@ -697,7 +697,7 @@ class Request:
     @property
     def keep_alive(self) -> bool:
         """Whether another request may follow on the connection (RFC 9112, 9.3)."""
-        return self.version >= (1, 1) and b"close" not in self._tokens(b"connection")
+        return self.version >= (1, 1) and b"close" not in self.tokens(b"connection")
 
     @property
     def channels(self) -> Channels:
@@ -742,32 +742,38 @@ class Request:
 
     def accepts(self, media_type: str) -> bool:
         """Whether the Accept field contains this media type itself, not a wildcard."""
-        ranges = self._tokens(b"accept")
+        ranges = self.tokens(b"accept")
         return media_type.encode() in {item.split(b";")[0].strip() for item in ranges}
 
     @property
-    def _accepts_gzip(self) -> bool:
+    def accepts_gzip(self) -> bool:
         """Whether gzip is accepted and preferred to no coding (RFC 9110, 12.5.3)."""
-        found = map(_CODING.fullmatch, self._tokens(b"accept-encoding"))
+        found = map(_CODING.fullmatch, self.tokens(b"accept-encoding"))
         wanted = {coding[1]: float(coding[2] or 1) for coding in found if coding}
         gzip = wanted.get(b"gzip", wanted.get(b"x-gzip", wanted.get(b"*", 0.0)))
         return gzip > 0 and gzip >= wanted.get(b"identity", 0.0)
 
     @property
-    def _chunked(self) -> bool:
-        return bool(self._values(b"transfer-encoding"))
+    def has_body(self) -> bool:
+        """Whether a body follows the head."""
+        return self.chunked or self.content_length > 0
 
     @property
-    def _content_length(self) -> int:
+    def chunked(self) -> bool:
+        """Whether the body comes in chunks (RFC 9112, 7.1)."""
+        return bool(self.values(b"transfer-encoding"))
+
+    @property
+    def content_length(self) -> int:
         """The body's length in bytes if it is not chunked."""
-        digits = b"".join(self._tokens(b"content-length")).lstrip(b"0")  # all are equal
+        digits = b"".join(self.tokens(b"content-length")).lstrip(b"0")  # all are equal
         # 19 digits are above each limit, and int() of thousands of digits is slow.
         return int(digits[:19] or b"0")
 
     @property
-    def _expects_continue(self) -> bool:
+    def expects_continue(self) -> bool:
         """Whether the client sends the body only after a 100 (RFC 9110, 10.1.1)."""
-        return self.version >= (1, 1) and b"100-continue" in self._tokens(b"expect")
+        return self.version >= (1, 1) and b"100-continue" in self.tokens(b"expect")
 
     @functools.cached_property
     def _by_name(self) -> dict[bytes, list[bytes]]:
@@ -776,12 +782,13 @@ class Request:
             found.setdefault(name, []).append(value)
         return found
 
-    def _values(self, name: bytes) -> list[bytes]:
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of the fields of this name, which is in lower case."""
         return self._by_name.get(name, [])
 
-    def _tokens(self, name: bytes) -> frozenset[bytes]:
+    def tokens(self, name: bytes) -> frozenset[bytes]:
         """The members of a list field, in lower case."""
-        values = self._values(name)
+        values = self.values(name)
         return _split_list(b",".join(values)) if values else frozenset()
 
 
@@ -889,13 +896,13 @@ def _decode_unreserved(escape: re.Match[str]) -> str:
 
 def _check_fields(request: Request) -> None:
     """Require a valid Host (RFC 9112, 3.2), and a body with one clear end (6)."""
-    hosts = request._values(b"host")
+    hosts = request.values(b"host")
     if len(hosts) > 1 or (not hosts and request.version >= (1, 1)):
         raise HTTPError(400, f"{len(hosts)} Host fields; there must be one")
     if hosts and not _HOST.fullmatch(hosts[0]):
         raise HTTPError(400, f"malformed Host {_quote(hosts[0])}")
-    codings = request._values(b"transfer-encoding")
-    lengths = request._values(b"content-length")
+    codings = request.values(b"transfer-encoding")
+    lengths = request.values(b"content-length")
     if codings and lengths:
         raise HTTPError(400, "Content-Length together with Transfer-Encoding")
     if codings and request.version < (1, 1):
@@ -914,7 +921,7 @@ def _check_fields(request: Request) -> None:
     for value in different:
         if not value.isdigit():  # of bytes: ASCII digits only
             raise HTTPError(400, f"malformed Content-Length {_quote(value)}")
-    expectations = request._tokens(b"expect") - {b""}
+    expectations = request.tokens(b"expect") - {b""}
     if expectations - {b"100-continue"}:
         raise HTTPError(417, f"Expect {_quote(b', '.join(sorted(expectations)))}")
 
@@ -924,94 +931,106 @@ def _quote(text: bytes) -> str:
     return ascii(text[:80].decode("latin-1")) + ("..." if len(text) > 80 else "")
 
 
-class _BodyReader:
-    """Decodes one request's body from the pieces in which it arrives (RFC 9112, 6, 7).
+# The parts of a body.
+_SIZE_LINE, _CONTENT, _CHUNK_END, _TRAILERS = "size line", "content", "end", "trailers"
 
-    Give `feed` what was received, and then nothing while the reader is `busy`.  When it
-    is `complete`, `body` holds the content, and `rest` what was received after it.
-    Raises HTTPError 413 for more than `limit` bytes as soon as the size is known, and
-    400 for malformed chunks.  The content is discarded unless `keep` is true.
+
+class _BodyReader:
+    """Takes one request's body from what was received (RFC 9112, 6 and 7).
+
+    Whoever receives owns the bytes.  `read` removes those of the body, until the reader
+    is `complete`; then `content` holds the body's content, without its framing.  Raises
+    HTTPError 413 for more than `limit` bytes as soon as the size is known, and 400 for
+    malformed chunks.  The content is discarded unless `keep` is true.
     """
 
     def __init__(self, request: Request, limit: int, keep: bool = True) -> None:
-        self.body = bytearray()
-        self.rest = bytearray()  # received and not yet decoded
-        self.busy = False  # `rest` may hold more that can be decoded
+        self.content = bytearray()
         self.complete = False
         self._limit = limit
         self._keep = keep
-        self._size = request._content_length  # the content that is announced so far
+        self._chunked = request.chunked
+        self._part = _SIZE_LINE if self._chunked else _CONTENT  # is read next
+        self._size = request.content_length  # the content that is announced so far
+        self._missing = self._size  # of it, or of the chunk, so much was not received
+        self._searched = 0  # so many of the received bytes hold no end of the trailers
         self._check_size()
-        self._decoder = self._decode(request)
 
-    def feed(self, data: bytes | bytearray = b"") -> None:
-        """Add what was received, and decode at most _CHUNKS_PER_LOOK chunks."""
-        self.rest += data
-        self.busy = next(self._decoder, False)
+    def read(self, received: bytearray) -> bool:
+        """Take what is there; return whether it may be called again at once.
 
-    def close(self) -> None:
-        """End the decoder, which refers to this reader, and so would keep it."""
-        self._decoder.close()
+        It takes at most _PARTS_PER_TURN parts.  If it returns False, the body is
+        complete, or more of it must be received first.
+        """
+        for _ in range(_PARTS_PER_TURN):
+            if self.complete or not self._read_part(received):
+                return False
+        return True
 
-    # The generators below yield False where they need more input, and True where only
-    # their turn is over.
+    def _read_part(self, received: bytearray) -> bool:
+        """Read what comes next; False if more of it must be received first."""
+        if self._part == _SIZE_LINE:
+            return self._read_size_line(received)
+        if self._part == _CONTENT:
+            return self._read_content(received)
+        if self._part == _CHUNK_END:
+            return self._read_chunk_end(received)
+        return self._read_trailers(received)
 
-    def _decode(self, request: Request) -> Generator[bool, None, None]:
-        if request._chunked:
-            yield from self._read_chunks()
-            yield from self._read_trailers()
+    def _read_size_line(self, received: bytearray) -> bool:
+        end = received.find(b"\r\n", 0, _MAX_CHUNK_LINE_BYTES + 2)
+        if end < 0 and len(received) >= _MAX_CHUNK_LINE_BYTES + 2:
+            bound = f"{_MAX_CHUNK_LINE_BYTES} bytes"
+            raise HTTPError(400, f"chunk size line is longer than {bound}")
+        if end < 0:
+            return False
+        line = bytes(received[:end])
+        found = _CHUNK_SIZE.fullmatch(line)
+        if not found:
+            raise HTTPError(400, f"malformed chunk size {_quote(line)}")
+        self._missing = int(found[1], 16)
+        self._size += self._missing
+        self._check_size()
+        if self._missing:
+            del received[: end + 2]
+            self._part = _CONTENT
         else:
-            yield from self._read_content(request._content_length)
-        self.complete = True
+            del received[:end]  # its CRLF may begin the end of the trailers
+            self._part = _TRAILERS
+        return True
 
-    def _read_chunks(self) -> Iterator[bool]:
-        """Read all chunks, but not the CRLF after the size of the last one."""
-        for number in itertools.count(1):
-            while (end := self.rest.find(b"\r\n", 0, _MAX_CHUNK_LINE_BYTES + 2)) < 0:
-                if len(self.rest) >= _MAX_CHUNK_LINE_BYTES + 2:
-                    bound = f"{_MAX_CHUNK_LINE_BYTES} bytes"
-                    raise HTTPError(400, f"chunk size line is longer than {bound}")
-                yield False
-            line = bytes(self.rest[:end])
-            found = _CHUNK_SIZE.fullmatch(line)
-            if not found:
-                raise HTTPError(400, f"malformed chunk size {_quote(line)}")
-            size = int(found[1], 16)
-            if not size:
-                del self.rest[:end]
-                return
-            self._size += size
-            self._check_size()
-            del self.rest[: end + 2]
-            yield from self._read_content(size)
-            while len(self.rest) < 2:
-                yield False
-            if not self.rest.startswith(b"\r\n"):
-                raise HTTPError(400, "chunk is longer than its size")
-            del self.rest[:2]
-            if number % _CHUNKS_PER_LOOK == 0:
-                yield True
+    def _read_content(self, received: bytearray) -> bool:
+        size = min(len(received), self._missing)
+        if self._keep:
+            self.content += received[:size]
+        del received[:size]
+        self._missing -= size
+        if self._missing:
+            return False
+        self._part = _CHUNK_END
+        self.complete = not self._chunked
+        return True
 
-    def _read_content(self, missing: int) -> Iterator[bool]:
-        while True:
-            taken = self.rest[:missing]
-            del self.rest[: len(taken)]
-            if self._keep:
-                self.body += taken
-            missing -= len(taken)
-            if not missing:
-                return
-            yield False
+    def _read_chunk_end(self, received: bytearray) -> bool:
+        if len(received) < 2:
+            return False
+        if not received.startswith(b"\r\n"):
+            raise HTTPError(400, "chunk is longer than its size")
+        del received[:2]
+        self._part = _SIZE_LINE
+        return True
 
-    def _read_trailers(self) -> Iterator[bool]:
-        searched = 0
-        while not (end := _find_fields_end(self.rest, searched, _MAX_HEAD_BYTES + 2)):
-            searched = len(self.rest)
-            yield False
-        if not self.rest.endswith(b"\r\n\r\n", 0, end):
+    def _read_trailers(self, received: bytearray) -> bool:
+        end = _find_fields_end(received, self._searched, _MAX_HEAD_BYTES + 2)
+        self._searched = len(received)
+        if not end:
+            return False
+        if not received.endswith(b"\r\n\r\n", 0, end):
             raise HTTPError(400, "a trailer line ends with a bare LF")
-        _parse_fields(bytes(self.rest[2 : end - 2]))
-        del self.rest[:end]
+        _parse_fields(bytes(received[2 : end - 2]))
+        del received[:end]
+        self.complete = True
+        return True
 
     def _check_size(self) -> None:
         if self._size > self._limit:
@@ -2297,8 +2316,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.task:
             self.task.cancel()
-        if self.body:
-            self.body.close()
         self.server._turns.waiting.pop(self, None)
         self.server._gone(self, f"lost: {exc}" if exc else "closed")
         if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
@@ -2395,9 +2412,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             return True
         self.body = body
         self.server._registry.enter(self, _BODY)
-        body.feed(received)
-        self.received = body.rest
-        if request._expects_continue and not body.complete and not body.busy:
+        if request.expects_continue and not received:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return True
 
@@ -2405,12 +2420,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """Decode more of the body; False if more of it must come first."""
         body = self.body
         assert body
-        body.feed()  # nothing happens if it is complete
-        if not body.complete:
-            return body.busy
-        self.body = None
-        self._serve(self.request(), bytes(body.body))
-        return True
+        if body.read(self.received):
+            return True
+        if body.complete:
+            self.body = None
+            self._serve(self.request(), bytes(body.content))
+        return body.complete
 
     def _serve(self, request: Request, body: bytes) -> None:
         if self.server._must_ask(self, request):
@@ -2520,9 +2535,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             response = self.server._add_fields(request, response)
             with_body = request.method != "HEAD"
         self.server._registry.enter(self, _LINGERING)
-        if self.body:
-            self.body.close()
-            self.body = None
+        self.body = None
         self.transport.write(response.render(time.time(), "close", with_body))
         if self.transport.can_write_eof():
             with contextlib.suppress(OSError):  # it is gone already
@@ -3518,7 +3531,7 @@ class SSEServer:
         publishes = request.path == self._path and request.method == "POST"
         if publishes and self._publish_token:
             self._check_token(request)
-        if not request._chunked and not request._content_length:
+        if not request.chunked and not request.content_length:
             return None
         return _BodyReader(request, self._max_event_bytes, publishes)
 
@@ -3642,7 +3655,7 @@ class SSEServer:
 
     def _compresses(self, request: Request) -> bool:
         """Whether it gets its stream compressed."""
-        return self._compress and request.version >= (1, 1) and request._accepts_gzip
+        return self._compress and request.version >= (1, 1) and request.accepts_gzip
 
     def _first_bytes(self) -> bytes:
         """The first bytes of a stream.
@@ -3653,7 +3666,7 @@ class SSEServer:
         return b": open\nretry: %d\n" % _jittered_ms(self._retry)
 
     def _check_token(self, request: Request) -> None:
-        given = b", ".join(request._values(b"authorization"))
+        given = b", ".join(request.values(b"authorization"))
         scheme, _, token = given.partition(b" ")
         # Digests are compared, so that the time does not reveal the token's length.
         expected = hashlib.sha256(self._publish_token).digest()

@@ -1572,26 +1572,20 @@ def receive(pieces, limit=LIMIT):
     searched = 0
     reader = None
     for piece in pieces:
-        if reader:
-            feed(reader, piece)
-            continue
         received += piece
-        end = sse_server._find_head_end(received, searched)
-        searched = len(received)
-        if end:
+        if not reader:
+            end = sse_server._find_head_end(received, searched)
+            searched = len(received)
+            if not end:
+                continue
             request = sse_server._parse_request(bytes(received[:end]), "peer")
             reader = sse_server._BodyReader(request, limit)
-            feed(reader, received[end:])
+            del received[:end]
+        while reader.read(received):
+            pass
     if not reader or not reader.complete:
         return None
-    return request, bytes(reader.body), bytes(reader.rest)
-
-
-def feed(reader, piece):
-    """Have all of it decoded."""
-    reader.feed(piece)
-    while reader.busy:
-        reader.feed()
+    return request, bytes(reader.content), bytes(received)
 
 
 def lines(*texts):
@@ -1637,8 +1631,8 @@ ACCEPTED = [
             "fields": ((b"host", b"a"),),
             "peer": "peer",
             "keep_alive": True,
-            "_chunked": False,
-            "_content_length": 0,
+            "chunked": False,
+            "content_length": 0,
             "channels": frozenset([None]),
             "last_event_id": None,
             "parameters": {},
@@ -1717,35 +1711,35 @@ ACCEPTED = [
     # Bodies
     (
         lines(POST, HOST, LENGTH + "3") + b"abc",
-        {"method": "POST", "_content_length": 3, "_chunked": False},
+        {"method": "POST", "content_length": 3, "chunked": False},
         b"abc",
     ),
     (
         lines("POST / HTTP/1.0", LENGTH + "3") + b"\r\na",
-        {"_content_length": 3},
+        {"content_length": 3},
         b"\r\na",
     ),
-    (lines(POST, HOST, LENGTH + "0"), {"_content_length": 0}, b""),
-    (lines(GET, HOST, LENGTH + "002") + b"ab", {"_content_length": 2}, b"ab"),
+    (lines(POST, HOST, LENGTH + "0"), {"content_length": 0}, b""),
+    (lines(GET, HOST, LENGTH + "002") + b"ab", {"content_length": 2}, b"ab"),
     (
         lines(GET, HOST, LENGTH + "2 ,\t2", LENGTH + "2") + b"ab",
-        {"_content_length": 2},
+        {"content_length": 2},
         b"ab",
     ),
     (
         lines(GET, HOST, LENGTH + "0" * 5000 + "2") + b"ab",
-        {"_content_length": 2},
+        {"content_length": 2},
         b"ab",
     ),
     (
         lines(GET, HOST, LENGTH + "1", "Expect: 100-Continue") + b"a",
-        {"_content_length": 1, "_expects_continue": True},
+        {"content_length": 1, "expects_continue": True},
         b"a",
     ),
-    (lines(GET, HOST, "Expect: ,"), {"_expects_continue": False}, b""),
+    (lines(GET, HOST, "Expect: ,"), {"expects_continue": False}, b""),
     (
         lines("GET / HTTP/1.0", "Expect: 100-continue"),
-        {"_expects_continue": False},
+        {"expects_continue": False},
         b"",
     ),
     (
@@ -1753,19 +1747,19 @@ ACCEPTED = [
         + b"3\r\nabc\r\n0A\r\n0123456789\r\n00b\r\n"
         + b"x" * 11
         + b"\r\n0\r\n\r\n",
-        {"_chunked": True, "_content_length": 0},
+        {"chunked": True, "content_length": 0},
         b"abc0123456789" + b"x" * 11,
     ),
     (
         lines(GET, HOST, "Transfer-Encoding:\tchunked ")
         + b'1;a\r\n\r\r\n2 \t; a="\t;~b\\"\xff" ;b = c\r\n\r\n\r\n000;d\r\n\r\n',
-        {"_chunked": True},
+        {"chunked": True},
         b"\r\r\n",
     ),
     (
         lines(GET, HOST, CODING + "chunked")
         + b"0000000000000001\r\na\r\n0\r\nContent-Length: 9\r\nX:\r\n\r\n",
-        {"_chunked": True},
+        {"chunked": True},
         b"a",
     ),
 ]
@@ -2217,18 +2211,39 @@ class RequestTest(unittest.TestCase):
             ("0" * 30, 0),
         ):
             request = get(LENGTH + digits, method="POST")
-            self.assertEqual(request._content_length, expected)
+            self.assertEqual(request.content_length, expected)
 
     def test_a_body_is_not_kept_twice(self):
         request = get(f"{LENGTH}1000", method="POST")
-        reader = sse_server._BodyReader(request, 1000)
+        reader, received = sse_server._BodyReader(request, 1000), bytearray()
         for _ in range(999):
-            reader.feed(b"a")
+            received += b"a"
+            self.assertFalse(reader.read(received))
             self.assertFalse(reader.complete)
-            self.assertEqual(reader.rest, b"")
-        reader.feed(b"ab")
+            self.assertEqual(received, b"")
+        received += b"ab"
+        self.assertFalse(reader.read(received))
         self.assertTrue(reader.complete)
-        self.assertEqual((len(reader.body), reader.rest), (1000, b"b"))
+        self.assertEqual((len(reader.content), received), (1000, b"b"))
+
+    def test_a_body_that_nobody_wants_is_not_kept(self):
+        request = get(f"{CODING}chunked", method="POST")
+        reader, received = sse_server._BodyReader(request, 10, keep=False), bytearray()
+        received += b"5\r\nabcde\r\n0\r\n\r\nrest"
+        self.assertFalse(reader.read(received))
+        self.assertTrue(reader.complete)
+        self.assertEqual((reader.content, received), (b"", b"rest"))
+
+    def test_a_body_of_many_small_chunks_gives_way(self):
+        request = get(f"{CODING}chunked", method="POST")
+        reader = sse_server._BodyReader(request, 1000)
+        received = bytearray(b"1\r\na\r\n" * 1000 + b"0\r\n\r\n")
+        turns = 1
+        while reader.read(received):
+            turns += 1
+        self.assertGreater(turns, 10)
+        self.assertTrue(reader.complete)
+        self.assertEqual((reader.content, received), (b"a" * 1000, b""))
 
     def test_what_is_fed_after_the_end_is_kept_for_the_next_request(self):
         for data in (lines("GET / HTTP/1.1", HOST), CHUNKED + b"0\r\n\r\n"):
@@ -2503,7 +2518,7 @@ class FuzzTest(unittest.TestCase):
         self.assertEqual(request.version[0], 1)
         self.assertLessEqual(len(body), LIMIT)
         self.assertEqual(
-            len(body) if not request._chunked else 0, request._content_length
+            len(body) if not request.chunked else 0, request.content_length
         )
         for name, _ in request.fields:
             self.assertIsInstance(request.header(name.decode()), str)
