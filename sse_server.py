@@ -41,9 +41,9 @@ The rules from which the rest follows:
 
    state       what happens in it                      it ends with
    handshake   TLS is being agreed on                  head, closed
-   head        a request's head is received            body, asking, answering
-   body        a request's body is received            asking, answering
-   asking      `authorize` decides (a task)            answering
+   head        a request's head is received            asking, body, answering
+   asking      `authorize` decides (a task)            body, answering
+   body        a request's body is received            answering
    answering   the socket takes the answer             head, idle, a stream's states
    idle        the next request may come               head
    lingering   after an error, input is discarded      leaving
@@ -53,8 +53,9 @@ The rules from which the rest follows:
    live        it was sent all, and its socket took it full, ready
    leaving     the last bytes are being sent           closed
 
-   Each state but leaving may also end with leaving or closed; head and body may also
-   end with lingering.  A subscriber is live only while its socket has taken everything.
+   Each state but leaving may also end with leaving or closed; head, asking and body may
+   also end with lingering.  A subscriber is live only while its socket has taken
+   everything.
 
 It does not do HTTP/2, WebSocket, sessions, storage, or the renewal of certificates.
 For HTTP/2 and certificates, put a proxy in front.  For sessions, use the `authorize`
@@ -1038,26 +1039,30 @@ class _BodyReader:
             raise HTTPError(413, message)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Response:
-    """An answer that is not yet bytes.  If `body` is None, a stream follows."""
+class _Response(NamedTuple):
+    """An answer that is not yet bytes.  If `body` is None, it is a stream's head."""
 
     status: int
     headers: _Headers
     body: bytes | None
     newest_id: str = ""  # the value of the field Last-Event-ID, "" for no such field
+    is_last: bool = False  # the connection is closed after it
 
-    def render(self, now: float, connection: str = "", with_body: bool = True) -> bytes:
-        """The head, and the body if wanted, at a time in seconds since 1970.
+    def render(self, now: float, request: Request | None, connection: str) -> bytes:
+        """The bytes, at a time in seconds since 1970.
 
         `connection` is the value of the field Connection, "" for no such field.
         """
-        unsized = self.body is None or self.status in (204, 304)
-        size = None if unsized else len(self.body or b"")
-        head = _render_head(self.status, self.headers, size, connection, int(now))
+        headers, size = self.headers, None
+        if self.body is None and request and request.version >= (1, 1):
+            headers = (*headers, ("Transfer-Encoding", "chunked"))
+        elif self.body is not None and self.status not in (204, 304):
+            size = len(self.body)
+        head = _render_head(self.status, headers, size, connection, int(now))
         if self.newest_id:
             head += b"Last-Event-ID: %b\r\n" % self.newest_id.encode()
-        return head + b"\r\n" + (self.body if self.body and with_body else b"")
+        with_body = self.body and not (request and request.method == "HEAD")
+        return head + b"\r\n" + (self.body if with_body and self.body else b"")
 
 
 @functools.lru_cache(maxsize=256)
@@ -1097,13 +1102,400 @@ def _error_response(error: HTTPError) -> _Response:
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
 
+# ------------------------------------------------------------------------------------
+# 6. The site: what is answered.  Values go in, and values come out.
+# ------------------------------------------------------------------------------------
+
+# True, false, or the channels that the client may hear.
+Permission = Union[bool, Collection[Optional[str]]]
+Authorize = Callable[[Request], Union[Permission, Awaitable[Permission]]]
+
+
+class _Question(NamedTuple):
+    """`authorize` must be asked about this request before it is answered."""
+
+    request: Request
+
+
+class _Permit(NamedTuple):
+    """What `authorize` has allowed."""
+
+    channels: Channels
+
+
+class _Body(NamedTuple):
+    """The request's body must be read before it is answered."""
+
+    limit: int  # bytes
+    keep: bool  # whether its content is wanted
+
+
+class _Stream(NamedTuple):
+    """A stream must be opened: what is sent first, and what it contains."""
+
+    head: _Response
+    channels: Channels
+    chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
+    gzip: bool
+    last_event_id: str | None
+    replay: float  # events for a new client
+
+
+_Decision = Union[_Question, _Body, _Stream, _Response]
+
+
+class _Site:
+    """Decides what is answered.  It knows what a server was told, and no connection.
+
+    `decide` is asked when the head of a request is there.  Each decision tells what to
+    do next: ask `authorize`, read the body, open a stream, or answer.  After a question
+    and after a body, `decide` is asked again, with what came of it as well.
+
+    It calls what it was given of the server: `publish` as SSEServer's, `stats` for the
+    counts, `newest_id` for the newest event's id, and `closed_because` for the reason
+    why nothing is served now ("": it is).
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        hosts: Iterable[str] | None,
+        cors_origins: Iterable[str],
+        publish_token: str | None,
+        asks: bool,  # whether the program has an `authorize`
+        compress: bool,
+        max_event_bytes: int,
+        retry: float,  # seconds
+        restart_retry: float,  # seconds
+        replay: float,  # events for a new client that does not say how many
+        publish: Callable[..., str],
+        stats: Callable[[], Stats],
+        newest_id: Callable[[], str],
+        closed_because: Callable[[], str],
+    ) -> None:
+        if not isinstance(publish_token or "", str):
+            raise TypeError("publish_token is not a str; allowed is a str or None")
+        if publish_token and (found := re.search("[^!-~]", publish_token)):
+            fault = f"publish_token has {found[0]!a} at index {found.start()}"
+            raise ValueError(fault + "; allowed are visible ASCII characters")
+        self.path = _check_path(path)
+        self.hosts: frozenset[str] | None = None  # None: it answers to any name
+        if hosts is not None:
+            names = _check_all("host", hosts, *_HOSTS)
+            self.hosts = frozenset(name.rstrip(".") for name in names)
+        self.replay = replay
+        self.refused = 0  # requests and streams, because the server was full or closing
+        self._cors_origins = _check_all("cors_origin", cors_origins, *_ORIGINS)
+        self._token = (publish_token or "").encode()
+        self._asks = asks
+        self._compress = compress
+        self._max_event_bytes = max_event_bytes
+        self._retry, self._restart_retry = retry, restart_retry
+        self._publish = publish
+        self._stats = stats
+        self._newest_id = newest_id
+        self._closed_because = closed_because
+        self._allow = "GET, HEAD, OPTIONS" + (", POST" if self._token else "")
+
+    def decide(
+        self,
+        request: Request,
+        permit: _Permit | HTTPError | None = None,
+        body: bytes | None = None,
+        is_full: bool = False,
+    ) -> _Decision:
+        """What is done next about a request.  Raises HTTPError to answer with it.
+
+        `permit` is what `authorize` has allowed, or the error to answer with; None: it
+        was not asked.  `body` is the whole body; None: it was not read.
+        """
+        if is_full or self._closed_because():
+            return self._add_fields(request, self._turn_away(request))
+        if request.path != self.path:
+            return self._decide_elsewhere(request, body)
+        decision = self._decide_here(request, permit, body)
+        if isinstance(decision, _Stream):
+            return decision._replace(head=self._add_fields(request, decision.head))
+        if isinstance(decision, _Response):
+            return self._add_fields(request, decision)
+        return decision
+
+    def _decide_elsewhere(self, request: Request, body: bytes | None) -> _Decision:
+        """On every path but that of the stream."""
+        if body is None and request.method == "POST" and self._token:
+            where = f"to {request.path[:80]!a} publishes nothing"
+            logger.info("%s: POST %s; see path", request.peer, where)
+        if body is None and request.has_body:
+            return _Body(self._max_event_bytes, keep=False)
+        return _OK
+
+    def _decide_here(
+        self, request: Request, permit: _Permit | HTTPError | None, body: bytes | None
+    ) -> _Decision:
+        """On the path of the stream."""
+        method = request.method
+        publishes = method == "POST" and bool(self._token)
+        self._require_own_name(request)
+        if publishes:
+            self._check_token(request)
+        elif method not in ("GET", "HEAD", "OPTIONS"):
+            message = f"{method} is not allowed on {self.path}"
+            if method == "POST":
+                message += ": no token is set to publish with (--publish-token)"
+            raise HTTPError(405, message, [("Allow", self._allow)])
+        if self._asks and permit is None and method != "OPTIONS":
+            return _Question(request)
+        if isinstance(permit, HTTPError):
+            if permit.status >= 500 and self._wants_stream(request):
+                return self._come_back_later()
+            raise permit
+        if body is None and request.has_body:
+            return _Body(self._max_event_bytes, keep=publishes)
+        if publishes:
+            return self._publish_body(request, body or b"")
+        if method == "OPTIONS":
+            return _Response(204, (("Allow", self._allow),), b"")
+        return self._represent(request, permit)
+
+    def response_to(self, error: HTTPError, request: Request | None) -> _Response:
+        """The answer that tells of an error; without a request, its head was invalid."""
+        response = _error_response(error)
+        return self._add_fields(request, response) if request else response
+
+    # What a GET or HEAD of the path is answered.
+
+    def _represent(
+        self, request: Request, permit: _Permit | None
+    ) -> _Response | _Stream:
+        """The counts, the page, or the stream.
+
+        Each carries the newest id, so that another process can render it into a page.
+        """
+        newest_id = self._newest_id()
+        if not request.accepts("text/event-stream"):
+            wants_stats = request.accepts("application/json") and self._token
+            if wants_stats and request.header("authorization") is not None:
+                self._check_token(request)
+                stats = _JSON.encode(dataclasses.asdict(self._stats())).encode()
+                return _Response(200, _STATS_HEADERS, stats, newest_id)
+            if request.accepts("text/html"):
+                return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
+        replay = self.replay if request.replay is None else request.replay
+        origin = request.header("origin")
+        if origin and not self._cors_origins & {origin, "*"}:
+            hint = f"{origin[:80]!a} is not among cors_origins"
+            logger.info("%s: its page may not read this: %s", request.peer, hint)
+        channels = permit.channels if permit else request.channels
+        chunked, gzip = request.version >= (1, 1), self.compresses(request)
+        headers = (*_STREAM_HEADERS, _GZIP) if gzip else _STREAM_HEADERS
+        head = _Response(200, headers, None, newest_id)
+        if request.method == "HEAD":
+            return head
+        return _Stream(head, channels, chunked, gzip, request.last_event_id, replay)
+
+    def compresses(self, request: Request) -> bool:
+        """Whether its stream is compressed."""
+        return self._compress and request.version >= (1, 1) and request.accepts_gzip
+
+    def first_bytes(self) -> bytes:
+        """The first bytes of a stream.
+
+        Firefox calls onopen when the first byte of the body comes, and the retry counts
+        without a blank line, which some clients would take for an event.
+        """
+        return b": open\nretry: %d\n" % _jittered_ms(self._retry)
+
+    def come_back(self) -> bytes:
+        """The whole of a stream that only says when to come back."""
+        return format_event(retry=self._retry_later_ms())
+
+    # Who may ask.
+
+    def _require_own_name(self, request: Request) -> None:
+        """HTTPError 421 if the request names another host than this one."""
+        given = request.header("host")
+        if not given or self.hosts is None:
+            return
+        if self.hosts.isdisjoint(_host_names(given)):
+            fault = f"this server does not answer to {given[:80]!a}"
+            hint = "its names are set by hosts (--allow-host)"
+            raise HTTPError(421, f"{fault}; {hint}")
+
+    def _check_token(self, request: Request) -> None:
+        given = b", ".join(request.values(b"authorization"))
+        scheme, _, token = given.partition(b" ")
+        # Digests are compared, so that the time does not reveal the token's length.
+        expected = hashlib.sha256(self._token).digest()
+        equal = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), expected)
+        if scheme.lower() != b"bearer" or not equal:
+            message = "publishing needs Authorization: Bearer and the right token"
+            challenge = "WWW-Authenticate", 'Bearer realm="publish"'
+            raise HTTPError(401, message, [challenge])
+
+    def _wants_stream(self, request: Request) -> bool:
+        reads = request.method in ("GET", "HEAD") and request.path == self.path
+        return reads and request.accepts("text/event-stream")
+
+    def _turn_away(self, request: Request) -> _Response:
+        """The answer of a server that is full or closing.
+
+        For an EventSource it is a stream that ends at once: an error status would stop
+        a browser's EventSource for good.
+        """
+        self.refused += 1
+        if self._wants_stream(request):
+            return self._come_back_later()._replace(is_last=True)
+        why = self._closed_because() or "the server is full"
+        after = str(math.ceil(self._retry_later_ms() / 1000))
+        error = HTTPError(503, why, [("Retry-After", after)])
+        return _error_response(error)._replace(is_last=True)
+
+    def _come_back_later(self) -> _Response:
+        return _Response(200, _STREAM_HEADERS, self.come_back())
+
+    def _retry_later_ms(self) -> int:
+        closed = self._closed_because()
+        return _jittered_ms(self._restart_retry if closed else _FULL_RETRY_SECONDS)
+
+    # What is done with a POST, and what all answers on the path have.
+
+    def _publish_body(self, request: Request, body: bytes) -> _Response:
+        """POST: the body is the data; event, channel, id, retain stand in the query."""
+        fields: dict[str, Any] = {}
+        try:
+            for name, values in request.parameters.items():
+                if name == "retain" and values == ["1"]:
+                    fields[name] = True
+                elif name in ("event", "channel", "id") and len(values) == 1:
+                    fields[name] = _check_name(name, values[0])  # so not EVERYBODY
+                else:
+                    seen = f"parameter {name[:80]!a}, {len(values)} times"
+                    allowed = "event, channel, id and retain=1, each once"
+                    raise ValueError(f"{seen}; allowed are {allowed}")
+            id = self._publish(body.decode(), **fields)
+            return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
+        except UnicodeDecodeError as error:
+            raise HTTPError(400, f"the body is not UTF-8: {error}") from None
+        except ValueError as error:
+            raise HTTPError(400, str(error)) from None
+        except RuntimeError as error:  # it was closed meanwhile
+            raise HTTPError(503, str(error)) from None
+
+    def _add_fields(self, request: Request, response: _Response) -> _Response:
+        """Add what all answers on the path have, and CORS (Fetch standard, 3.2)."""
+        if request.path != self.path or not (self._cors_origins or self._compress):
+            return response
+        headers = list(response.headers)
+        if self._compress:
+            headers.append(("Vary", "Accept-Encoding"))
+        if self._cors_origins:
+            headers.append(("Vary", "Origin"))
+        allowed_origin = request.header("origin")
+        if allowed_origin in self._cors_origins:
+            headers.append(("Access-Control-Allow-Credentials", "true"))
+        else:
+            allowed_origin = "*" if "*" in self._cors_origins else None
+        if allowed_origin:
+            headers.append(("Access-Control-Allow-Origin", allowed_origin))
+        if allowed_origin and response.newest_id:
+            headers.append(("Access-Control-Expose-Headers", "Last-Event-ID"))
+        if request.method == "OPTIONS" and allowed_origin:
+            allowed = "Authorization, Content-Type, Last-Event-ID"
+            headers.append(("Access-Control-Allow-Methods", self._allow))
+            headers.append(("Access-Control-Allow-Headers", allowed))
+            headers.append(("Access-Control-Max-Age", "600"))
+        return response._replace(headers=tuple(headers))
+
+
+_OK = _Response(200, _TEXT_HEADERS, b"ok")
+_GZIP = ("Content-Encoding", "gzip")
+_STATS_HEADERS: _Headers = (
+    ("Content-Type", "application/json"),
+    ("Cache-Control", "no-store"),
+    ("Vary", "Accept"),
+    _NOSNIFF,
+)
+
+
+def _permitted(request: Request, permission: Permission) -> _Permit:
+    """What a request is permitted by the value that `authorize` returned.
+
+    Raises HTTPError 403 for a channel that is not allowed, and TypeError or ValueError
+    for an invalid answer of the hook.
+    """
+    if permission is True:
+        return _Permit(request.channels)
+    if not permission:
+        raise HTTPError(403)
+    # A forgotten await, a generator and the like must not let everybody in.
+    unfit = isinstance(permission, (str, bytes, Mapping))
+    if unfit or not isinstance(permission, Collection):
+        message = f"authorize() gave {permission!r}; allowed are "
+        raise TypeError(message + "True, False and a list of channels")
+    allowed = frozenset(permission)
+    for channel in allowed - {None}:
+        _check_name("channel", cast(str, channel))
+    asked = request.channels
+    if "channel" not in request.parameters and request.method != "POST":
+        asked = allowed
+    if not asked or not asked <= allowed:
+        raise HTTPError(403, "authorize() does not allow each of these channels")
+    return _Permit(asked)
+
+
+def _check_path(path: str) -> str:
+    if not isinstance(path, str) or not re.fullmatch('/[!"$->@-~]*', path):
+        raise ValueError(f"path is {path!r}; allowed is ASCII that begins with /")
+    return _ESCAPE.sub(_decode_unreserved, path)
+
+
+# A pattern for the values, and its description for the error's message.
+_ORIGINS = (
+    r"(?!(?i:https://.*:443|http://.*:80)$)[A-Za-z][A-Za-z0-9+.-]*://[!$-.0->@-~]+",
+    "https://example.com and the like in ASCII, without a path or a default port",
+)
+_HOSTS = (
+    r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+",
+    "names and addresses without a port, IPv6 in brackets",
+)
+
+
+def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozenset[str]:
+    """Return the values in lower case, in which browsers send an origin."""
+    if isinstance(values, str):
+        raise ValueError(f"{name}s is a str; allowed is a sequence of them")
+    checked = list(values)
+    for value in checked:
+        if value != "*" and not re.fullmatch(form, value):
+            raise ValueError(f"{name} is {value!r}; allowed are {how}, and *")
+    return frozenset(value.lower() for value in checked)
+
+
+@functools.lru_cache(maxsize=64)
+def _host_names(host: str) -> frozenset[str]:
+    """The members of `hosts` that allow this value of the field Host."""
+    name = _PORT.sub("", host).lower().rstrip(".")
+    # Names below localhost never leave the machine (RFC 6761, 6.3).
+    local = ["localhost"] if name.endswith(".localhost") else []
+    return frozenset([name, "*", *local])
+
+
+_LOOPBACK_HOSTS = frozenset(["localhost", "127.0.0.1", "[::1]"])
+
+
+def _jittered_ms(seconds: float) -> int:
+    """A random time, 0.5 to 1.5 times `seconds`, so that clients return one by one."""
+    return max(1, round(seconds * 1000 * random.uniform(0.5, 1.5)))
+
+
 # ====================================================================================
 #    Above this line: bytes and values.  Below it: time and sockets.
 # ====================================================================================
 
 
 # ------------------------------------------------------------------------------------
-# 6. Audiences and the broadcaster.
+# 7. Audiences and the broadcaster.
 #
 #    Everything here runs in the event loop, except publish().  A sweep writes its batch
 #    to the subscribers that are live when it moves `sent`.  A subscriber that joins
@@ -1120,9 +1512,9 @@ _STREAMING = (_LIVE, _READY, _FULL, _AHEAD)  # the states of an open stream
 # Which states may follow each state; the prologue says what they mean.
 _TRANSITIONS = {
     _HANDSHAKE: {_HEAD, _LEAVING, _CLOSED},
-    _HEAD: {_BODY, _ASKING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
-    _BODY: {_ASKING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
-    _ASKING: {_ANSWERING, _LEAVING, _CLOSED},
+    _HEAD: {_ASKING, _BODY, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _ASKING: {_BODY, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _BODY: {_ANSWERING, _LINGERING, _LEAVING, _CLOSED},
     _ANSWERING: {_HEAD, _IDLE, *_STREAMING, _LEAVING, _CLOSED},
     _IDLE: {_HEAD, _LEAVING, _CLOSED},
     _LINGERING: {_LEAVING, _CLOSED},
@@ -1375,6 +1767,13 @@ class _Registry:
         self._size = 0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer_due = math.inf  # when it looks at the deadlines
+        self._emptied: asyncio.Future[None] | None = None  # while it is waited for
+
+    async def wait_until_empty(self) -> None:
+        """Return once all are closed."""
+        while self._size:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
 
     def stop(self) -> None:
         """Look at no deadline any more."""
@@ -1412,6 +1811,8 @@ class _Registry:
             audience.join(subscriber)
         if state == _CLOSED:
             self._size -= 1
+            if not self._size and self._emptied and not self._emptied.done():
+                self._emptied.set_result(None)
         else:
             self._set_deadline(subscriber, state)
 
@@ -2115,6 +2516,13 @@ class _Broadcaster:
         self._call(self._on_close, subscriber)
         self._ring()  # somebody may wait for this
 
+    def gone(self, subscriber: _Subscriber, why: str) -> None:
+        """A connection has gone, or the reader of a stream."""
+        if subscriber.state in _STREAMING:
+            self.leave(subscriber, _CLOSED, why)
+        elif subscriber.state != _CLOSED:
+            self.registry.enter(subscriber, _CLOSED)
+
     # Waiting for it.
 
     async def drain(self, behind: bool) -> None:
@@ -2181,11 +2589,6 @@ def _payload_for(channels: Channels, frames: _Frames) -> tuple[bytes, int]:
     return b"".join([frame for _, frame in wanted]), len(wanted)
 
 
-def _jittered_ms(seconds: float) -> int:
-    """A random time, 0.5 to 1.5 times `seconds`, so that clients return one by one."""
-    return max(1, round(seconds * 1000 * random.uniform(0.5, 1.5)))
-
-
 def _unsent(transport: asyncio.WriteTransport) -> int:
     """The bytes that the transport holds.
 
@@ -2221,35 +2624,120 @@ def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
 
 
 # ------------------------------------------------------------------------------------
-# 7. The connection: one object from its first byte to its last.  Its transport calls
+# 8. The connection: one object from its first byte to its last.  Its transport calls
 #    it, and it answers a request that needs no waiting in the call that completed it.
 # ------------------------------------------------------------------------------------
+
+
+class _Asker:
+    """Asks the program's `authorize`: a plain function in a thread, as it may block."""
+
+    def __init__(self, authorize: Authorize | None) -> None:
+        self._authorize = authorize
+        self._threads: asyncio.Semaphore | None = None  # belongs to the event loop
+
+    async def ask(self, request: Request) -> _Permit | HTTPError:
+        """What the program permits, or the error to answer with."""
+        try:
+            return _permitted(request, await self._call(request))
+        except HTTPError as error:
+            error.__context__ = None  # the frames of either would hold this one
+            return error.with_traceback(None)
+        except asyncio.TimeoutError:
+            logger.exception("authorize() took too long for %s", request.path)
+            return HTTPError(503, "asking for permission took too long")
+        except Exception as error:
+            logger.exception("authorize() failed for %s", request.path)
+            error.__traceback__ = None  # its frames hold it
+            return HTTPError(500)
+
+    async def _call(self, request: Request) -> Permission:
+        authorize = self._authorize
+        assert authorize
+        if inspect.iscoroutinefunction(authorize):
+            answer: Any = authorize(request)
+        else:
+            self._threads = self._threads or asyncio.Semaphore(_AUTHORIZE_THREADS)
+            # The wait for a free thread has its own time limit.
+            await asyncio.wait_for(self._threads.acquire(), _AUTHORIZE_SECONDS)
+            call = self._call_in_thread(authorize, request, self._threads.release)
+            answer, error = await asyncio.wait_for(call, _AUTHORIZE_SECONDS)
+            if error:
+                raise error
+        if inspect.isawaitable(answer):
+            answer = await asyncio.wait_for(answer, _AUTHORIZE_SECONDS)
+        return cast(Permission, answer)
+
+    def _call_in_thread(
+        self, authorize: Authorize, request: Request, release: Callable[[], None]
+    ) -> asyncio.Future[tuple[Any, Exception | None]]:
+        """Call it in a daemon thread; the future is (what it returned, what it raised).
+
+        The program's end does not wait for a daemon thread, but for an executor's.
+        """
+        loop = asyncio.get_running_loop()
+        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def call() -> None:
+            answer, failure = None, None
+            try:
+                answer = authorize(request)
+            except Exception as error:
+                failure = error
+            except BaseException as error:  # it must not end the event loop
+                failure = RuntimeError(f"authorize() raised {error!r}")
+            with contextlib.suppress(RuntimeError):  # the event loop was closed
+                loop.call_soon_threadsafe(release)
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                outcome.set_result((answer, failure))  # if it is still waited for
+
+        thread = threading.Thread(target=call, name="sse_server authorize", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left
+            release()
+            raise
+        return asyncio.wrap_future(outcome)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rooms:
+    """What the connections of one server work with."""
+
+    site: _Site
+    asker: _Asker
+    registry: _Registry
+    broadcaster: _Broadcaster
+    turns: _Turns
+    # The connections above the limit, which are only told so.
+    refusing: set[_Connection] = dataclasses.field(default_factory=set)
 
 
 class _Connection(_Subscriber, asyncio.Protocol):
     """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
 
-    __slots__ = ("body", "discarded", "head", "input_ended", "lower", "received",
-                 "searched", "server", "task", "transport", "writer")  # fmt: skip
+    __slots__ = ("body", "discarded", "head", "input_ended", "lower", "permit",
+                 "question", "received", "rooms", "searched", "task", "transport",
+                 "writer")  # fmt: skip
 
     discarded: int  # while it lingers: the bytes that were thrown away
 
-    def __init__(
-        self, server: SSEServer, writer: asyncio.StreamWriter, state: str
-    ) -> None:
+    def __init__(self, rooms: _Rooms, writer: asyncio.StreamWriter, state: str) -> None:
         transport = cast(asyncio.Transport, writer.transport)
         super().__init__(_peer_name(transport))
         self.transport = transport
         self.lower = transport  # what TLS writes to; without TLS it is the same
-        self.server = server
+        self.rooms = rooms
         self.writer = _disarm(writer)
         self.received = bytearray()  # and not yet parsed
         self.searched = 0  # so many of these bytes hold no end of a head
         self.input_ended = False  # nothing more will be received
         self.head = b""  # of the request that is served
+        self.question: _Question | None = None  # while `authorize` is asked
+        self.permit: _Permit | HTTPError | None = None  # what it has answered
         self.body: _BodyReader | None = None  # of that request, while it is received
         self.task: asyncio.Task[None] | None = None  # that waits for somebody else
-        server._registry.add(self, state)
+        rooms.registry.add(self, state)
         # So the transport calls pause_writing() as soon as it must hold one byte.
         transport.set_write_buffer_limits(high=0)
 
@@ -2284,7 +2772,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
     @property
     def _receives(self) -> bool:
         """Whether new input is parsed at once; otherwise it is kept for later."""
-        waits = self in self.server._turns.waiting
+        waits = self in self.rooms.turns.waiting
         return self.state in (_HEAD, _IDLE, _BODY) and not waits
 
     # Called by the transport.
@@ -2306,7 +2794,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """The client will send no more, but may still read."""
         self.input_ended = True
         if self.state in _STREAMING:
-            self.server._broadcaster.end(self, "closed by the client")
+            self.rooms.broadcaster.end(self, "closed by the client")
         elif self.state == _LINGERING or self._receives:
             self._close()  # what was received is no complete request
         # A plain connection stays open for the answer; TLS closes in any case.
@@ -2314,22 +2802,24 @@ class _Connection(_Subscriber, asyncio.Protocol):
         return is_plain and self.state != _LEAVING
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.question = None
         if self.task:
             self.task.cancel()
-        self.server._turns.waiting.pop(self, None)
-        self.server._gone(self, f"lost: {exc}" if exc else "closed")
+        self.rooms.turns.waiting.pop(self, None)
+        self.rooms.refusing.discard(self)
+        self.rooms.broadcaster.gone(self, f"lost: {exc}" if exc else "closed")
         if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
             self.transport.close()
 
     def pause_writing(self) -> None:
         """The socket did not take everything."""
-        self.server._broadcaster.pause(self)
+        self.rooms.broadcaster.pause(self)
 
     def resume_writing(self) -> None:
         """The socket has taken everything."""
         if self.state == _FULL:
-            self.server._broadcaster.resume(self)
-        elif self.state == _ANSWERING and self.task is None:
+            self.rooms.broadcaster.resume(self)
+        elif self.state == _ANSWERING:
             self._expect_next()
 
     # The states of a request.
@@ -2357,12 +2847,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
         # From Python 3.11 on, asyncio's TLS with high=0 pauses even if it is empty.
         high = 1 if sys.version_info >= (3, 11) else 0
         self.transport.set_write_buffer_limits(high=high, low=0)
-        self.server._registry.enter(self, _HEAD)
+        self.rooms.registry.enter(self, _HEAD)
         self.proceed()
 
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
-        turns = self.server._turns
+        turns = self.rooms.turns
         try:
             while self.state in (_HEAD, _IDLE, _BODY):
                 if self.transport.is_closing():
@@ -2398,22 +2888,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
             while received.startswith(lines):
                 del received[: len(lines)]
         if self.state == _IDLE and received:
-            self.server._registry.enter(self, _HEAD)
+            self.rooms.registry.enter(self, _HEAD)
         end = _find_head_end(received, self.searched)
         self.searched = 0 if end else len(received)
         if not end:
             return False
         self.head = bytes(received[:end])
         del received[:end]
-        request = _parse_request(self.head, self.peer)
-        body = self.server._expect_body(self, request)
-        if body is None:
-            self._serve(request, b"")
-            return True
-        self.body = body
-        self.server._registry.enter(self, _BODY)
-        if request.expects_continue and not received:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._go_on(_parse_request(self.head, self.peer))
         return True
 
     def _read_body(self) -> bool:
@@ -2424,119 +2906,133 @@ class _Connection(_Subscriber, asyncio.Protocol):
             return True
         if body.complete:
             self.body = None
-            self._serve(self.request(), bytes(body.content))
+            self._go_on(self.request(), bytes(body.content))
         return body.complete
 
-    def _serve(self, request: Request, body: bytes) -> None:
-        if self.server._must_ask(self, request):
-            self.server._registry.enter(self, _ASKING)
-            self.task = asyncio.get_running_loop().create_task(self._ask(request, body))
-        else:
-            self.server._registry.enter(self, _ANSWERING)
-            self._answer(request, body)
-
-    async def _ask(self, request: Request, body: bytes) -> None:
-        """Ask the program whether the request is allowed, and for which channels."""
-        channels = refusal = None
+    def _go_on(self, request: Request, body: bytes | None = None) -> None:
+        """Do what the site decides, now that so much is known about the request."""
+        site, is_full = self.rooms.site, self in self.rooms.refusing
         try:
-            channels = await self.server._authorize_request(request)
-        except HTTPError as error:
-            error.__context__ = None  # the frames of either would hold this one
-            refusal = error.with_traceback(None)
-        except asyncio.CancelledError:
-            if self.state != _ASKING:
-                raise  # the connection is gone
-            logger.error("%s: what authorize() waited for was cancelled", self.peer)
-            refusal = HTTPError(500)
-        self.task = None
-        if self.state == _ASKING:
-            self.server._registry.enter(self, _ANSWERING)
-            try:
-                self._answer(request, body, channels, refusal)
-            except Exception:
-                self._fail()
-
-    def _answer(
-        self,
-        request: Request,
-        body: bytes,
-        channels: Channels | None = None,
-        refusal: HTTPError | None = None,
-    ) -> None:
-        """Write the answer.  The program, if asked, gave `channels` or a `refusal`."""
-        server = self.server
-        try:
-            response = server._respond(self, request, body, refusal)
-            if response.body is None and channels is None:
-                channels = request.channels  # HTTPError if a name is bad
+            decision = site.decide(request, self.permit, body, is_full)
+            if isinstance(decision, _Body):
+                self.body = _BodyReader(request, decision.limit, decision.keep)
         except HTTPError as error:
             logger.debug("%s: %s", self.peer, error)
-            response = _error_response(error)
+            decision = site.response_to(error, request)
             error.__traceback__ = None  # it would hold this frame, which holds it
         except Exception:
             logger.exception("%s: serving a request failed", self.peer)
-            response = _error_response(HTTPError(500))
-        response = server._add_fields(request, response)
-        if response.body is None and request.method == "GET":
-            assert channels
-            self._open_stream(request, response, channels)
-            return
-        again = request.keep_alive and server._admits(self)
+            decision = site.response_to(HTTPError(500), request)
+        if isinstance(decision, _Question):
+            self._ask(decision)
+        elif isinstance(decision, _Body):
+            self._expect_body(request)
+        elif isinstance(decision, _Stream):
+            self._open_stream(request, decision)
+        elif body is None and request.has_body:
+            self._answer_and_linger(decision, request)
+        else:
+            self._answer(decision, request)
+
+    def _ask(self, question: _Question) -> None:
+        self.question = question
+        self.rooms.registry.enter(self, _ASKING)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._await_permit(question))
+        if not task.done():  # with asyncio.eager_task_factory it may be
+            self.task = task
+
+    async def _await_permit(self, question: _Question) -> None:
+        permit: _Permit | HTTPError
+        try:
+            permit = await self.rooms.asker.ask(question.request)
+        except asyncio.CancelledError:
+            if self.question is not question:
+                raise  # nobody waits for it any more
+            logger.error("%s: what authorize() waited for was cancelled", self.peer)
+            permit = HTTPError(500)
+        if self.question is question:
+            self._go_on_with(permit)
+
+    def _go_on_with(self, permit: _Permit | HTTPError) -> None:
+        """Go on with the request that `authorize` was asked about."""
+        question, self.question, self.task = self.question, None, None
+        assert question
+        self.permit = permit
+        try:
+            self._go_on(question.request)
+        except Exception:
+            self._fail()
+        if self.state == _BODY:  # it may be here already
+            self.rooms.turns.defer(self)
+
+    def disconnect(self) -> None:
+        """The program wants to be rid of a client that `authorize` is asked about."""
+        if self.task:
+            self.task.cancel()
+        self._go_on_with(HTTPError(503, "disconnected by the program"))
+
+    def _expect_body(self, request: Request) -> None:
+        self.rooms.registry.enter(self, _BODY)
+        if request.expects_continue and not self.received:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _answer(self, response: _Response, request: Request) -> None:
+        self.rooms.registry.enter(self, _ANSWERING)
+        again = request.keep_alive and not response.is_last
         keep = "keep-alive" if response.body is None else ""
-        with_body = request.method != "HEAD"
-        answer = response.render(time.time(), keep if again else "close", with_body)
-        self.transport.write(answer)
+        connection = keep if again else "close"
+        self.transport.write(response.render(time.time(), request, connection))
         if not again:
             self._close()
-        elif not _unsent(self.transport):
+        elif self.has_room():
             self._expect_next()
 
     def _expect_next(self) -> None:
         """The answer was taken; the next request may have come already."""
-        self.head = b""
-        self.server._registry.enter(self, _HEAD if self.received else _IDLE)
-        if not self.received and self.server._state != _SERVING:
+        self.head, self.permit = b"", None
+        self.rooms.registry.enter(self, _HEAD if self.received else _IDLE)
+        if not self.received and self.rooms.broadcaster.closed_because:
             self._close()
         elif self.received or self.input_ended:
-            self.server._turns.defer(self)
+            self.rooms.turns.defer(self)
         else:
             self._receive_more()
 
-    def _open_stream(
-        self, request: Request, response: _Response, channels: Channels
-    ) -> None:
-        server = self.server
-        chunked, gzip = request.version >= (1, 1), server._compresses(request)
+    def _open_stream(self, request: Request, stream: _Stream) -> None:
+        rooms = self.rooms
+        rooms.registry.enter(self, _ANSWERING)
         sock = _direct_socket(self.transport)
         self.target = sock or self
-        self.received = bytearray()
+        self.received, self.permit = bytearray(), None
         connection = "keep-alive" if request.keep_alive else "close"
-        head = response.render(time.time(), connection)
-        replay = server._replay if request.replay is None else request.replay
-        wish = _Wish(channels | {EVERYBODY}, chunked, gzip, direct=sock is not None)
-        last_id, first = request.last_event_id, server._first_bytes()
-        server._broadcaster.add(self, wish, last_id, replay, head, first)
+        head = stream.head.render(time.time(), request, connection)
+        channels = stream.channels | {EVERYBODY}
+        wish = _Wish(channels, stream.chunked, stream.gzip, direct=sock is not None)
+        last_id, first = stream.last_event_id, rooms.site.first_bytes()
+        rooms.broadcaster.add(self, wish, last_id, stream.replay, head, first)
         if not self.transport.is_closing():
             self.transport.resume_reading()
         if self.input_ended:
-            server._broadcaster.end(self, "closed by the client")
+            rooms.broadcaster.end(self, "closed by the client")
 
     def _refuse(self, error: HTTPError) -> None:
-        """Answer an invalid or incomplete request, then close.
+        """Answer an invalid or incomplete request."""
+        logger.debug("%s: %s", self.peer, error)
+        request = None
+        with contextlib.suppress(HTTPError):  # its head may be what is wrong
+            request = self.request()
+        self._answer_and_linger(self.rooms.site.response_to(error, request), request)
+
+    def _answer_and_linger(self, response: _Response, request: Request | None) -> None:
+        """Answer a request that was not read to its end, then close.
 
         The client may still be sending.  It must read the answer before it sees a
         reset, so for a while its input is read and thrown away (RFC 9112, 9.6).
         """
-        logger.debug("%s: %s", self.peer, error)
-        response = _error_response(error)
-        with_body = True
-        with contextlib.suppress(HTTPError):  # its head may be what is wrong
-            request = self.request()
-            response = self.server._add_fields(request, response)
-            with_body = request.method != "HEAD"
-        self.server._registry.enter(self, _LINGERING)
+        self.rooms.registry.enter(self, _LINGERING)
         self.body = None
-        self.transport.write(response.render(time.time(), "close", with_body))
+        self.transport.write(response.render(time.time(), request, "close"))
         if self.transport.can_write_eof():
             with contextlib.suppress(OSError):  # it is gone already
                 self.transport.write_eof()
@@ -2551,21 +3047,28 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._close()
 
     def expire(self) -> None:
-        state, server = self.state, self.server
-        if self in server._turns.waiting:
+        state, rooms = self.state, self.rooms
+        if self in rooms.turns.waiting:
             return  # the server is late, not the client
         if state in (_IDLE, _LINGERING):
             self._close()
         elif state in (_HEAD, _BODY):
-            message = f"not complete in {server._registry.seconds[state]:g} s"
+            message = f"not complete in {rooms.registry.seconds[state]:g} s"
             self._refuse(HTTPError(408, f"request {state} {message}"))
         else:
-            server._broadcaster.expire(self)
+            rooms.broadcaster.expire(self)
+
+    def close_if_idle(self) -> None:
+        """Close if no request has begun: the server ends."""
+        if self.state == _HANDSHAKE:
+            self.lower.abort()
+        elif self.state in (_HEAD, _IDLE) and not self.received:
+            self._close()
 
     def _close(self) -> None:
         """Close when everything is sent."""
         if self.state not in (_LEAVING, _CLOSED):
-            self.server._registry.enter(self, _LEAVING)
+            self.rooms.registry.enter(self, _LEAVING)
             self.transport.close()
 
 
@@ -2575,18 +3078,12 @@ class _Reader(_Subscriber):
     It has room for one batch, and only while it waits for one.
     """
 
-    __slots__ = ("_batch", "_bell", "_broadcaster", "_gone", "_request")
+    __slots__ = ("_batch", "_bell", "_broadcaster", "_request")
 
-    def __init__(
-        self,
-        broadcaster: _Broadcaster,
-        request: Request,
-        gone: Callable[[_Subscriber, str], None],
-    ) -> None:
+    def __init__(self, broadcaster: _Broadcaster, request: Request) -> None:
         super().__init__(request.peer)
         self._broadcaster = broadcaster
         self._request = request
-        self._gone = gone
         self._batch = b""  # what it was given and has not taken yet
         self._bell: asyncio.Future[None] | None = None  # while it waits
         self.target = self
@@ -2609,7 +3106,7 @@ class _Reader(_Subscriber):
 
     def close(self) -> None:
         """Nobody reads it any more."""
-        self._gone(self, "closed")
+        self._broadcaster.gone(self, "closed")
 
     def request(self) -> Request:
         return self._request
@@ -2690,12 +3187,8 @@ def _peer_name(transport: asyncio.BaseTransport) -> str:
 
 
 # ------------------------------------------------------------------------------------
-# 8. The server: what a program calls, what is allowed, the beginning and the end.
+# 9. The server: what a program calls, the beginning and the end.
 # ------------------------------------------------------------------------------------
-
-# True, false, or the channels that the client may hear.
-Permission = Union[bool, Collection[Optional[str]]]
-Authorize = Callable[[Request], Union[Permission, Awaitable[Permission]]]
 
 _NEW, _STARTING, _SERVING = "new", "starting", "serving"
 _FAILED, _CLOSING = "failed", "closing"  # and _CLOSED
@@ -2828,55 +3321,33 @@ class SSEServer:
         # The sort key of the publisher's ids, if these ascend
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
-        given = locals()
-        if not (host is None or isinstance(host, str)):
-            raise TypeError(f"host is {host!r}; allowed is a str or None")
-        for name in ("history", "history_bytes", "retained"):
-            _check_integer(name, given[name], 0)
-        if port is not None:
-            _check_integer("port", port, 0, 65535)
-        _check_integer("max_event_bytes", max_event_bytes, 1)
-        if max_connections is not None:
-            _check_integer("max_connections", max_connections, 1)
-        if not isinstance(publish_token or "", str):
-            raise TypeError("publish_token is not a str; allowed is a str or None")
-        if publish_token and (found := re.search("[^!-~]", publish_token)):
-            fault = f"publish_token has {found[0]!a} at index {found.start()}"
-            raise ValueError(fault + "; allowed are visible ASCII characters")
-        _check_replay(replay)
-        for name in ("retry", "restart_retry", "header_timeout", "body_timeout",
-                     "keepalive_timeout", "write_timeout", "shutdown_timeout",
-                     "heartbeat", "lifetime"):  # fmt: skip
-            if given[name] is not None or name not in ("heartbeat", "lifetime"):
-                _check_seconds(name, given[name])
-        for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
-            if given[name] is not None:
-                _check_function(name, given[name], may_await=name == "authorize")
-        if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
-            raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
-        if ssl and ssl.check_hostname:  # only a client checks it
-            raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
+        _check_arguments(locals())
         self._host, self._port = host, port or 0
         self._listens = port is not None
-        self._path = _check_path(path)
-        self._retry, self._restart_retry = retry, restart_retry
         self._header_timeout = header_timeout
         self._write_timeout = write_timeout
         self._shutdown_timeout = shutdown_timeout
         self._max_connections = max_connections
         self._max_event_bytes = max_event_bytes
-        self._authorize = authorize
-        self._publish_token = (publish_token or "").encode()
-        self._cors_origins = _check_all("cors_origin", cors_origins, *_ORIGINS)
-        self._hosts: frozenset[str] | None = None
-        if hosts is not None:
-            names = _check_all("host", hosts, *_HOSTS)
-            self._hosts = frozenset(name.rstrip(".") for name in names)
-        self._replay = replay
         self._dumps = dumps
-        self._compress = compress
         self._ssl = ssl
         self._reuse_port = reuse_port
+        self._site = site = _Site(
+            path=path,
+            hosts=hosts,
+            cors_origins=cors_origins,
+            publish_token=publish_token,
+            asks=authorize is not None,
+            compress=compress,
+            max_event_bytes=max_event_bytes,
+            retry=retry,
+            restart_retry=restart_retry,
+            replay=replay,
+            publish=self.publish,
+            stats=lambda: self.stats,
+            newest_id=lambda: self.last_event_id,
+            closed_because=lambda: self._broadcaster.closed_because,
+        )
         seconds = {
             _HANDSHAKE: header_timeout + _LINGER_SECONDS,  # asyncio's timeout is first
             _HEAD: header_timeout,
@@ -2889,12 +3360,12 @@ class SSEServer:
             _LEAVING: write_timeout,
         }
         log = _EventLog(history, history_bytes, retained)
-        self._turns = _Turns()
-        self._registry = _Registry(seconds, self._turns)
-        self._broadcaster = _Broadcaster(
+        self._turns = turns = _Turns()
+        self._registry = registry = _Registry(seconds, turns)
+        self._broadcaster = broadcaster = _Broadcaster(
             log,
-            self._registry,
-            self._turns,
+            registry,
+            turns,
             heartbeat,
             retry,
             restart_retry,
@@ -2904,16 +3375,14 @@ class SSEServer:
             on_open,
             on_close,
         )
+        self._rooms = _Rooms(site, _Asker(authorize), registry, broadcaster, turns)
         self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._listeners: list[asyncio.Server] = []
         self._closing: asyncio.Task[None] | None = None
-        self._refusing: set[_Subscriber] = set()  # above the limit, only told so
-        self._disconnected: set[_Subscriber] = set()  # while they were asked for
         self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
         self._terminations: list[_Termination] = []  # of `async with` blocks
-        self._refused = 0
 
     # What a program calls.
 
@@ -3013,7 +3482,7 @@ class SSEServer:
         Raises ValueError for bad channels and a bad replay, RuntimeError before the
         start and in another event loop.
         """
-        replay = self._replay if replay is None else replay
+        replay = self._site.replay if replay is None else replay
         _check_replay(replay)
         if isinstance(channels, str):
             raise ValueError("channels is a str; allowed is a sequence of them")
@@ -3023,7 +3492,7 @@ class SSEServer:
         self._require_own_loop("stream()")
         request = self._request_for_stream(last_event_id, names, accept_encoding)
         wanted = (names or _NO_CHANNEL) | {EVERYBODY}
-        wish = _Wish(wanted, False, self._compresses(request), False)
+        wish = _Wish(wanted, False, self._site.compresses(request), False)
         return self._read_stream(request, wish, replay)
 
     async def _read_stream(
@@ -3032,12 +3501,13 @@ class SSEServer:
         if self._state == _STARTING:
             await asyncio.wait([self._starting])
         if self._state != _SERVING or self._is_full:
-            self._refused += 1
-            yield _at_once(_Audience(wish).encode(self._come_back(), begins=True))
+            self._site.refused += 1
+            why = self._site.come_back()
+            yield _at_once(_Audience(wish).encode(why, begins=True))
             return
-        reader = _Reader(self._broadcaster, request, self._gone)
+        reader = _Reader(self._broadcaster, request)
         try:
-            last_id, first = request.last_event_id, self._first_bytes()
+            last_id, first = request.last_event_id, self._site.first_bytes()
             self._broadcaster.add(reader, wish, last_id, replay, b"", first)
             while taken := await reader.take():
                 yield taken
@@ -3047,7 +3517,8 @@ class SSEServer:
     def stream_headers(self, accept_encoding: str | None = None) -> dict[str, str]:
         """The fields of the response whose body is stream(): with the same argument."""
         headers = {**dict(_STREAM_HEADERS), "Vary": "Accept-Encoding"}
-        if self._compresses(self._request_for_stream(None, (), accept_encoding)):
+        request = self._request_for_stream(None, (), accept_encoding)
+        if self._site.compresses(request):
             headers.update([_GZIP])
         return headers
 
@@ -3062,8 +3533,9 @@ class SSEServer:
             for name, value in given
             if value
         )
-        target = self._path + ("?" + query if query else "")
-        return Request("GET", target, self._path, query, (1, 1), fields, "")
+        path = self._site.path
+        target = path + ("?" + query if query else "")
+        return Request("GET", target, path, query, (1, 1), fields, "")
 
     async def drain(self, behind: bool = False) -> None:
         """Return once all that was published is written to every live subscriber.
@@ -3187,7 +3659,8 @@ class SSEServer:
             raise RuntimeError("the server has no port of its own")
         host = self._host or "localhost"
         host = f"[{host}]" if ":" in host else host
-        return f"{'https' if self._ssl else 'http'}://{host}:{self._port}{self._path}"
+        scheme = "https" if self._ssl else "http"
+        return f"{scheme}://{host}:{self._port}{self._site.path}"
 
     @property
     def last_event_id(self) -> str:
@@ -3213,7 +3686,7 @@ class SSEServer:
             bytes_written=broadcaster.bytes_written,
             gaps=broadcaster.gaps,
             dropped=broadcaster.dropped,
-            refused=self._refused,
+            refused=self._site.refused,
         )
 
     # Beginning and ending.
@@ -3315,7 +3788,8 @@ class SSEServer:
             if all(address.is_loopback for address in bound):
                 host = (self._host or "").lower()
                 own = f"[{host}]" if ":" in host else host
-                self._hosts = _LOOPBACK_HOSTS | {own} | (self._hosts or set())
+                given = self._site.hosts or frozenset()
+                self._site.hosts = _LOOPBACK_HOSTS | {own} | given
             if not self._enter(_SERVING, _STARTING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -3327,8 +3801,6 @@ class SSEServer:
                 self._loop = None
             raise
         _running.add(self._registry)
-        self._ended = asyncio.Event()
-        self._hook_threads = asyncio.Semaphore(_AUTHORIZE_THREADS)
         self._broadcasting = self._broadcaster.start()
         self._broadcasting.add_done_callback(self._broadcasting_ended)
         for listener, sock in zip(self._listeners, sockets):
@@ -3414,6 +3886,7 @@ class SSEServer:
     def _begin_closing(self) -> asyncio.Task[None]:
         if self._enter(_CLOSING, _STARTING, _SERVING, _FAILED):
             assert self._loop
+            self._broadcaster.stop("the server is closed")
             self._closing = self._loop.create_task(self._close())
         assert self._closing
         return self._closing
@@ -3424,21 +3897,14 @@ class SSEServer:
         aborting = self._loop.call_later(self._shutdown_timeout, self._abort)
         for listener in self._listeners:
             listener.close()
-        self._broadcaster.stop("the server is closed")
         for subscriber in self._registry.all(_HANDSHAKE, _HEAD, _IDLE):
             if self._turns.is_over():
                 await asyncio.sleep(0)
-            connection = cast(_Connection, subscriber)
-            if connection.state == _HANDSHAKE:
-                connection.lower.abort()
-            elif connection.state in (_HEAD, _IDLE) and not connection.received:
-                connection._close()
+            cast(_Connection, subscriber).close_if_idle()
         # Else it was closed before.
         if not self._starting.cancelled() and self._starting.exception() is None:
             await asyncio.wait([self._broadcasting])
-            while self._registry:
-                self._ended.clear()
-                await self._ended.wait()
+            await self._registry.wait_until_empty()
         aborting.cancel()
         self._registry.stop()
         for task in self._tasks:
@@ -3462,20 +3928,20 @@ class SSEServer:
         # The streams get the events that were published before the call.
         with contextlib.suppress(RuntimeError):  # broadcasting has failed
             await self._broadcaster.drain(behind=False)
-        for connection in found:
+        for subscriber in found:
             if self._turns.is_over():
                 await asyncio.sleep(0)
-            if connection.state not in (*_STREAMING, _ASKING):
+            if subscriber.state not in (*_STREAMING, _ASKING):
                 continue
             try:
-                chosen = predicate(connection.request())
+                chosen = predicate(subscriber.request())
             except Exception:
                 logger.exception("the predicate of disconnect() failed")
                 continue
-            if chosen and connection.state == _ASKING:
-                self._disconnected.add(connection)
+            if chosen and subscriber.state == _ASKING:
+                cast(_Connection, subscriber).disconnect()
             elif chosen:
-                self._broadcaster.end(connection, "disconnected by the program")
+                self._broadcaster.end(subscriber, "disconnected by the program")
 
     # Connections.
 
@@ -3485,15 +3951,16 @@ class SSEServer:
         assert self._loop
         full = self._is_full
         if self._state not in (_SERVING, _FAILED) or (
-            full and len(self._refusing) == _MAX_REFUSALS_AT_ONCE
+            full and len(self._rooms.refusing) == _MAX_REFUSALS_AT_ONCE
         ):
-            self._refused += 1
+            self._site.refused += 1
             writer.transport.abort()
             return
-        connection = _Connection(self, writer, _HANDSHAKE if self._ssl else _HEAD)
+        state = _HANDSHAKE if self._ssl else _HEAD
+        connection = _Connection(self._rooms, writer, state)
         connection.transport.set_protocol(connection)
         if full:
-            self._refusing.add(connection)
+            self._rooms.refusing.add(connection)
         if self._ssl:
             handshake = connection.shake_hands(self._ssl, self._header_timeout)
             connection.task = self._loop.create_task(handshake)
@@ -3501,366 +3968,35 @@ class SSEServer:
     @property
     def _is_full(self) -> bool:
         assert self._max_connections
-        return len(self._registry) - len(self._refusing) >= self._max_connections
-
-    def _gone(self, connection: _Subscriber, why: str) -> None:
-        """A connection has gone, or the reader of a stream."""
-        if connection.state in _STREAMING:
-            self._broadcaster.leave(connection, _CLOSED, why)
-        elif connection.state != _CLOSED:
-            self._registry.enter(connection, _CLOSED)
-        self._refusing.discard(connection)
-        self._disconnected.discard(connection)
-        if self._state == _CLOSING:
-            self._ended.set()
-
-    # What is answered.
-
-    def _expect_body(
-        self, connection: _Connection, request: Request
-    ) -> _BodyReader | None:
-        """The reader for the request's body; None if the request has none.
-
-        HTTPError if the answer does not depend on the body.
-        """
-        if not self._admits(connection):
-            self._refused += 1
-            if not self._wants_stream(request):
-                raise self._full_error()
-        self._require_own_name(request)
-        publishes = request.path == self._path and request.method == "POST"
-        if publishes and self._publish_token:
-            self._check_token(request)
-        if not request.chunked and not request.content_length:
-            return None
-        return _BodyReader(request, self._max_event_bytes, publishes)
-
-    def _require_own_name(self, request: Request) -> None:
-        """HTTPError 421 if a request to the path names another host than this one."""
-        given = request.header("host")
-        if request.path != self._path or not given or self._hosts is None:
-            return
-        if self._hosts.isdisjoint(_host_names(given)):
-            fault = f"this server does not answer to {given[:80]!a}"
-            hint = "its names are set by hosts (--allow-host)"
-            raise HTTPError(421, f"{fault}; {hint}")
-
-    def _admits(self, connection: _Connection) -> bool:
-        """Whether the server serves this connection, not only refuses it."""
-        return self._state == _SERVING and connection not in self._refusing
-
-    def _wants_stream(self, request: Request) -> bool:
-        reads = request.method in ("GET", "HEAD") and request.path == self._path
-        return reads and request.accepts("text/event-stream")
-
-    def _must_ask(self, connection: _Connection, request: Request) -> bool:
-        """Whether `authorize` has to be asked before this is answered."""
-        return (
-            self._authorize is not None
-            and request.path == self._path
-            and request.method in ("GET", "HEAD", "POST")
-            and self._admits(connection)
-            and (request.method != "POST" or bool(self._publish_token))
-        )
-
-    def _respond(
-        self,
-        connection: _Connection,
-        request: Request,
-        body: bytes,
-        refusal: HTTPError | None,
-    ) -> _Response:
-        """The answer to a complete request; a body of None is a stream to come."""
-        if connection in self._disconnected:
-            self._disconnected.discard(connection)
-            return self._full_response(request, "disconnected by the program")
-        if not self._admits(connection):
-            return self._full_response(request)
-        method = request.method
-        if request.path != self._path:
-            if method == "POST" and self._publish_token:
-                where = f"to {request.path[:80]!a} publishes nothing"
-                logger.info("%s: POST %s; see path", request.peer, where)
-            return _OK
-        if method == "POST" and self._publish_token:
-            if refusal:
-                raise refusal
-            return self._publish_body(request, body)
-        if method == "OPTIONS":
-            return _Response(204, (("Allow", self._allow),), b"")
-        if method not in ("GET", "HEAD"):
-            message = f"{method} is not allowed on {self._path}"
-            if method == "POST":
-                message += ": no token is set to publish with (--publish-token)"
-            raise HTTPError(405, message, [("Allow", self._allow)])
-        if refusal:
-            if refusal.status >= 500 and self._wants_stream(request):
-                return self._full_response(request)
-            raise refusal
-        return self._represent(request)
-
-    def _represent(self, request: Request) -> _Response:
-        """What a GET of the path gets: the counts, the page, or the stream to come.
-
-        Each answer carries the newest id, so that another process can render it into a
-        page.
-        """
-        newest_id = self.last_event_id
-        if not request.accepts("text/event-stream"):
-            wants_stats = request.accepts("application/json") and self._publish_token
-            if wants_stats and request.header("authorization") is not None:
-                self._check_token(request)
-                stats = _JSON.encode(dataclasses.asdict(self.stats)).encode()
-                return _Response(200, _STATS_HEADERS, stats, newest_id)
-            if request.accepts("text/html"):
-                return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
-        _ = request.replay  # HTTPError where it is none
-        origin = request.header("origin")
-        if origin and not self._cors_origins & {origin, "*"}:
-            hint = f"{origin[:80]!a} is not among cors_origins"
-            logger.info("%s: its page may not read this: %s", request.peer, hint)
-        headers: _Headers = _STREAM_HEADERS
-        if self._compresses(request):
-            headers = (*headers, _GZIP)
-        if request.version >= (1, 1):
-            headers = (*headers, ("Transfer-Encoding", "chunked"))
-        return _Response(200, headers, None, newest_id)
-
-    @property
-    def _allow(self) -> str:
-        return "GET, HEAD, OPTIONS" + (", POST" if self._publish_token else "")
-
-    def _full_response(self, request: Request, why: str = "") -> _Response:
-        """The answer of a server that cannot serve this request now.
-
-        For an EventSource it is a stream that ends at once: an error status would stop
-        a browser's EventSource for good.
-        """
-        if not self._wants_stream(request):
-            raise self._full_error(why)
-        return _Response(200, _STREAM_HEADERS, self._come_back())
-
-    def _come_back(self) -> bytes:
-        """The whole of a stream that only says when to come back."""
-        return format_event(retry=self._retry_later_ms())
-
-    def _full_error(self, why: str = "") -> HTTPError:
-        why = why or self._broadcaster.closed_because or "the server is full"
-        after = str(math.ceil(self._retry_later_ms() / 1000))
-        return HTTPError(503, why, [("Retry-After", after)])
-
-    def _retry_later_ms(self) -> int:
-        full = self._state == _SERVING
-        return _jittered_ms(_FULL_RETRY_SECONDS if full else self._restart_retry)
-
-    def _compresses(self, request: Request) -> bool:
-        """Whether it gets its stream compressed."""
-        return self._compress and request.version >= (1, 1) and request.accepts_gzip
-
-    def _first_bytes(self) -> bytes:
-        """The first bytes of a stream.
-
-        Firefox calls onopen when the first byte of the body comes, and the retry counts
-        without a blank line, which some clients would take for an event.
-        """
-        return b": open\nretry: %d\n" % _jittered_ms(self._retry)
-
-    def _check_token(self, request: Request) -> None:
-        given = b", ".join(request.values(b"authorization"))
-        scheme, _, token = given.partition(b" ")
-        # Digests are compared, so that the time does not reveal the token's length.
-        expected = hashlib.sha256(self._publish_token).digest()
-        equal = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), expected)
-        if scheme.lower() != b"bearer" or not equal:
-            message = "publishing needs Authorization: Bearer and the right token"
-            challenge = "WWW-Authenticate", 'Bearer realm="publish"'
-            raise HTTPError(401, message, [challenge])
-
-    async def _authorize_request(self, request: Request) -> Channels:
-        """Ask the program which channels a request may have; HTTPError for none."""
-        try:
-            return _permitted(request, await self._ask_hook(request))
-        except HTTPError:
-            raise
-        except asyncio.TimeoutError:
-            logger.exception("authorize() took too long for %s", request.path)
-            raise HTTPError(503, "asking for permission took too long") from None
-        except Exception as error:
-            logger.exception("authorize() failed for %s", request.path)
-            error.__traceback__ = None  # its frames hold it
-            raise HTTPError(500) from None
-
-    async def _ask_hook(self, request: Request) -> Permission:
-        """Call `authorize`: a plain function in a thread, because it may block."""
-        authorize = self._authorize
-        assert authorize
-        if inspect.iscoroutinefunction(authorize):
-            answer: Any = authorize(request)
-        else:
-            # The wait for a free thread has its own time limit.
-            await asyncio.wait_for(self._hook_threads.acquire(), _AUTHORIZE_SECONDS)
-            answer, error = await asyncio.wait_for(
-                self._call_in_thread(authorize, request), _AUTHORIZE_SECONDS
-            )
-            if error:
-                raise error
-        if inspect.isawaitable(answer):
-            answer = await asyncio.wait_for(answer, _AUTHORIZE_SECONDS)
-        return cast(Permission, answer)
-
-    def _call_in_thread(
-        self, authorize: Authorize, request: Request
-    ) -> asyncio.Future[tuple[Any, Exception | None]]:
-        """Call it in a daemon thread; the future is (what it returned, what it raised).
-
-        The program's end does not wait for a daemon thread, but for an executor's.
-        """
-        loop = asyncio.get_running_loop()
-        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-        def call() -> None:
-            answer, failure = None, None
-            try:
-                answer = authorize(request)
-            except Exception as error:
-                failure = error
-            except BaseException as error:  # it must not end the event loop
-                failure = RuntimeError(f"authorize() raised {error!r}")
-            with contextlib.suppress(RuntimeError):  # the event loop was closed
-                loop.call_soon_threadsafe(self._hook_threads.release)
-            with contextlib.suppress(concurrent.futures.InvalidStateError):
-                outcome.set_result((answer, failure))  # if it is still waited for
-
-        thread = threading.Thread(target=call, name="sse_server authorize", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no thread left
-            self._hook_threads.release()
-            raise
-        return asyncio.wrap_future(outcome)
-
-    def _publish_body(self, request: Request, body: bytes) -> _Response:
-        """POST: the body is the data; event, channel, id, retain stand in the query."""
-        fields: dict[str, Any] = {}
-        try:
-            for name, values in request.parameters.items():
-                if name == "retain" and values == ["1"]:
-                    fields[name] = True
-                elif name in ("event", "channel", "id") and len(values) == 1:
-                    fields[name] = _check_name(name, values[0])  # so not EVERYBODY
-                else:
-                    seen = f"parameter {name[:80]!a}, {len(values)} times"
-                    allowed = "event, channel, id and retain=1, each once"
-                    raise ValueError(f"{seen}; allowed are {allowed}")
-            id = self.publish(body.decode(), **fields)
-            return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
-        except UnicodeDecodeError as error:
-            raise HTTPError(400, f"the body is not UTF-8: {error}") from None
-        except ValueError as error:
-            raise HTTPError(400, str(error)) from None
-        except RuntimeError as error:  # it was closed meanwhile
-            raise HTTPError(503, str(error)) from None
-
-    def _add_fields(self, request: Request, response: _Response) -> _Response:
-        """Add what all answers on the path have, and CORS (Fetch standard, 3.2)."""
-        if request.path != self._path or not (self._cors_origins or self._compress):
-            return response
-        headers = list(response.headers)
-        if self._compress:
-            headers.append(("Vary", "Accept-Encoding"))
-        if self._cors_origins:
-            headers.append(("Vary", "Origin"))
-        allowed_origin = request.header("origin")
-        if allowed_origin in self._cors_origins:
-            headers.append(("Access-Control-Allow-Credentials", "true"))
-        else:
-            allowed_origin = "*" if "*" in self._cors_origins else None
-        if allowed_origin:
-            headers.append(("Access-Control-Allow-Origin", allowed_origin))
-        if allowed_origin and response.newest_id:
-            headers.append(("Access-Control-Expose-Headers", "Last-Event-ID"))
-        if request.method == "OPTIONS" and allowed_origin:
-            allowed = "Authorization, Content-Type, Last-Event-ID"
-            headers.append(("Access-Control-Allow-Methods", self._allow))
-            headers.append(("Access-Control-Allow-Headers", allowed))
-            headers.append(("Access-Control-Max-Age", "600"))
-        return dataclasses.replace(response, headers=tuple(headers))
+        admitted = len(self._registry) - len(self._rooms.refusing)
+        return admitted >= self._max_connections
 
 
-_OK = _Response(200, _TEXT_HEADERS, b"ok")
-_GZIP = ("Content-Encoding", "gzip")
-_STATS_HEADERS: _Headers = (
-    ("Content-Type", "application/json"),
-    ("Cache-Control", "no-store"),
-    ("Vary", "Accept"),
-    _NOSNIFF,
-)
-
-
-def _permitted(request: Request, permission: Permission) -> Channels:
-    """The channels that a request is served, by what `authorize` returned.
-
-    Raises HTTPError 403 for a channel that is not allowed, and TypeError or ValueError
-    for an invalid answer of the hook.
-    """
-    if permission is True:
-        return request.channels
-    if not permission:
-        raise HTTPError(403)
-    # A forgotten await, a generator and the like must not let everybody in.
-    unfit = isinstance(permission, (str, bytes, Mapping))
-    if unfit or not isinstance(permission, Collection):
-        message = f"authorize() gave {permission!r}; allowed are "
-        raise TypeError(message + "True, False and a list of channels")
-    allowed = frozenset(permission)
-    for channel in allowed - {None}:
-        _check_name("channel", cast(str, channel))
-    asked = request.channels
-    if "channel" not in request.parameters and request.method != "POST":
-        asked = allowed
-    if not asked or not asked <= allowed:
-        raise HTTPError(403, "authorize() does not allow each of these channels")
-    return asked
-
-
-def _check_path(path: str) -> str:
-    if not isinstance(path, str) or not re.fullmatch('/[!"$->@-~]*', path):
-        raise ValueError(f"path is {path!r}; allowed is ASCII that begins with /")
-    return _ESCAPE.sub(_decode_unreserved, path)
-
-
-# A pattern for the values, and its description for the error's message.
-_ORIGINS = (
-    r"(?!(?i:https://.*:443|http://.*:80)$)[A-Za-z][A-Za-z0-9+.-]*://[!$-.0->@-~]+",
-    "https://example.com and the like in ASCII, without a path or a default port",
-)
-_HOSTS = (
-    r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+",
-    "names and addresses without a port, IPv6 in brackets",
-)
-
-
-def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozenset[str]:
-    """Return the values in lower case, in which browsers send an origin."""
-    if isinstance(values, str):
-        raise ValueError(f"{name}s is a str; allowed is a sequence of them")
-    checked = list(values)
-    for value in checked:
-        if value != "*" and not re.fullmatch(form, value):
-            raise ValueError(f"{name} is {value!r}; allowed are {how}, and *")
-    return frozenset(value.lower() for value in checked)
-
-
-@functools.lru_cache(maxsize=64)
-def _host_names(host: str) -> frozenset[str]:
-    """The members of `hosts` that allow this value of the field Host."""
-    name = _PORT.sub("", host).lower().rstrip(".")
-    # Names below localhost never leave the machine (RFC 6761, 6.3).
-    local = ["localhost"] if name.endswith(".localhost") else []
-    return frozenset([name, "*", *local])
-
-
-_LOOPBACK_HOSTS = frozenset(["localhost", "127.0.0.1", "[::1]"])
+def _check_arguments(given: dict[str, Any]) -> None:
+    """Check those of SSEServer that the site does not check."""
+    host, port, ssl = given["host"], given["port"], given["ssl"]
+    if not (host is None or isinstance(host, str)):
+        raise TypeError(f"host is {host!r}; allowed is a str or None")
+    for name in ("history", "history_bytes", "retained"):
+        _check_integer(name, given[name], 0)
+    if port is not None:
+        _check_integer("port", port, 0, 65535)
+    _check_integer("max_event_bytes", given["max_event_bytes"], 1)
+    if given["max_connections"] is not None:
+        _check_integer("max_connections", given["max_connections"], 1)
+    _check_replay(given["replay"])
+    for name in ("retry", "restart_retry", "header_timeout", "body_timeout",
+                 "keepalive_timeout", "write_timeout", "shutdown_timeout",
+                 "heartbeat", "lifetime"):  # fmt: skip
+        if given[name] is not None or name not in ("heartbeat", "lifetime"):
+            _check_seconds(name, given[name])
+    for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
+        if given[name] is not None:
+            _check_function(name, given[name], may_await=name == "authorize")
+    if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
+        raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
+    if ssl and ssl.check_hostname:  # only a client checks it
+        raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
 
 
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -3919,7 +4055,7 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
 
 
 # ------------------------------------------------------------------------------------
-# 9. The page that a browser is given when it navigates to the stream.
+# 10. The page that a browser is given when it navigates to the stream.
 # ------------------------------------------------------------------------------------
 
 _PAGE = rb"""<!doctype html>
@@ -4373,7 +4509,7 @@ _PAGE_HEADERS: _Headers = (
 
 
 # ------------------------------------------------------------------------------------
-# 10. The command line.  It publishes a clock or the lines of standard input.
+# 11. The command line.  It publishes a clock or the lines of standard input.
 # ------------------------------------------------------------------------------------
 
 

@@ -395,7 +395,7 @@ class HTTPErrorTest(unittest.TestCase):
         """RFC 9110, 8.6 and 15.3.6."""
         for status, length in ((204, None), (205, b"0"), (304, None)):
             response = sse_server._error_response(HTTPError(status, "text"))
-            head, _, body = response.render(0).partition(b"\r\n\r\n")
+            head, _, body = response.render(0, None, "").partition(b"\r\n\r\n")
             fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
             self.assertEqual((fields.get(b"Content-Length"), body), (length, b""))
 
@@ -2529,6 +2529,461 @@ class FuzzTest(unittest.TestCase):
 
 
 # ------------------------------------------------------------------------------------
+# 6. The site
+# ------------------------------------------------------------------------------------
+
+SECRET = "Authorization: Bearer secret"
+EVENT_SOURCE = "Accept: text/event-stream"
+BROWSER = "Accept: text/html,application/xhtml+xml,*/*;q=0.8"
+FULL = {"is_full": True}
+BODY = ("body", LIMIT, False)
+WANTED_BODY = ("body", LIMIT, True)
+RETRY = (200, rb"retry: [0-9]+\n")
+FULL_503 = (503, b"the server is full\n")
+NO_TOKEN = "publishing needs Authorization: Bearer and the right token"
+POST_405 = (
+    "POST is not allowed on /sse: no token is set to publish with (--publish-token)"
+)
+ANOTHER_NAME = (
+    "this server does not answer to 'a'; its names are set by hosts (--allow-host)"
+)
+ALLOWED_PARAMETERS = "allowed are event, channel, id and retain=1, each once"
+
+
+def new_site(**policy):
+    """A site of no server.  What it publishes is in `published`."""
+    published = []
+
+    def publish(data, **fields):
+        published.append((data, fields))
+        return f"id-{len(published)}"
+
+    policy = {
+        "path": "/sse",
+        "hosts": None,
+        "cors_origins": (),
+        "publish_token": None,
+        "asks": False,
+        "compress": False,
+        "max_event_bytes": LIMIT,
+        "retry": 1.0,
+        "restart_retry": 5.0,
+        "replay": 0,
+        "publish": publish,
+        "stats": lambda: sse_server.Stats(1, 2, 3, 4, 5, 6, 7, 8),
+        "newest_id": lambda: "newest",
+        "closed_because": lambda: "",
+        **policy,
+    }
+    site = sse_server._Site(**policy)
+    site.published = published
+    return site
+
+
+def stream(*channels, chunked=True, gzip=False, last=None, replay=0):
+    """What is shown of the decision to open such a stream."""
+    return "stream", set(channels or [None]), chunked, gzip, last, replay
+
+
+def decided(site, request, **known):
+    """A decision in a form to compare."""
+    try:
+        found = site.decide(request, **known)
+    except HTTPError as error:
+        return error.status, error.message
+    if isinstance(found, sse_server._Question):
+        return "ask"
+    if isinstance(found, sse_server._Body):
+        return ("body", *found)
+    if isinstance(found, sse_server._Stream):
+        _, channels, *rest = found
+        return ("stream", set(channels), *rest)
+    return found.status, found.body
+
+
+def permit(request, answer):
+    """What authorize permits with this answer."""
+    return sse_server._permitted(request, answer)
+
+
+# what it is about: (policy, request, what is known besides, decision).  The text of a
+# decision may be a pattern.
+DECISIONS = {
+    # Every path but that of the stream.
+    "any path": ({}, get(target="/"), {}, (200, b"ok")),
+    "a path below": ({}, get(target="/sse/"), {}, (200, b"ok")),
+    "an encoded slash": ({}, get(target="/%2Fsse"), {}, (200, b"ok")),
+    "any method": ({}, get(target="/", method="BREW"), {}, (200, b"ok")),
+    "OPTIONS for all": ({}, get(target="*", method="OPTIONS"), {}, (200, b"ok")),
+    "a body that nobody wants": ({}, get(f"{LENGTH}1", target="/"), {}, BODY),
+    "after that": (
+        {},
+        get(f"{LENGTH}1", target="/"),
+        {"body": b"a"},
+        (200, b"ok"),
+    ),
+    "another path for the stream": (
+        {"path": "/%7Eevents"},
+        get(target="/~event%73"),
+        {},
+        stream(),
+    ),
+    "no name is asked for elsewhere": (
+        {"hosts": ["b"]},
+        get(target="/"),
+        {},
+        (200, b"ok"),
+    ),
+    "nor authorize": ({"asks": True}, get(target="/"), {}, (200, b"ok")),
+    # The stream.
+    "GET": ({}, get(), {}, stream()),
+    "an encoded path": ({}, get(target="/%73se?a=b"), {}, stream()),
+    "HTTP/1.0": ({}, get(version="1.0"), {}, stream(chunked=False)),
+    "HEAD": ({}, get(method="HEAD"), {}, (200, None)),
+    "channels": ({}, get(target="/sse?channel=a&channel=b"), {}, stream("a", "b")),
+    "a bad channel": (
+        {},
+        get(target="/sse?channel="),
+        {},
+        (400, "channel has 0 bytes; allowed are 1 to 256 (UTF-8)"),
+    ),
+    "an id": ({}, get("Last-Event-ID: é"), {}, stream(last="é")),
+    "an id in the query": (
+        {},
+        get(target="/sse?last_event_id=7"),
+        {},
+        stream(last="7"),
+    ),
+    "the header wins": (
+        {},
+        get("Last-Event-ID: 8", target="/sse?lastEventId=7"),
+        {},
+        stream(last="8"),
+    ),
+    "replay": ({}, get(target="/sse?replay=20"), {}, stream(replay=20)),
+    "replay of all": ({}, get(target="/sse?replay=all"), {}, stream(replay=math.inf)),
+    "replay by default": ({"replay": 3}, get(), {}, stream(replay=3)),
+    "a bad replay": (
+        {},
+        get(target="/sse?replay=x"),
+        {},
+        (400, "replay is 'x'; allowed: a number, all"),
+    ),
+    "a bad replay of HEAD": (
+        {},
+        get(target="/sse?replay=x", method="HEAD"),
+        {},
+        (400, "replay is 'x'; allowed: a number, all"),
+    ),
+    "gzip": (
+        {"compress": True},
+        get("Accept-Encoding: gzip"),
+        {},
+        stream(gzip=True),
+    ),
+    "no gzip": ({}, get("Accept-Encoding: gzip"), {}, stream()),
+    "no gzip for HTTP/1.0": (
+        {"compress": True},
+        get("Accept-Encoding: gzip", version="1.0"),
+        {},
+        stream(chunked=False),
+    ),
+    "GET with a body": ({}, get(f"{LENGTH}1"), {}, BODY),
+    "GET with its body": ({}, get(f"{LENGTH}1"), {"body": b"a"}, stream()),
+    "the page": ({}, get(BROWSER), {}, (200, rb"<!doctype html>.*</html>\n")),
+    "the page with a bad channel": (
+        {},
+        get(BROWSER, target="/sse?channel="),
+        {},
+        (200, rb"<!doctype html>.*</html>\n"),
+    ),
+    "the stream before the page": (
+        {},
+        get("Accept: text/html, text/event-stream"),
+        {},
+        stream(),
+    ),
+    # Other methods.
+    "OPTIONS": ({}, get(method="OPTIONS"), {}, (204, b"")),
+    "PUT": ({}, get(method="PUT"), {}, (405, "PUT is not allowed on /sse")),
+    "PUT with a body": (
+        {},
+        get(f"{LENGTH}1", method="PUT"),
+        {},
+        (405, "PUT is not allowed on /sse"),
+    ),
+    "POST without a token": (
+        {},
+        get(f"{LENGTH}1", SECRET, method="POST"),
+        {},
+        (405, POST_405),
+    ),
+    # Names.
+    "its name": ({"hosts": ["A"]}, get(), {}, stream()),
+    "any name": ({"hosts": ["*"]}, get(), {}, stream()),
+    "another name": (
+        {"hosts": ["b"]},
+        get(),
+        {},
+        (421, ANOTHER_NAME),
+    ),
+    "another name, whatever is asked": (
+        {"hosts": ["b"]},
+        get(method="PUT"),
+        {},
+        (421, ".*"),
+    ),
+    # Publishing.
+    "a wrong token": (
+        {"publish_token": "other"},
+        get(SECRET, f"{LENGTH}1", method="POST"),
+        {},
+        (401, NO_TOKEN),
+    ),
+    "no token": (
+        {"publish_token": "secret"},
+        get(method="POST"),
+        {},
+        (401, NO_TOKEN),
+    ),
+    "the token": (
+        {"publish_token": "secret"},
+        get(SECRET, f"{LENGTH}1", method="POST"),
+        {},
+        WANTED_BODY,
+    ),
+    "a body in chunks": (
+        {"publish_token": "secret"},
+        get(SECRET, f"{CODING}chunked", method="POST"),
+        {},
+        WANTED_BODY,
+    ),
+    "an event": (
+        {"publish_token": "secret"},
+        get(SECRET, f"{LENGTH}1", method="POST"),
+        {"body": b"a"},
+        (200, b"id-1"),
+    ),
+    "an event without data": (
+        {"publish_token": "secret"},
+        get(SECRET, method="POST"),
+        {},
+        (200, b"id-1"),
+    ),
+    "no UTF-8": (
+        {"publish_token": "secret"},
+        get(SECRET, f"{LENGTH}1", method="POST"),
+        {"body": b"\xff"},
+        (400, "the body is not UTF-8: .*"),
+    ),
+    "an unknown parameter": (
+        {"publish_token": "secret"},
+        get(SECRET, method="POST", target="/sse?evnt=a"),
+        {},
+        (400, f"parameter 'evnt', 1 times; {ALLOWED_PARAMETERS}"),
+    ),
+    "publishing elsewhere": (
+        {"publish_token": "secret"},
+        get(f"{LENGTH}1", method="POST", target="/"),
+        {},
+        BODY,
+    ),
+    # The counts.
+    "the counts": (
+        {"publish_token": "secret"},
+        get(SECRET, "Accept: application/json"),
+        {},
+        (200, b'{"live":1,"behind":2,.*}'),
+    ),
+    "the counts with a wrong token": (
+        {"publish_token": "other"},
+        get(SECRET, "Accept: application/json"),
+        {},
+        (401, NO_TOKEN),
+    ),
+    # authorize.
+    "GET is asked about": ({"asks": True}, get(), {}, "ask"),
+    "HEAD is asked about": ({"asks": True}, get(method="HEAD"), {}, "ask"),
+    "a body is not read before": ({"asks": True}, get(f"{LENGTH}1"), {}, "ask"),
+    "but after": (
+        {"asks": True},
+        get(f"{LENGTH}1"),
+        {"permit": permit(get(), True)},
+        BODY,
+    ),
+    "POST is asked about, without its body": (
+        {"asks": True, "publish_token": "secret"},
+        get(SECRET, f"{LENGTH}1", method="POST"),
+        {},
+        "ask",
+    ),
+    "and read when it is permitted": (
+        {"asks": True, "publish_token": "secret"},
+        get(SECRET, f"{LENGTH}1", method="POST"),
+        {"permit": permit(get(), True)},
+        WANTED_BODY,
+    ),
+    "or not, when it is not": (
+        {"asks": True, "publish_token": "secret"},
+        get(SECRET, f"{LENGTH}1", method="POST"),
+        {"permit": HTTPError(403, "no")},
+        (403, "no"),
+    ),
+    "a wrong token is not asked about": (
+        {"asks": True, "publish_token": "other"},
+        get(SECRET, method="POST"),
+        {},
+        (401, NO_TOKEN),
+    ),
+    "POST without a token is not asked about": (
+        {"asks": True},
+        get(method="POST"),
+        {},
+        (405, ".*"),
+    ),
+    "OPTIONS is not asked about": (
+        {"asks": True},
+        get(method="OPTIONS"),
+        {},
+        (204, b""),
+    ),
+    "permitted": ({"asks": True}, get(), {"permit": permit(get(), True)}, stream()),
+    "permitted channels": (
+        {"asks": True},
+        get(),
+        {"permit": permit(get(), ["a", "b"])},
+        stream("a", "b"),
+    ),
+    "refused": (
+        {"asks": True},
+        get(),
+        {"permit": HTTPError(429, "later")},
+        (429, "later"),
+    ),
+    "an authorize that fails": (
+        {"asks": True},
+        get(),
+        {"permit": HTTPError(500)},
+        (500, "Internal Server Error"),
+    ),
+    "an authorize that fails for an EventSource": (
+        {"asks": True},
+        get(EVENT_SOURCE),
+        {"permit": HTTPError(500)},
+        RETRY,
+    ),
+    "an authorize that fails for who publishes": (
+        {"asks": True, "publish_token": "secret"},
+        get(SECRET, EVENT_SOURCE, method="POST"),
+        {"permit": HTTPError(503, "late")},
+        (503, "late"),
+    ),
+    # Full, or closing.
+    "full": ({}, get(), FULL, FULL_503),
+    "full, at any path": ({}, get(EVENT_SOURCE, target="/"), FULL, FULL_503),
+    "full, for an EventSource": ({}, get(EVENT_SOURCE), FULL, RETRY),
+    "full, for one with a body": ({}, get(EVENT_SOURCE, f"{LENGTH}1"), FULL, RETRY),
+    "full, for one of HEAD": ({}, get(EVENT_SOURCE, method="HEAD"), FULL, RETRY),
+    "full, for who publishes": (
+        {"publish_token": "secret"},
+        get(SECRET, EVENT_SOURCE, method="POST"),
+        FULL,
+        FULL_503,
+    ),
+    "full, and nobody is asked": ({"asks": True}, get(), FULL, FULL_503),
+    "closing": (
+        {"closed_because": lambda: "the end"},
+        get(),
+        {},
+        (503, b"the end\n"),
+    ),
+    "closing, whatever was permitted": (
+        {"asks": True, "closed_because": lambda: "the end"},
+        get(),
+        {"permit": permit(get(), True)},
+        (503, b"the end\n"),
+    ),
+}
+
+
+class SiteTest(unittest.TestCase):
+    """What is answered, without a socket."""
+
+    def assertDecides(self, found, expected):
+        *found, text = found if isinstance(found, tuple) else (found, None)
+        *expected, form = expected if isinstance(expected, tuple) else (expected, None)
+        self.assertEqual(found, expected)
+        if not (isinstance(form, (str, bytes)) and isinstance(text, type(form))):
+            self.assertEqual(text, form)
+        elif form != text:
+            self.assertTrue(re.fullmatch(form, text, re.DOTALL), (form, text[:200]))
+
+    def test_decisions(self):
+        for name, (policy, request, known, expected) in DECISIONS.items():
+            with self.subTest(name):
+                found = decided(new_site(**policy), request, **known)
+                self.assertDecides(found, expected)
+
+    def test_what_is_published(self):
+        site = new_site(publish_token="secret")
+        for query, fields in (
+            ("", {}),
+            ("?event=e&channel=c&id=1", {"event": "e", "channel": "c", "id": "1"}),
+            ("?retain=1", {"retain": True}),
+        ):
+            request = get(SECRET, f"{LENGTH}2", method="POST", target=f"/sse{query}")
+            found = site.decide(request, body="é".encode())
+            self.assertEqual(site.published[-1], ("é", fields))
+            self.assertEqual(found.newest_id, found.body.decode())
+
+    def test_what_publish_raises(self):
+        for error, status in ((ValueError("no"), 400), (RuntimeError("no"), 503)):
+            publish = mock.Mock(side_effect=error)
+            site = new_site(publish_token="secret", publish=publish)
+            found = decided(site, get(SECRET, method="POST"))
+            self.assertEqual(found, (status, "no"))
+
+    def test_who_is_turned_away_is_counted_and_told_when_to_come_back(self):
+        for policy, known, low, high in (
+            ({}, FULL, 15, 45),
+            ({"closed_because": lambda: "the end"}, {}, 2.5, 8),
+        ):
+            site = new_site(**policy)
+            for number in range(1, 21):
+                plain = site.decide(get(), **known)
+                self.assertTrue(plain.is_last)
+                seconds = int(dict(plain.headers)["Retry-After"])
+                self.assertTrue(low <= seconds <= high, seconds)
+                found = site.decide(get(EVENT_SOURCE), **known)
+                self.assertTrue(found.is_last)
+                milliseconds = int(found.body[7:])
+                self.assertTrue(1000 * low <= milliseconds <= 1000 * high)
+                self.assertEqual(site.refused, 2 * number)
+
+    def test_a_request_may_come_from_elsewhere_than_a_connection(self):
+        """Such as from the scope of an ASGI server."""
+        scope = {
+            "method": "GET",
+            "http_version": "2",
+            "raw_path": b"/events",
+            "query_string": b"channel=a",
+            "headers": [(b"accept", b"text/event-stream"), (b"last-event-id", b"7")],
+            "client": ("::1", 80),
+        }
+        request = Request(
+            method=scope["method"],
+            target="/events?channel=a",
+            path="/sse",
+            query=scope["query_string"].decode(),
+            version=(2, 0),
+            fields=tuple(scope["headers"]),
+            peer="[::1]:80",
+        )
+        found = decided(new_site(asks=True), request, permit=permit(request, True))
+        self.assertEqual(found, stream("a", last="7"))
+
+
+# ------------------------------------------------------------------------------------
 # What the tests of time and sockets stand on: a client of bytes, and a test case that
 # looks for what was left behind.
 # ------------------------------------------------------------------------------------
@@ -3087,7 +3542,7 @@ class OverTLS:
 
 
 # ------------------------------------------------------------------------------------
-# 6. Audiences and the broadcaster
+# 7. Audiences and the broadcaster
 # ------------------------------------------------------------------------------------
 
 
@@ -3373,7 +3828,7 @@ class SubscriberModelTest(unittest.TestCase):
         transport = ModelTransport(self.kernel)
         transport.room = 10_000 if self.alike else self.random.choice((0, 50, 10_000))
         writer = mock.Mock(transport=transport)
-        connection = sse_server._Connection(self.server, writer, "head")
+        connection = sse_server._Connection(self.server._rooms, writer, "head")
         transport.set_protocol(connection)
         gzip = not self.alike and self.random.random() < 0.5
         fields += ["Accept-Encoding: gzip"] * gzip
@@ -5318,7 +5773,7 @@ class SharedLogTest(ServerTestCase):
 
 
 # ------------------------------------------------------------------------------------
-# 7 and 8. The connection and the server
+# 8 and 9. The connection and the server
 # ------------------------------------------------------------------------------------
 
 
@@ -5555,8 +6010,12 @@ ANSWERS = {
         ask("/%73s%65?a", method="DELETE"),
         not_allowed("DELETE"),
     ),
-    "a body above the limit, whatever the method": (
+    "a body that nobody will read": (
         ask("/sse", "Transfer-Encoding: chunked", method="PUT", body=b"19\r\n"),
+        refused(405, "PUT is not allowed on /sse", ALLOW),
+    ),
+    "a body above the limit, whatever the method": (
+        ask("/", "Transfer-Encoding: chunked", method="PUT", body=b"19\r\n"),
         refused(413, "body of 25 bytes or more; allowed are 24"),
     ),
 }
@@ -6006,10 +6465,8 @@ class SeamTest(ServerTestCase):
                 await self.check_disconnected(data)
 
     async def check_disconnected(self, data):
-        server, client, gate = await self.asking(data, publish_token="secret")
+        server, client, _ = await self.asking(data, publish_token="secret")
         server.disconnect(lambda request: True)
-        await self.until(lambda: server._disconnected, "the predicate")
-        gate.set()
         answer = await client.read_answer()
         text = b"disconnected by the program\n"
         self.assertEqual((answer.status, answer.body), (503, text))
@@ -6671,8 +7128,9 @@ class AuthorizeTest(ServerTestCase):
     async def test_an_answer_that_fails_ends_the_connection(self):
         server = await self.start(authorize=lambda request: True)
         client = await self.connect(server)
+        decide = [sse_server._Question(get()), None]
         with (
-            mock.patch.object(server, "_add_fields", side_effect=ZeroDivisionError),
+            mock.patch.object(server._site, "decide", side_effect=decide),
             self.assertLogs("sse_server", "ERROR"),
         ):
             await client.send(ask())
@@ -6698,6 +7156,45 @@ class AuthorizeTest(ServerTestCase):
         # An error would stop a browser's EventSource for good.
         self.assertEqual(event_source.status, 200)
         self.assertRegex(event_source.body, rb"\Aretry: [0-9]+\n\Z")
+
+    async def test_a_body_is_asked_for_only_when_it_is_permitted(self):
+        data = post("/sse", b"abc", "Expect: 100-continue")
+        for permission, statuses in ((True, [100, 200]), (False, [403])):
+            server, client, gate = await self.asking(
+                data[:-3], permission, publish_token="secret"
+            )
+            gate.set()
+            found = [(await client.read_head()).status]
+            if found == [100]:
+                found.append((await client.request(data[-3:])).status)
+            self.assertEqual(found, statuses)
+            self.assertEqual(server.stats.published, int(permission))
+
+    async def test_a_body_is_not_received_before_it_is_permitted(self):
+        """Rule 4."""
+        body = b"x" * 2**20
+        data = post("/sse", body)
+        head = data[: -len(body)]
+        for permission, status in ((True, 200), (False, 403)):
+            server, client, gate = await self.asking(
+                head, permission, publish_token="secret"
+            )
+            sending = asyncio.ensure_future(client.send(body))
+            (connection,) = server._registry.all("asking")
+            await self.until(lambda c=connection: not c.transport.is_reading(), "it")
+            self.assertLess(len(connection.received), 512 * KIB)
+            gate.set()
+            self.assertEqual((await client.read_answer()).status, status)
+            await sending
+
+    async def test_a_body_that_came_with_the_head_waits_for_the_permission(self):
+        server, client, gate = await self.asking(
+            post("/sse", b"abc") + ask("/"), publish_token="secret"
+        )
+        gate.set()
+        self.assertEqual((await client.read_answer()).status, 200)
+        self.assertEqual((await client.read_answer()).body, b"ok")
+        self.assertEqual(server.stats.published, 1)
 
     async def blocking(self, **options):
         """A server with one thread for `authorize`, and a request that has it.
@@ -6734,7 +7231,7 @@ class AuthorizeTest(ServerTestCase):
         server, first, calls = await self.blocking()
         second = await self.connect(server)
         await second.send(ask())
-        await self.until(lambda: server._hook_threads._waiters, "the wait")
+        await self.until(lambda: server._registry.count("asking") == 2, "the wait")
         with (
             mock.patch.object(sse_server, "_AUTHORIZE_SECONDS", 0.05),
             self.assertLogs("sse_server", "ERROR"),
@@ -8215,7 +8712,7 @@ class TLSTest(OverTLS, ServerTestCase):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             self.addCleanup(writer.close)
         await self.until(lambda: server._registry.count("handshake") == 3, "all")
-        self.assertEqual(len(server._refusing), 1)
+        self.assertEqual(len(server._rooms.refusing), 1)
 
     async def test_the_end_does_not_wait_for_a_handshake(self):
         server = await self.start(shutdown_timeout=1000, header_timeout=1000)
@@ -8275,7 +8772,7 @@ class TLSTest(OverTLS, ServerTestCase):
 
 
 # ------------------------------------------------------------------------------------
-# 9. The page
+# 10. The page
 # ------------------------------------------------------------------------------------
 
 
@@ -8342,7 +8839,7 @@ class PageTest(ServerTestCase):
 
 
 # ------------------------------------------------------------------------------------
-# 10. The command line
+# 11. The command line
 # ------------------------------------------------------------------------------------
 
 TIMESTAMP = (
