@@ -2516,13 +2516,6 @@ class _Broadcaster:
         self._call(self._on_close, subscriber)
         self._ring()  # somebody may wait for this
 
-    def gone(self, subscriber: _Subscriber, why: str) -> None:
-        """A connection has gone, or the reader of a stream."""
-        if subscriber.state in _STREAMING:
-            self.leave(subscriber, _CLOSED, why)
-        elif subscriber.state != _CLOSED:
-            self.registry.enter(subscriber, _CLOSED)
-
     # Waiting for it.
 
     async def drain(self, behind: bool) -> None:
@@ -2807,7 +2800,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.task.cancel()
         self.rooms.turns.waiting.pop(self, None)
         self.rooms.refusing.discard(self)
-        self.rooms.broadcaster.gone(self, f"lost: {exc}" if exc else "closed")
+        self.rooms.broadcaster.leave(self, _CLOSED, f"lost: {exc}" if exc else "closed")
+        if self.state != _CLOSED:  # it was no open stream
+            self.rooms.registry.enter(self, _CLOSED)
         if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
             self.transport.close()
 
@@ -3106,7 +3101,9 @@ class _Reader(_Subscriber):
 
     def close(self) -> None:
         """Nobody reads it any more."""
-        self._broadcaster.gone(self, "closed")
+        self._broadcaster.leave(self, _CLOSED, "closed")
+        if self.state != _CLOSED:  # it was no open stream
+            self._broadcaster.registry.enter(self, _CLOSED)
 
     def request(self) -> Request:
         return self._request
