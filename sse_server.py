@@ -664,6 +664,9 @@ _CHUNK_SIZE = re.compile(
 _CODING = re.compile(rb"([^ \t;]+)(?:[ \t]*;[ \t]*q=([01](?:\.[0-9]{0,3})?))?")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _EMPTY_LINES = b"\r\n" * 512
+_NO_PROXY_PROTOCOL = "; this port does not speak the PROXY protocol"
+# By their first byte; of the PROXY protocol this is version 2, after empty lines.
+_FOREIGN_PROTOCOLS = {0x16: "; this port does not speak TLS", 0: _NO_PROXY_PROTOCOL}
 
 Fields = tuple[tuple[bytes, bytes], ...]  # (name in lower case, value), in order
 _Headers = tuple[tuple[str, str], ...]  # (name, value) of an answer
@@ -717,10 +720,16 @@ class Request:
 
     @property
     def last_event_id(self) -> str | None:
-        """The id to resume after, from the header or else the query, or None."""
-        header = self.header("last-event-id")
-        if header is not None:
-            return header
+        """The id to resume after, from the header or else the query, or None.
+
+        Raises HTTPError 400 for two different ones in the header: with either, the
+        client might miss events without being told of a gap.
+        """
+        ids = set(self.values(b"last-event-id"))
+        if len(ids) > 1:
+            raise HTTPError(400, f"{len(ids)} different values of Last-Event-ID")
+        if ids:
+            return ids.pop().decode("utf-8", "surrogateescape")
         parameters = _parse_query(self.query)
         found = parameters.get("lastEventId") or parameters.get("last_event_id")
         return found[0] if found else None
@@ -819,23 +828,23 @@ def _find_head_end(received: bytearray, searched: int = 0) -> int:
     The first `searched` bytes are known not to contain the end.
     """
     if received and not _TOKEN.match(received) and received != b"\r":
-        hint = "; this port does not speak TLS" if received[0] == 0x16 else ""
+        hint = _FOREIGN_PROTOCOLS.get(received[0], "")
         raise HTTPError(400, f"no request begins with the byte {received[0]}{hint}")
     if len(received) > _MAX_HEAD_BYTES and received.find(b"\n", 0, _MAX_HEAD_BYTES) < 0:
         raise HTTPError(414, f"request line is longer than {_MAX_HEAD_BYTES} bytes")
-    return _find_fields_end(received, searched, _MAX_HEAD_BYTES)
+    end = _find_fields_end(received, searched)
+    if (end or len(received)) > _MAX_HEAD_BYTES:
+        raise HTTPError(431, f"request head is larger than {_MAX_HEAD_BYTES} bytes")
+    return end
 
 
-def _find_fields_end(received: bytearray, searched: int, limit: int) -> int:
+def _find_fields_end(received: bytearray, searched: int) -> int:
     """The index after the empty line that ends header or trailer fields, or 0.
 
     Bare LFs also end them, so that they are refused now and not at a timeout.
     """
     found = _HEAD_END.search(received, max(0, searched - 2))
-    end = found.end() if found else 0
-    if (end or len(received)) > limit:
-        raise HTTPError(431, f"request head is larger than {_MAX_HEAD_BYTES} bytes")
-    return end
+    return found.end() if found else 0
 
 
 def _parse_request(head: bytes, peer: str = "") -> Request:
@@ -846,6 +855,8 @@ def _parse_request(head: bytes, peer: str = "") -> Request:
     found = _REQUEST_LINE.fullmatch(request_line)
     if not found:
         hint = "" if request_line.isascii() else "; percent-encode what is not ASCII"
+        if request_line.startswith(b"PROXY "):  # its version 1
+            hint = _NO_PROXY_PROTOCOL
         raise HTTPError(400, f"malformed request line {_quote(request_line)}{hint}")
     version = (int(found[3]), int(found[4]))
     if version[0] != 1:
@@ -858,17 +869,17 @@ def _parse_request(head: bytes, peer: str = "") -> Request:
     return request
 
 
-def _parse_fields(lines: bytes) -> Fields:
+def _parse_fields(lines: bytes, kind: str = "header") -> Fields:
     """Parse header or trailer fields, each line with its CRLF (RFC 9112, 5)."""
     number = lines.count(b"\r\n")
     if number > _MAX_FIELDS:
-        raise HTTPError(431, f"{number} header fields; allowed are {_MAX_FIELDS}")
+        raise HTTPError(431, f"{number} {kind} fields; allowed are {_MAX_FIELDS}")
     if not _FIELD_LINES.fullmatch(lines):
         line = _FIELD_LINES.sub(b"", lines, 1).partition(b"\r\n")[0]
         name, colon, _ = line.partition(b":")
         has_name = colon and _TOKEN.fullmatch(name)
         fault = "control character in" if has_name else "malformed"
-        raise HTTPError(400, f"{fault} header field {_quote(line)}")
+        raise HTTPError(400, f"{fault} {kind} field {_quote(line)}")
     fields = []
     for line in lines.split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
@@ -1022,13 +1033,15 @@ class _BodyReader:
         return True
 
     def _read_trailers(self, received: bytearray) -> bool:
-        end = _find_fields_end(received, self._searched, _MAX_HEAD_BYTES + 2)
+        end = _find_fields_end(received, self._searched)
         self._searched = len(received)
+        if (end or len(received)) > _MAX_HEAD_BYTES + 2:  # a CRLF stands before them
+            raise HTTPError(431, f"trailers are larger than {_MAX_HEAD_BYTES} bytes")
         if not end:
             return False
         if not received.endswith(b"\r\n\r\n", 0, end):
             raise HTTPError(400, "a trailer line ends with a bare LF")
-        _parse_fields(bytes(received[2 : end - 2]))
+        _parse_fields(bytes(received[2 : end - 2]), "trailer")
         del received[:end]
         self.complete = True
         return True

@@ -1606,6 +1606,7 @@ def get(*fields, target="/sse", method="GET", version="1.1"):
 
 MAX_HEAD = 16 * 1024
 HEAD_TOO_LARGE = f"request head is larger than {MAX_HEAD} bytes"
+NO_PROXY_PROTOCOL = "; this port does not speak the PROXY protocol"
 HOST = "Host: a"
 GET = "GET / HTTP/1.1"
 POST = "POST / HTTP/1.1"
@@ -1803,6 +1804,16 @@ REFUSED_HEADS = [
     (lines("", HOST), 400, "no request begins with the byte 13"),
     (lines(" GET / HTTP/1.1", HOST), 400, "no request begins with the byte 32"),
     (lines("\n"), 400, "no request begins with the byte 10"),
+    (
+        b"\0\r\nQUIT\n\x21\x11\0\x0c",
+        400,
+        f"no request begins with the byte 0{NO_PROXY_PROTOCOL}",
+    ),
+    (
+        b"PROXY TCP4 10.0.0.1 10.0.0.2 5 80\r\n" + lines(GET, HOST),
+        400,
+        f"malformed request line 'PROXY TCP4 10.0.0.1 10.0.0.2 5 80'{NO_PROXY_PROTOCOL}",
+    ),
     (
         lines(b"\x16\x03\x01\x02", HOST),
         400,
@@ -2041,9 +2052,14 @@ REFUSED_BODIES = [
     (b"19\r\n", 413, "body of 25 bytes or more; allowed are 24"),
     (b"1\r\na\r\n18\r\n", 413, "body of 25 bytes or more; allowed are 24"),
     (b"F" * 16 + b"\r\n", 413, f"body of {2**64 - 1} bytes or more; allowed are 24"),
-    (b"0\r\na\r\n\r\n", 400, "malformed header field 'a'"),
-    (b"0\r\n a: b\r\n\r\n", 400, "malformed header field ' a: b'"),
-    (b"0\r\na: b\rc\r\n\r\n", 400, r"control character in header field 'a: b\rc'"),
+    (b"0\r\na\r\n\r\n", 400, "malformed trailer field 'a'"),
+    (b"0\r\n a: b\r\n\r\n", 400, "malformed trailer field ' a: b'"),
+    (b"0\r\na: b\rc\r\n\r\n", 400, r"control character in trailer field 'a: b\rc'"),
+    (
+        b"0\r\n" + b"a: b\r\n" * 201 + b"\r\n",
+        431,
+        "201 trailer fields; allowed are 200",
+    ),
     (b"0\r\na: b\r\n\n", 400, "a trailer line ends with a bare LF"),
     (b"0\r\na: b\n\n", 400, "a trailer line ends with a bare LF"),
     (b"0\r\na: b\n\r\n", 400, "a trailer line ends with a bare LF"),
@@ -2167,7 +2183,7 @@ class RequestTest(unittest.TestCase):
             self.assertRefused(
                 [CHUNKED + b"0\r\n", *pieces],
                 431,
-                HEAD_TOO_LARGE,
+                f"trailers are larger than {MAX_HEAD} bytes",
             )
 
     def test_a_chunk_size_line_of_up_to_256_bytes(self):
@@ -2361,6 +2377,16 @@ class RequestTest(unittest.TestCase):
             with self.subTest(fields=fields, query=query):
                 request = get(*fields, target="/sse" + query)
                 self.assertEqual(request.last_event_id, expected)
+
+    def test_a_last_event_id_that_was_doubled_on_the_way_is_one(self):
+        request = get("Last-Event-ID: a, b", "Last-Event-ID: a, b")
+        self.assertEqual(request.last_event_id, "a, b")
+        for fields in (("a", "b"), ("a", ""), ("a", "b", "c")):
+            request = get(*[f"Last-Event-ID: {value}" for value in fields])
+            with self.assertRaises(HTTPError) as caught:
+                request.last_event_id  # noqa: B018
+            message = f"400 {len(fields)} different values of Last-Event-ID"
+            self.assertEqual(str(caught.exception), message)
 
     def test_a_media_type_is_accepted_when_it_is_named(self):
         for fields, expected in (
@@ -6331,6 +6357,15 @@ class SeamTest(ServerTestCase):
         self.assertEqual(answer.status, 400)
         self.assertIn(b"this port does not speak TLS", answer.body)
         self.assertTrue(await client.ended())
+
+    async def test_the_proxy_protocol_gets_400_that_names_it(self):
+        server = await self.start()
+        version_1 = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n"
+        version_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12)
+        for data in (version_1, version_2):
+            answer = await self.ask(server, data + ask())
+            self.assertEqual(answer.status, 400)
+            self.assertIn(NO_PROXY_PROTOCOL.encode(), answer.body)
 
     async def test_an_end_of_input_behind_a_pipelined_request_is_seen(self):
         requests = ask("/sse", "Accept: text/html") + ask()
