@@ -78,6 +78,7 @@ import errno
 import functools
 import hashlib
 import hmac
+import html
 import http
 import inspect
 import ipaddress
@@ -131,6 +132,8 @@ _MAX_CHUNK_LINE_BYTES = 256  # a chunk's size with its extensions (RFC 9112, 7.1
 _MAX_NAME_BYTES = 256  # an event's name, an id or a channel's name, in UTF-8
 _MAX_CHANNELS = 100  # of one subscriber
 _MAX_PARAMETERS = 200  # of one query
+_MAX_ASKED_FIELDS = 50  # names that a preflight asks for and is allowed
+_MAX_LOGGED_ORIGINS = 100  # of pages that may not read the stream, each logged once
 _MAX_RECEIVED_BYTES = 64 * _KIB  # not parsed yet; reading pauses above this limit
 # The largest batch for one subscriber.  Larger writes would save few system calls, and
 # a client that stalls makes the server keep this much in memory.
@@ -620,6 +623,16 @@ class _EventLog:
         reached = batch[-1].number if len(batch) < len(found) else upto
         return [entry.frame for entry in batch], reached
 
+    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
+        """Whether the event held under a publisher's id is this one; None: none is."""
+        number = self._find_published(id)
+        if number is None or number <= self.base:
+            return None
+        entry = self._entries[number]
+        lines = entry.frame.split(b"\n")
+        lines.remove(b"id: " + _encode(id))
+        return entry.channel == channel and b"\n".join(lines) == body
+
 
 def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
     """The first entries, at most _BATCH_EVENTS and _BATCH_BYTES, but at least one."""
@@ -1096,7 +1109,8 @@ _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _TEXT_HEADERS = (("Content-Type", "text/plain; charset=utf-8"), _NOSNIFF)
 _STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
-    ("Cache-Control", "no-cache"),
+    # Without no-transform, a development proxy that compresses holds events back.
+    ("Cache-Control", "no-cache, no-transform"),
     ("X-Accel-Buffering", "no"),  # nginx then passes on each event at once
     ("Vary", "Accept"),
     _NOSNIFF,
@@ -1134,6 +1148,7 @@ class _Permit(NamedTuple):
     """What `authorize` has allowed."""
 
     channels: Channels
+    is_limited: bool  # to channels that it has named
 
 
 class _Body(NamedTuple):
@@ -1164,9 +1179,10 @@ class _Site:
     do next: ask `authorize`, read the body, open a stream, or answer.  After a question
     and after a body, `decide` is asked again, with what came of it as well.
 
-    It calls what it was given of the server: `publish` as SSEServer's, `stats` for the
-    counts, `newest_id` for the newest event's id, and `closed_because` for the reason
-    why nothing is served now ("": it is).
+    It calls what it was given of the server: `publish` as SSEServer's, `is_repeated`
+    with the same arguments for whether the event that is held under the id is the same
+    (None: none is held), `stats` for the counts, `newest_id` for the newest event's id,
+    and `closed_because` for the reason why nothing is served now ("": it is).
     """
 
     def __init__(
@@ -1183,6 +1199,7 @@ class _Site:
         restart_retry: float,  # seconds
         replay: float,  # events for a new client that does not say how many
         publish: Callable[..., str],
+        is_repeated: Callable[..., bool | None],
         stats: Callable[[], Stats],
         newest_id: Callable[[], str],
         closed_because: Callable[[], str],
@@ -1205,11 +1222,14 @@ class _Site:
         self._compress = compress
         self._max_event_bytes = max_event_bytes
         self._retry, self._restart_retry = retry, restart_retry
-        self._publish = publish
+        self._publish, self._is_repeated = publish, is_repeated
         self._stats = stats
         self._newest_id = newest_id
         self._closed_because = closed_because
         self._allow = "GET, HEAD, OPTIONS" + (", POST" if self._token else "")
+        self._logged_origins: set[str] = set()
+        link = f'<a href="{html.escape(self.path)}">{html.escape(self.path)}</a>'
+        self._ok_page = _note("ok", "ok", f"The event stream is at {link}.")
 
     def decide(
         self,
@@ -1237,11 +1257,14 @@ class _Site:
     def _decide_elsewhere(self, request: Request, body: bytes | None) -> _Decision:
         """On every path but that of the stream."""
         if body is None and request.method == "POST" and self._token:
-            where = f"to {request.path[:80]!a} publishes nothing"
-            logger.info("%s: POST %s; see path", request.peer, where)
+            fault = f"POST to {request.path[:80]!a} publishes nothing"
+            logger.info("%s: %s; see path", request.peer, fault)
+            if request.header("authorization") is not None:
+                # 200 would tell a publisher that it has published.
+                raise HTTPError(404, f"{fault}; publish at {self.path}")
         if body is None and request.has_body:
             return _Body(self._max_event_bytes, keep=False)
-        return _OK
+        return self._ok_page if _is_navigation(request) else _OK
 
     def _decide_here(
         self, request: Request, permit: _Permit | HTTPError | None, body: bytes | None
@@ -1250,8 +1273,9 @@ class _Site:
         method = request.method
         publishes = method == "POST" and bool(self._token)
         self._require_own_name(request)
+        self._log_origin(request)
         if publishes:
-            self._check_token(request)
+            self._check_token(request, "publishing needs")
         elif method not in ("GET", "HEAD", "OPTIONS"):
             message = f"{method} is not allowed on {self.path}"
             if method == "POST":
@@ -1260,9 +1284,7 @@ class _Site:
         if self._asks and permit is None and method != "OPTIONS":
             return _Question(request)
         if isinstance(permit, HTTPError):
-            if permit.status >= 500 and self._wants_stream(request):
-                return self._come_back_later()
-            raise permit
+            return self._refuse(request, permit)
         if body is None and request.has_body:
             return _Body(self._max_event_bytes, keep=publishes)
         if publishes:
@@ -1283,29 +1305,36 @@ class _Site:
     ) -> _Response | _Stream:
         """The counts, the page, or the stream.
 
-        Each carries the newest id, so that another process can render it into a page.
+        Each carries the newest id, so that another process can render it into a page;
+        but not for those who may not hear of every channel.
         """
-        newest_id = self._newest_id()
+        newest_id = "" if permit and permit.is_limited else self._newest_id()
         if not request.accepts("text/event-stream"):
-            wants_stats = request.accepts("application/json") and self._token
-            if wants_stats and request.header("authorization") is not None:
-                self._check_token(request)
+            if request.accepts("application/json") and self._may_count(request):
                 stats = _JSON.encode(dataclasses.asdict(self._stats())).encode()
                 return _Response(200, _STATS_HEADERS, stats, newest_id)
             if request.accepts("text/html"):
                 return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
         replay = self.replay if request.replay is None else request.replay
-        origin = request.header("origin")
-        if origin and not self._cors_origins & {origin, "*"}:
-            hint = f"{origin[:80]!a} is not among cors_origins"
-            logger.info("%s: its page may not read this: %s", request.peer, hint)
+        last_id = request.last_event_id
         channels = permit.channels if permit else request.channels
         chunked, gzip = request.version >= (1, 1), self.compresses(request)
         headers = (*_STREAM_HEADERS, _GZIP) if gzip else _STREAM_HEADERS
         head = _Response(200, headers, None, newest_id)
         if request.method == "HEAD":
             return head
-        return _Stream(head, channels, chunked, gzip, request.last_event_id, replay)
+        return _Stream(head, channels, chunked, gzip, last_id, replay)
+
+    def _may_count(self, request: Request) -> bool:
+        """Whether it gets the counts; HTTPError if it can have nothing else."""
+        others = any(map(request.accepts, ("text/html", "text/*", "*/*")))
+        if self._token and (request.values(b"authorization") or not others):
+            self._check_token(request, "the counts need")
+            return True
+        if not others:
+            fault = "without a publish_token there are no counts as JSON"
+            raise HTTPError(406, f"{fault}; the stream is text/event-stream")
+        return False
 
     def compresses(self, request: Request) -> bool:
         """Whether its stream is compressed."""
@@ -1335,16 +1364,40 @@ class _Site:
             hint = "its names are set by hosts (--allow-host)"
             raise HTTPError(421, f"{fault}; {hint}")
 
-    def _check_token(self, request: Request) -> None:
+    def _check_token(self, request: Request, what_needs: str) -> None:
         given = b", ".join(request.values(b"authorization"))
         scheme, _, token = given.partition(b" ")
         # Digests are compared, so that the time does not reveal the token's length.
         expected = hashlib.sha256(self._token).digest()
         equal = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), expected)
         if scheme.lower() != b"bearer" or not equal:
-            message = "publishing needs Authorization: Bearer and the right token"
+            message = f"{what_needs} Authorization: Bearer and the right token"
             challenge = "WWW-Authenticate", 'Bearer realm="publish"'
             raise HTTPError(401, message, [challenge])
+
+    def _log_origin(self, request: Request) -> None:
+        """Log that a page may not read this, once for each origin."""
+        origin = (request.header("origin") or "")[:_MAX_NAME_BYTES]
+        logged = self._logged_origins
+        if not origin or origin in logged or len(logged) == _MAX_LOGGED_ORIGINS:
+            return
+        own = origin.partition("://")[2] == request.header("host")
+        if not own and not self._cors_origins & {origin, "*"}:
+            logged.add(origin)
+            hint = f"{origin!a} is not among cors_origins (--cors-origin)"
+            logger.warning("%s: its page may not read this: %s", request.peer, hint)
+
+    def _refuse(self, request: Request, error: HTTPError) -> _Response:
+        """The answer to a request that `authorize` has refused, or has failed for."""
+        if error.status >= 500 and self._wants_stream(request):
+            return self._come_back_later()
+        if error.status not in (204, 401, 403) or not _is_navigation(request):
+            raise error
+        # For 204 alone, a browser would show nothing at all.
+        status = 403 if error.status == 204 else error.status
+        said = "You may not read this event stream"
+        page = _note(said, f"{said} ({error.status} {html.escape(error.message)}).")
+        return page._replace(status=status, headers=page.headers + error.headers)
 
     def _wants_stream(self, request: Request) -> bool:
         reads = request.method in ("GET", "HEAD") and request.path == self.path
@@ -1375,25 +1428,24 @@ class _Site:
 
     def _publish_body(self, request: Request, body: bytes) -> _Response:
         """POST: the body is the data; event, channel, id, retain stand in the query."""
-        fields: dict[str, Any] = {}
         try:
-            for name, values in request.parameters.items():
-                if name == "retain" and values == ["1"]:
-                    fields[name] = True
-                elif name in ("event", "channel", "id") and len(values) == 1:
-                    fields[name] = _check_name(name, values[0])  # so not EVERYBODY
-                else:
-                    seen = f"parameter {name[:80]!a}, {len(values)} times"
-                    allowed = "event, channel, id and retain=1, each once"
-                    raise ValueError(f"{seen}; allowed are {allowed}")
-            id = self._publish(body.decode(), **fields)
-            return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
+            fields = _event_fields(request.parameters)
+            data = body.decode()
         except UnicodeDecodeError as error:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
+        try:
+            id = self._publish(data, **fields)
         except RuntimeError as error:  # it was closed meanwhile
             raise HTTPError(503, str(error)) from None
+        except ValueError as error:
+            # The publisher may not have got the first answer.
+            repeated = self._is_repeated(data, **fields) if "id" in fields else None
+            if not repeated:
+                raise HTTPError(400 if repeated is None else 409, str(error)) from None
+            id = fields["id"]
+        return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
 
     def _add_fields(self, request: Request, response: _Response) -> _Response:
         """Add what all answers on the path have, and CORS (Fetch standard, 3.2)."""
@@ -1414,13 +1466,65 @@ class _Site:
         if allowed_origin and response.newest_id:
             headers.append(("Access-Control-Expose-Headers", "Last-Event-ID"))
         if request.method == "OPTIONS" and allowed_origin:
-            allowed = "Authorization, Content-Type, Last-Event-ID"
-            headers.append(("Access-Control-Allow-Methods", self._allow))
-            headers.append(("Access-Control-Allow-Headers", allowed))
-            headers.append(("Access-Control-Max-Age", "600"))
+            headers += self._allow_what_is_asked(request)
         return response._replace(headers=tuple(headers))
 
+    def _allow_what_is_asked(self, request: Request) -> _Headers:
+        """The fields with which a preflight is answered."""
+        asked = request.tokens(b"access-control-request-headers") - {b""}
+        if len(asked) > _MAX_ASKED_FIELDS or not all(map(_TOKEN.fullmatch, asked)):
+            asked = frozenset()
+        usual = ("Authorization", "Content-Type", "Last-Event-ID")
+        others = {name.decode() for name in asked} - {name.lower() for name in usual}
+        headers = [
+            ("Access-Control-Allow-Methods", self._allow),
+            ("Access-Control-Allow-Headers", ", ".join((*usual, *sorted(others)))),
+            ("Access-Control-Max-Age", "600"),
+        ]
+        # Only the pages of a named origin may reach into a private network.
+        private = request.header("access-control-request-private-network") == "true"
+        if private and request.header("origin") in self._cors_origins:
+            headers.append(("Access-Control-Allow-Private-Network", "true"))
+        return tuple(headers)
 
+
+def _event_fields(parameters: dict[str, list[str]]) -> dict[str, Any]:
+    """The arguments of publish() that a query names; ValueError for others."""
+    fields: dict[str, Any] = {}
+    for name, values in parameters.items():
+        if name == "retain" and len(values) == 1:
+            if values != ["1"]:
+                raise ValueError(f"retain is {values[0][:80]!a}; allowed is 1")
+            fields[name] = True
+        elif name in ("event", "channel", "id") and len(values) == 1:
+            fields[name] = _check_name(name, values[0])  # so not EVERYBODY
+        else:
+            seen = f"parameter {name[:80]!a}, {len(values)} times"
+            allowed = "event, channel, id and retain=1, each once"
+            raise ValueError(f"{seen}; allowed are {allowed}")
+    return fields
+
+
+def _is_navigation(request: Request) -> bool:
+    """Whether a browser asks for a page to show, in an address bar or by a link."""
+    reads = request.method in ("GET", "HEAD") and request.accepts("text/html")
+    return reads and not request.accepts("text/event-stream")
+
+
+def _note(title: str, *paragraphs: str) -> _Response:
+    """A page that says so much, in HTML."""
+    text = "".join(f"<p>{paragraph}</p>\n" for paragraph in paragraphs)
+    page = f'<!doctype html>\n<html lang="en">\n<title>{title}</title>\n{text}'
+    return _Response(200, _NOTE_HEADERS, page.encode("utf-8", "replace"))
+
+
+_NOTE_HEADERS: _Headers = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Cache-Control", "no-store"),
+    ("Vary", "Accept"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    _NOSNIFF,
+)
 _OK = _Response(200, _TEXT_HEADERS, b"ok")
 _GZIP = ("Content-Encoding", "gzip")
 _STATS_HEADERS: _Headers = (
@@ -1438,7 +1542,7 @@ def _permitted(request: Request, permission: Permission) -> _Permit:
     for an invalid answer of the hook.
     """
     if permission is True:
-        return _Permit(request.channels)
+        return _Permit(request.channels, is_limited=False)
     if not permission:
         raise HTTPError(403)
     # A forgotten await, a generator and the like must not let everybody in.
@@ -1454,7 +1558,7 @@ def _permitted(request: Request, permission: Permission) -> _Permit:
         asked = allowed
     if not asked or not asked <= allowed:
         raise HTTPError(403, "authorize() does not allow each of these channels")
-    return _Permit(asked)
+    return _Permit(asked, is_limited=True)
 
 
 def _check_path(path: str) -> str:
@@ -3266,13 +3370,17 @@ class SSEServer:
     also return the names of the channels that the client may hear (None stands for the
     events without a channel).  Then a client that asks for another channel gets 403,
     and a client that asks for none gets all of these.  Any other answer and any other
-    exception is logged and answered with 500.  A coroutine function runs in the event
-    loop.  A plain function runs in a thread and may block.
+    exception is logged and answered with 500; but an EventSource, which would stop for
+    good, is told to come back.  A coroutine function runs in the event loop.  A plain
+    function runs in a thread and may block.
+    The head of a stream shows the newest id of all channels (Last-Event-ID), but not to
+    a client for which `authorize` has named the channels.
 
     `publish_token`, of visible ASCII characters, allows clients to publish with POST;
     None and "" do not.
     `cors_origins` are the origins whose pages may read the stream, such as
-    "https://example.com".  "*" means all origins, but without credentials.
+    "https://example.com", and send any header fields.  "*" means all origins, but
+    without credentials, and not those that reach into a private network from outside.
     `hosts` are the names of this server that a request to `path` may carry, without
     ports; "*" means any name.  A server that listens only on loopback always has
     loopback's names, and by default no other, because a foreign page can make its own
@@ -3354,6 +3462,7 @@ class SSEServer:
             restart_retry=restart_retry,
             replay=replay,
             publish=self.publish,
+            is_repeated=self._is_repeated,
             stats=lambda: self.stats,
             newest_id=lambda: self.last_event_id,
             closed_because=lambda: self._broadcaster.closed_because,
@@ -3447,6 +3556,20 @@ class SSEServer:
                 raise ValueError(f"data has {size} bytes; allowed are {allowed}")
         name = (event or "message") if retain else None
         return self._broadcaster.publish(body, channel, id, name)
+
+    def _is_repeated(
+        self,
+        data: str,
+        *,
+        id: str,
+        event: str | None = None,
+        channel: str | None = None,
+        retain: bool = False,
+    ) -> bool | None:
+        """Whether the event held under this id is the same; None: none is held."""
+        with self._broadcaster.lock:
+            body = format_event(data, event=event)
+            return self._broadcaster.log.is_repeated(id, body, channel)
 
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.

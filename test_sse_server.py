@@ -2566,6 +2566,16 @@ BODY = ("body", LIMIT, False)
 WANTED_BODY = ("body", LIMIT, True)
 RETRY = (200, rb"retry: [0-9]+\n")
 FULL_503 = (503, b"the server is full\n")
+OK_PAGE = (
+    rb"<!doctype html>.*<title>ok</title>\n<p>ok</p>\n"
+    rb'<p>The event stream is at <a href="/sse">/sse</a>.</p>\n'
+)
+JSON = "Accept: application/json"
+NO_COUNTS = (
+    "without a publish_token there are no counts as JSON; the stream is "
+    "text/event-stream"
+)
+NO_COUNT = "the counts need Authorization: Bearer and the right token"
 NO_TOKEN = "publishing needs Authorization: Bearer and the right token"
 POST_405 = (
     "POST is not allowed on /sse: no token is set to publish with (--publish-token)"
@@ -2596,6 +2606,7 @@ def new_site(**policy):
         "restart_retry": 5.0,
         "replay": 0,
         "publish": publish,
+        "is_repeated": lambda data, **fields: None,
         "stats": lambda: sse_server.Stats(1, 2, 3, 4, 5, 6, 7, 8),
         "newest_id": lambda: "newest",
         "closed_because": lambda: "",
@@ -2661,6 +2672,20 @@ DECISIONS = {
         (200, b"ok"),
     ),
     "nor authorize": ({"asks": True}, get(target="/"), {}, (200, b"ok")),
+    "a browser at another path": ({}, get(BROWSER, target="/"), {}, (200, OK_PAGE)),
+    "HEAD of it": ({}, get(BROWSER, target="/", method="HEAD"), {}, (200, OK_PAGE)),
+    "a form that is sent": (
+        {},
+        get(BROWSER, target="/", method="POST"),
+        {},
+        (200, b"ok"),
+    ),
+    "an EventSource at another path": (
+        {},
+        get(EVENT_SOURCE, target="/"),
+        {},
+        (200, b"ok"),
+    ),
     # The stream.
     "GET": ({}, get(), {}, stream()),
     "an encoded path": ({}, get(target="/%73se?a=b"), {}, stream()),
@@ -2686,6 +2711,21 @@ DECISIONS = {
         {},
         stream(last="8"),
     ),
+    "the same id twice": (
+        {},
+        get("Last-Event-ID: 8", "Last-Event-ID: 8"),
+        {},
+        stream(last="8"),
+    ),
+    **{
+        f"two ids, {method}": (
+            {},
+            get("Last-Event-ID: 8", "Last-Event-ID: 9", method=method),
+            {},
+            (400, "2 different values of Last-Event-ID"),
+        )
+        for method in ("GET", "HEAD")
+    },
     "replay": ({}, get(target="/sse?replay=20"), {}, stream(replay=20)),
     "replay of all": ({}, get(target="/sse?replay=all"), {}, stream(replay=math.inf)),
     "replay by default": ({"replay": 3}, get(), {}, stream(replay=3)),
@@ -2808,24 +2848,68 @@ DECISIONS = {
         {},
         (400, f"parameter 'evnt', 1 times; {ALLOWED_PARAMETERS}"),
     ),
-    "publishing elsewhere": (
+    "retain that is not 1": (
+        {"publish_token": "secret"},
+        get(SECRET, method="POST", target="/sse?retain=yes"),
+        {},
+        (400, "retain is 'yes'; allowed is 1"),
+    ),
+    "POST elsewhere": (
         {"publish_token": "secret"},
         get(f"{LENGTH}1", method="POST", target="/"),
+        {},
+        BODY,
+    ),
+    "publishing elsewhere": (
+        {"publish_token": "secret"},
+        get(SECRET, f"{LENGTH}1", method="POST", target="/events"),
+        {},
+        (404, "POST to '/events' publishes nothing; publish at /sse"),
+    ),
+    "publishing elsewhere without a token": (
+        {},
+        get(SECRET, f"{LENGTH}1", method="POST", target="/events"),
         {},
         BODY,
     ),
     # The counts.
     "the counts": (
         {"publish_token": "secret"},
-        get(SECRET, "Accept: application/json"),
+        get(SECRET, JSON),
         {},
         (200, b'{"live":1,"behind":2,.*}'),
     ),
     "the counts with a wrong token": (
         {"publish_token": "other"},
-        get(SECRET, "Accept: application/json"),
+        get(SECRET, JSON),
         {},
-        (401, NO_TOKEN),
+        (401, NO_COUNT),
+    ),
+    "the counts without a token": (
+        {"publish_token": "secret"},
+        get(JSON),
+        {},
+        (401, NO_COUNT),
+    ),
+    "the counts where no token is set": (
+        {},
+        get(JSON),
+        {},
+        (406, NO_COUNTS),
+    ),
+    "JSON, or anything": ({}, get(f"{JSON}, text/plain, */*"), {}, stream()),
+    "JSON, or anything, with the token": (
+        {"publish_token": "secret"},
+        get(SECRET, f"{JSON}, text/plain, */*"),
+        {},
+        (200, b'{"live":1,"behind":2,.*}'),
+    ),
+    "JSON, or a stream": ({}, get(f"{JSON}, text/event-stream"), {}, stream()),
+    "JSON, or a page": (
+        {},
+        get(f"{JSON}, text/html"),
+        {},
+        (200, rb"<!doctype html>.*</html>\n"),
     ),
     # authorize.
     "GET is asked about": ({"asks": True}, get(), {}, "ask"),
@@ -2886,6 +2970,28 @@ DECISIONS = {
         {"permit": HTTPError(429, "later")},
         (429, "later"),
     ),
+    **{
+        f"refused with {status}, shown by a browser": (
+            {"asks": True},
+            get(BROWSER),
+            {"permit": HTTPError(status, text)},
+            (
+                seen,
+                rb"<!doctype html>.*<p>You may not read this .* \(%b\)\.</p>\n" % said,
+            ),
+        )
+        for status, text, seen, said in (
+            (204, "", 403, b"204 No Content"),
+            (401, "<log in>", 401, b"401 &lt;log in&gt;"),
+            (403, "", 403, b"403 Forbidden"),
+        )
+    },
+    "refused with 204, for an EventSource": (
+        {"asks": True},
+        get(EVENT_SOURCE),
+        {"permit": HTTPError(204)},
+        (204, "No Content"),
+    ),
     "an authorize that fails": (
         {"asks": True},
         get(),
@@ -2935,6 +3041,13 @@ DECISIONS = {
 class SiteTest(unittest.TestCase):
     """What is answered, without a socket."""
 
+    def setUp(self):
+        logger = logging.getLogger("sse_server")
+        quiet = mock.patch.multiple(logger, propagate=False, handlers=[])
+        quiet.start()
+        self.addCleanup(quiet.stop)
+        logger.addHandler(logging.NullHandler())
+
     def assertDecides(self, found, expected):
         *found, text = found if isinstance(found, tuple) else (found, None)
         *expected, form = expected if isinstance(expected, tuple) else (expected, None)
@@ -2963,11 +3076,109 @@ class SiteTest(unittest.TestCase):
             self.assertEqual(found.newest_id, found.body.decode())
 
     def test_what_publish_raises(self):
-        for error, status in ((ValueError("no"), 400), (RuntimeError("no"), 503)):
-            publish = mock.Mock(side_effect=error)
-            site = new_site(publish_token="secret", publish=publish)
-            found = decided(site, get(SECRET, method="POST"))
-            self.assertEqual(found, (status, "no"))
+        for error, target, repeated, expected in (
+            (ValueError("no"), "/sse", True, (400, "no")),
+            (RuntimeError("no"), "/sse?id=1", True, (503, "no")),
+            (ValueError("no"), "/sse?id=1", None, (400, "no")),
+            (ValueError("no"), "/sse?id=1", False, (409, "no")),
+            (ValueError("no"), "/sse?id=1&retain=1", True, (200, b"1")),
+        ):
+            with self.subTest(expected, target=target):
+                is_repeated = mock.Mock(return_value=repeated)
+                site = new_site(
+                    publish_token="secret",
+                    publish=mock.Mock(side_effect=error),
+                    is_repeated=is_repeated,
+                )
+                request = get(SECRET, method="POST", target=target)
+                self.assertEqual(decided(site, request, body=b"a"), expected)
+                if expected[0] == 200:
+                    is_repeated.assert_called_once_with("a", id="1", retain=True)
+
+    def test_the_newest_id_is_not_for_those_who_hear_some_channels(self):
+        site = new_site(asks=True)
+        for method in ("GET", "HEAD"):
+            request = get(method=method)
+            for answer, newest in ((True, "newest"), ([None, "a"], "")):
+                found = site.decide(request, permit(request, answer))
+                head = found.head if method == "GET" else found
+                self.assertEqual(head.newest_id, newest)
+
+    def test_a_page_of_another_origin_is_named_in_the_log_once(self):
+        origin = "Origin: https://a.example"
+        hint = ": its page may not read this: 'https://a.example' is not among "
+        hint += "cors_origins (--cors-origin)"
+        for policy, fields, said in (
+            ({}, [], 0),
+            ({}, [origin], 1),
+            ({"cors_origins": ["*"]}, [origin], 0),
+            ({"cors_origins": ["https://a.example"]}, [origin], 0),
+            ({}, ["Origin: https://a"], 0),  # its own name, as Host says
+        ):
+            site = new_site(**policy)
+            with (
+                self.subTest(policy, fields=fields),
+                self.assertLogs("sse_server") as caught,
+            ):
+                logging.getLogger("sse_server").warning("so that there is one")
+                for method in ("GET", "OPTIONS", "PUT"):
+                    decided(site, get(*fields, method=method))
+            found = [record.getMessage() for record in caught.records[1:]]
+            self.assertEqual(found, [hint] * said)
+            self.assertEqual({r.levelname for r in caught.records}, {"WARNING"})
+
+    def test_so_many_origins_are_named_at_most(self):
+        site = new_site()
+        with self.assertLogs("sse_server", "WARNING") as caught:
+            for number in range(300):
+                decided(site, get(f"Origin: https://{number}.example"))
+        self.assertEqual(len(caught.records), 100)
+
+    def preflight(self, origins, *fields):
+        """The fields that answer it."""
+        request = get("Origin: https://a.example", *fields, method="OPTIONS")
+        found = dict(new_site(cors_origins=origins).decide(request).headers)
+        prefix = "Access-Control-Allow-"
+        return {
+            name[len(prefix) :]: value
+            for name, value in found.items()
+            if name.startswith(prefix)
+        }
+
+    def test_a_preflight_is_allowed_the_fields_that_it_asks_for(self):
+        usual = "Authorization, Content-Type, Last-Event-ID"
+        many = ", ".join(f"x-{number}" for number in range(51))
+        for asked, allowed in (
+            ([], usual),
+            (["cache-control"], f"{usual}, cache-control"),
+            (["hx-request, HX-Current-URL", "traceparent"],
+             f"{usual}, hx-current-url, hx-request, traceparent"),
+            (["authorization,content-type, , last-event-id"], usual),
+            (["a b"], usual),
+            (["a, b;c"], usual),
+            ([many], usual),
+            ([many.replace(", x-50", "")], None),
+        ):  # fmt: skip
+            with self.subTest(asked):
+                fields = [f"Access-Control-Request-Headers: {value}" for value in asked]
+                for origins in (["https://a.example"], ["*"]):
+                    found = self.preflight(origins, *fields)["Headers"]
+                    if allowed is None:
+                        self.assertEqual(found.count("x-"), 50)
+                    else:
+                        self.assertEqual(found, allowed)
+                self.assertEqual(self.preflight(["https://b.example"], *fields), {})
+
+    def test_a_page_of_a_named_origin_may_reach_into_a_private_network(self):
+        field = "Access-Control-Request-Private-Network: true"
+        for origins, fields, expected in (
+            (["https://a.example"], [field], "true"),
+            (["https://a.example"], [], None),
+            (["*"], [field], None),
+            (["https://b.example"], [field], None),
+        ):
+            found = self.preflight(origins, *fields).get("Private-Network")
+            self.assertEqual(found, expected, origins)
 
     def test_who_is_turned_away_is_counted_and_told_when_to_come_back(self):
         for policy, known, low, high in (
@@ -5963,7 +6174,7 @@ OK = (200, [PLAIN, NOSNIFF, ("content-length", "2")], b"ok")
 OK_HEAD = (200, [PLAIN, NOSNIFF, ("content-length", "2")], b"")
 STREAM_FIELDS = [
     ("content-type", "text/event-stream"),
-    ("cache-control", "no-cache"),
+    ("cache-control", "no-cache, no-transform"),
     ("x-accel-buffering", "no"),
     ("vary", "Accept"),
     NOSNIFF,
@@ -6292,7 +6503,7 @@ class ConnectionTest(ServerTestCase):
 
         found = await asyncio.gather(
             upload(post("/sse", body, token="wrong")),
-            upload(post("/", body)),
+            upload(post("/", body, token=None)),
             upload(post("/ /", body)),
         )
         self.assertEqual(found, [401, 413, 400])
@@ -7568,8 +7779,8 @@ class PostTest(ServerTestCase):
                 400,
                 f"parameter 'channel', 2 times; {allowed}",
             ),
-            ("retain=0", b"", 400, f"parameter 'retain', 1 times; {allowed}"),
-            ("retain=", b"", 400, f"parameter 'retain', 1 times; {allowed}"),
+            ("retain=yes", b"", 400, "retain is 'yes'; allowed is 1"),
+            ("retain=", b"", 400, "retain is ''; allowed is 1"),
             ("retain=1&retain=1", b"", 400, f"parameter 'retain', 2 times; {allowed}"),
         ]
         for parameter in ("event", "channel", "id"):
@@ -7583,6 +7794,27 @@ class PostTest(ServerTestCase):
                 found = answer.status, answer.body.decode()
                 self.assertEqual(found, (status, f"{text}\n"))
         self.assertEqual(self.server.stats.published, 0)
+
+    async def test_a_repeated_request_publishes_nothing_again(self):
+        """Such as that of a publisher that has lost the first answer."""
+        server = await self.start(publish_token="secret", id_order=int)
+        client = await self.stream(server, "/sse?channel=c")
+        for query, data, status in (
+            ("event=e&channel=c&id=1", b"a\nb", 200),
+            ("event=e&channel=c&id=1", b"a\nb", 200),
+            ("event=e&channel=c&id=1&retain=1", b"a\nb", 200),
+            ("event=e&channel=c&id=1", b"a", 409),
+            ("channel=c&id=1", b"a\nb", 409),
+            ("event=e&id=1", b"a\nb", 409),
+            ("event=e&channel=c&id=0", b"a\nb", 400),  # it does not ascend
+        ):
+            with self.subTest(query, data=data):
+                answer = await self.ask(server, post(f"/sse?{query}", data))
+                self.assertEqual(answer.status, status, answer.body)
+                if status == 200:
+                    self.assertEqual(answer.body, b"1")
+        self.assertEqual(server.stats.published, 1)
+        self.assertEqual(await client.data(1), ["a\nb"])
 
     async def test_a_body_of_the_limit(self):
         answer = await self.ask(self.server, post("/sse", b"x" * 100))
@@ -7621,7 +7853,7 @@ class MonitorTest(ServerTestCase):
         self.assertEqual(json.loads(answer.body), dataclasses.asdict(server.stats))
         answer = await self.ask(server, ask("/sse", accept, "Authorization: Bearer x"))
         self.assertEqual(answer.status, 401)
-        client = await self.stream(server, "/sse", accept)
+        client = await self.stream(server, "/sse", f"{accept}, */*")
         server.publish("b")
         self.assertEqual(await client.data(1), ["b"])
 
@@ -7656,14 +7888,7 @@ class CorsTest(ServerTestCase):
                 server, f"Origin: {self.ORIGIN}", method=method
             )
             self.assertEqual(found[0], {})
-
-    async def test_a_page_that_may_not_read_the_stream_is_named_in_the_log(self):
-        for origins, said in (([], 1), (["*"], 0), ([self.ORIGIN], 0)):
-            server = await self.start(cors_origins=origins)
-            with self.assertLogs("sse_server", "INFO") as caught:
-                await self.stream(server, "/sse", f"Origin: {self.ORIGIN}")
-            hint = f"{self.ORIGIN!r} is not among cors_origins"
-            self.assertEqual("".join(caught.output).count(hint), said)
+        self.assertEqual(len(self.logged(logging.WARNING)), 1)
 
     async def test_an_origin_of_the_list(self):
         server = await self.start(cors_origins=["https://a.example", self.ORIGIN])
@@ -7708,6 +7933,7 @@ class CorsTest(ServerTestCase):
                     found, vary = await self.fields_of(server, *fields, method=method)
                     self.assertEqual(found, {})
                     self.assertIn("Origin", vary)
+        self.assertEqual(len(self.logged(logging.WARNING)), 4)  # once for each
 
     async def test_all_origins_are_without_credentials(self):
         server = await self.start(cors_origins=["*"])
