@@ -41,9 +41,9 @@ The rules from which the rest follows:
 
    state       what happens in it                      it ends with
    handshake   TLS is being agreed on                  head, closed
-   head        a request's head is received            body, asking, answering
-   body        a request's body is received            asking, answering
-   asking      `authorize` decides (a task)            answering
+   head        a request's head is received            asking, body, answering
+   asking      `authorize` decides (a task)            body, answering
+   body        a request's body is received            answering
    answering   the socket takes the answer             head, idle, a stream's states
    idle        the next request may come               head
    lingering   after an error, input is discarded      leaving
@@ -53,8 +53,9 @@ The rules from which the rest follows:
    live        it was sent all, and its socket took it full, ready
    leaving     the last bytes are being sent           closed
 
-   Each state but leaving may also end with leaving or closed; head and body may also
-   end with lingering.  A subscriber is live only while its socket has taken everything.
+   Each state but leaving may also end with leaving or closed; head, asking and body may
+   also end with lingering.  A subscriber is live only while its socket has taken
+   everything.
 
 It does not do HTTP/2, WebSocket, sessions, storage, or the renewal of certificates.
 For HTTP/2 and certificates, put a proxy in front.  For sessions, use the `authorize`
@@ -77,6 +78,7 @@ import errno
 import functools
 import hashlib
 import hmac
+import html
 import http
 import inspect
 import ipaddress
@@ -130,6 +132,8 @@ _MAX_CHUNK_LINE_BYTES = 256  # a chunk's size with its extensions (RFC 9112, 7.1
 _MAX_NAME_BYTES = 256  # an event's name, an id or a channel's name, in UTF-8
 _MAX_CHANNELS = 100  # of one subscriber
 _MAX_PARAMETERS = 200  # of one query
+_MAX_ASKED_FIELDS = 50  # names that a preflight asks for and is allowed
+_MAX_LOGGED_ORIGINS = 100  # of pages that may not read the stream, each logged once
 _MAX_RECEIVED_BYTES = 64 * _KIB  # not parsed yet; reading pauses above this limit
 # The largest batch for one subscriber.  Larger writes would save few system calls, and
 # a client that stalls makes the server keep this much in memory.
@@ -146,7 +150,7 @@ _REQUEST_SECONDS = 0.001
 # microseconds, and one of 64 KiB takes some 20.
 _WRITES_PER_LOOK = 256
 _WRITTEN_BYTES_PER_LOOK = 4 * _MIB
-_CHUNKS_PER_LOOK = 64
+_PARTS_PER_TURN = 200  # of a body, three for each chunk; then the clock is read
 _COMPRESSED_BYTES_PER_LOOK = 32 * _KIB
 _CHECKS = 4  # of a slow client's progress, per write_timeout
 # A batch is compressed with so many bytes before it as the dictionary.  With 32 KiB,
@@ -645,6 +649,16 @@ class _EventLog:
         reached = batch[-1].number if len(batch) < len(found) else upto
         return [entry.frame for entry in batch], reached
 
+    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
+        """Whether the event held under a publisher's id is this one; None: none is."""
+        number = self._find_published(id)
+        if number is None or number <= self.base:
+            return None
+        entry = self._entries[number]
+        lines = entry.frame.split(b"\n")
+        lines.remove(b"id: " + _encode(id))
+        return entry.channel == channel and b"\n".join(lines) == body
+
 
 def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
     """The first entries, at most _BATCH_EVENTS and _BATCH_BYTES, but at least one."""
@@ -689,6 +703,9 @@ _CHUNK_SIZE = re.compile(
 _CODING = re.compile(rb"([^ \t;]+)(?:[ \t]*;[ \t]*q=([01](?:\.[0-9]{0,3})?))?")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _EMPTY_LINES = b"\r\n" * 512
+_NO_PROXY_PROTOCOL = "; this port does not speak the PROXY protocol"
+# By their first byte; of the PROXY protocol this is version 2, after empty lines.
+_FOREIGN_PROTOCOLS = {0x16: "; this port does not speak TLS", 0: _NO_PROXY_PROTOCOL}
 
 Fields = tuple[tuple[bytes, bytes], ...]  # (name in lower case, value), in order
 _Headers = tuple[tuple[str, str], ...]  # (name, value) of an answer
@@ -712,7 +729,7 @@ class Request:
 
     def header(self, name: str) -> str | None:
         """The field's value, several values joined by ", ", or None if it is absent."""
-        values = self._values(name.lower().encode())
+        values = self.values(name.lower().encode())
         return b", ".join(values).decode("utf-8", "surrogateescape") if values else None
 
     @property
@@ -723,7 +740,7 @@ class Request:
     @property
     def keep_alive(self) -> bool:
         """Whether another request may follow on the connection (RFC 9112, 9.3)."""
-        return self.version >= (1, 1) and b"close" not in self._tokens(b"connection")
+        return self.version >= (1, 1) and b"close" not in self.tokens(b"connection")
 
     @property
     def channels(self) -> Channels:
@@ -742,10 +759,16 @@ class Request:
 
     @property
     def last_event_id(self) -> str | None:
-        """The id to resume after, from the header or else the query, or None."""
-        header = self.header("last-event-id")
-        if header is not None:
-            return header
+        """The id to resume after, from the header or else the query, or None.
+
+        Raises HTTPError 400 for two different ones in the header: with either, the
+        client might miss events without being told of a gap.
+        """
+        ids = set(self.values(b"last-event-id"))
+        if len(ids) > 1:
+            raise HTTPError(400, f"{len(ids)} different values of Last-Event-ID")
+        if ids:
+            return ids.pop().decode("utf-8", "surrogateescape")
         parameters = _parse_query(self.query)
         found = parameters.get("lastEventId") or parameters.get("last_event_id")
         return found[0] if found else None
@@ -768,32 +791,38 @@ class Request:
 
     def accepts(self, media_type: str) -> bool:
         """Whether the Accept field contains this media type itself, not a wildcard."""
-        ranges = self._tokens(b"accept")
+        ranges = self.tokens(b"accept")
         return media_type.encode() in {item.split(b";")[0].strip() for item in ranges}
 
     @property
-    def _accepts_gzip(self) -> bool:
+    def accepts_gzip(self) -> bool:
         """Whether gzip is accepted and preferred to no coding (RFC 9110, 12.5.3)."""
-        found = map(_CODING.fullmatch, self._tokens(b"accept-encoding"))
+        found = map(_CODING.fullmatch, self.tokens(b"accept-encoding"))
         wanted = {coding[1]: float(coding[2] or 1) for coding in found if coding}
         gzip = wanted.get(b"gzip", wanted.get(b"x-gzip", wanted.get(b"*", 0.0)))
         return gzip > 0 and gzip >= wanted.get(b"identity", 0.0)
 
     @property
-    def _chunked(self) -> bool:
-        return bool(self._values(b"transfer-encoding"))
+    def has_body(self) -> bool:
+        """Whether a body follows the head."""
+        return self.chunked or self.content_length > 0
 
     @property
-    def _content_length(self) -> int:
+    def chunked(self) -> bool:
+        """Whether the body comes in chunks (RFC 9112, 7.1)."""
+        return bool(self.values(b"transfer-encoding"))
+
+    @property
+    def content_length(self) -> int:
         """The body's length in bytes if it is not chunked."""
-        digits = b"".join(self._tokens(b"content-length")).lstrip(b"0")  # all are equal
+        digits = b"".join(self.tokens(b"content-length")).lstrip(b"0")  # all are equal
         # 19 digits are above each limit, and int() of thousands of digits is slow.
         return int(digits[:19] or b"0")
 
     @property
-    def _expects_continue(self) -> bool:
+    def expects_continue(self) -> bool:
         """Whether the client sends the body only after a 100 (RFC 9110, 10.1.1)."""
-        return self.version >= (1, 1) and b"100-continue" in self._tokens(b"expect")
+        return self.version >= (1, 1) and b"100-continue" in self.tokens(b"expect")
 
     @functools.cached_property
     def _by_name(self) -> dict[bytes, list[bytes]]:
@@ -802,12 +831,13 @@ class Request:
             found.setdefault(name, []).append(value)
         return found
 
-    def _values(self, name: bytes) -> list[bytes]:
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of the fields of this name, which is in lower case."""
         return self._by_name.get(name, [])
 
-    def _tokens(self, name: bytes) -> frozenset[bytes]:
+    def tokens(self, name: bytes) -> frozenset[bytes]:
         """The members of a list field, in lower case."""
-        values = self._values(name)
+        values = self.values(name)
         return _split_list(b",".join(values)) if values else frozenset()
 
 
@@ -837,23 +867,23 @@ def _find_head_end(received: bytearray, searched: int = 0) -> int:
     The first `searched` bytes are known not to contain the end.
     """
     if received and not _TOKEN.match(received) and received != b"\r":
-        hint = "; this port does not speak TLS" if received[0] == 0x16 else ""
+        hint = _FOREIGN_PROTOCOLS.get(received[0], "")
         raise HTTPError(400, f"no request begins with the byte {received[0]}{hint}")
     if len(received) > _MAX_HEAD_BYTES and received.find(b"\n", 0, _MAX_HEAD_BYTES) < 0:
         raise HTTPError(414, f"request line is longer than {_MAX_HEAD_BYTES} bytes")
-    return _find_fields_end(received, searched, _MAX_HEAD_BYTES)
+    end = _find_fields_end(received, searched)
+    if (end or len(received)) > _MAX_HEAD_BYTES:
+        raise HTTPError(431, f"request head is larger than {_MAX_HEAD_BYTES} bytes")
+    return end
 
 
-def _find_fields_end(received: bytearray, searched: int, limit: int) -> int:
+def _find_fields_end(received: bytearray, searched: int) -> int:
     """The index after the empty line that ends header or trailer fields, or 0.
 
     Bare LFs also end them, so that they are refused now and not at a timeout.
     """
     found = _HEAD_END.search(received, max(0, searched - 2))
-    end = found.end() if found else 0
-    if (end or len(received)) > limit:
-        raise HTTPError(431, f"request head is larger than {_MAX_HEAD_BYTES} bytes")
-    return end
+    return found.end() if found else 0
 
 
 def _parse_request(head: bytes, peer: str = "") -> Request:
@@ -864,6 +894,8 @@ def _parse_request(head: bytes, peer: str = "") -> Request:
     found = _REQUEST_LINE.fullmatch(request_line)
     if not found:
         hint = "" if request_line.isascii() else "; percent-encode what is not ASCII"
+        if request_line.startswith(b"PROXY "):  # its version 1
+            hint = _NO_PROXY_PROTOCOL
         raise HTTPError(400, f"malformed request line {_quote(request_line)}{hint}")
     version = (int(found[3]), int(found[4]))
     if version[0] != 1:
@@ -876,17 +908,17 @@ def _parse_request(head: bytes, peer: str = "") -> Request:
     return request
 
 
-def _parse_fields(lines: bytes) -> Fields:
+def _parse_fields(lines: bytes, kind: str = "header") -> Fields:
     """Parse header or trailer fields, each line with its CRLF (RFC 9112, 5)."""
     number = lines.count(b"\r\n")
     if number > _MAX_FIELDS:
-        raise HTTPError(431, f"{number} header fields; allowed are {_MAX_FIELDS}")
+        raise HTTPError(431, f"{number} {kind} fields; allowed are {_MAX_FIELDS}")
     if not _FIELD_LINES.fullmatch(lines):
         line = _FIELD_LINES.sub(b"", lines, 1).partition(b"\r\n")[0]
         name, colon, _ = line.partition(b":")
         has_name = colon and _TOKEN.fullmatch(name)
         fault = "control character in" if has_name else "malformed"
-        raise HTTPError(400, f"{fault} header field {_quote(line)}")
+        raise HTTPError(400, f"{fault} {kind} field {_quote(line)}")
     fields = []
     for line in lines.split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
@@ -915,13 +947,13 @@ def _decode_unreserved(escape: re.Match[str]) -> str:
 
 def _check_fields(request: Request) -> None:
     """Require a valid Host (RFC 9112, 3.2), and a body with one clear end (6)."""
-    hosts = request._values(b"host")
+    hosts = request.values(b"host")
     if len(hosts) > 1 or (not hosts and request.version >= (1, 1)):
         raise HTTPError(400, f"{len(hosts)} Host fields; there must be one")
     if hosts and not _HOST.fullmatch(hosts[0]):
         raise HTTPError(400, f"malformed Host {_quote(hosts[0])}")
-    codings = request._values(b"transfer-encoding")
-    lengths = request._values(b"content-length")
+    codings = request.values(b"transfer-encoding")
+    lengths = request.values(b"content-length")
     if codings and lengths:
         raise HTTPError(400, "Content-Length together with Transfer-Encoding")
     if codings and request.version < (1, 1):
@@ -940,7 +972,7 @@ def _check_fields(request: Request) -> None:
     for value in different:
         if not value.isdigit():  # of bytes: ASCII digits only
             raise HTTPError(400, f"malformed Content-Length {_quote(value)}")
-    expectations = request._tokens(b"expect") - {b""}
+    expectations = request.tokens(b"expect") - {b""}
     if expectations - {b"100-continue"}:
         raise HTTPError(417, f"Expect {_quote(b', '.join(sorted(expectations)))}")
 
@@ -950,94 +982,108 @@ def _quote(text: bytes) -> str:
     return ascii(text[:80].decode("latin-1")) + ("..." if len(text) > 80 else "")
 
 
-class _BodyReader:
-    """Decodes one request's body from the pieces in which it arrives (RFC 9112, 6, 7).
+# The parts of a body.
+_SIZE_LINE, _CONTENT, _CHUNK_END, _TRAILERS = "size line", "content", "end", "trailers"
 
-    Give `feed` what was received, and then nothing while the reader is `busy`.  When it
-    is `complete`, `body` holds the content, and `rest` what was received after it.
-    Raises HTTPError 413 for more than `limit` bytes as soon as the size is known, and
-    400 for malformed chunks.  The content is discarded unless `keep` is true.
+
+class _BodyReader:
+    """Takes one request's body from what was received (RFC 9112, 6 and 7).
+
+    Whoever receives owns the bytes.  `read` removes those of the body, until the reader
+    is `complete`; then `content` holds the body's content, without its framing.  Raises
+    HTTPError 413 for more than `limit` bytes as soon as the size is known, and 400 for
+    malformed chunks.  The content is discarded unless `keep` is true.
     """
 
     def __init__(self, request: Request, limit: int, keep: bool = True) -> None:
-        self.body = bytearray()
-        self.rest = bytearray()  # received and not yet decoded
-        self.busy = False  # `rest` may hold more that can be decoded
+        self.content = bytearray()
         self.complete = False
         self._limit = limit
         self._keep = keep
-        self._size = request._content_length  # the content that is announced so far
+        self._chunked = request.chunked
+        self._part = _SIZE_LINE if self._chunked else _CONTENT  # is read next
+        self._size = request.content_length  # the content that is announced so far
+        self._missing = self._size  # of it, or of the chunk, so much was not received
+        self._searched = 0  # so many of the received bytes hold no end of the trailers
         self._check_size()
-        self._decoder = self._decode(request)
 
-    def feed(self, data: bytes | bytearray = b"") -> None:
-        """Add what was received, and decode at most _CHUNKS_PER_LOOK chunks."""
-        self.rest += data
-        self.busy = next(self._decoder, False)
+    def read(self, received: bytearray) -> bool:
+        """Take what is there; return whether it may be called again at once.
 
-    def close(self) -> None:
-        """End the decoder, which refers to this reader, and so would keep it."""
-        self._decoder.close()
+        It takes at most _PARTS_PER_TURN parts.  If it returns False, the body is
+        complete, or more of it must be received first.
+        """
+        for _ in range(_PARTS_PER_TURN):
+            if self.complete or not self._read_part(received):
+                return False
+        return True
 
-    # The generators below yield False where they need more input, and True where only
-    # their turn is over.
+    def _read_part(self, received: bytearray) -> bool:
+        """Read what comes next; False if more of it must be received first."""
+        if self._part == _SIZE_LINE:
+            return self._read_size_line(received)
+        if self._part == _CONTENT:
+            return self._read_content(received)
+        if self._part == _CHUNK_END:
+            return self._read_chunk_end(received)
+        return self._read_trailers(received)
 
-    def _decode(self, request: Request) -> Generator[bool, None, None]:
-        if request._chunked:
-            yield from self._read_chunks()
-            yield from self._read_trailers()
+    def _read_size_line(self, received: bytearray) -> bool:
+        end = received.find(b"\r\n", 0, _MAX_CHUNK_LINE_BYTES + 2)
+        if end < 0 and len(received) >= _MAX_CHUNK_LINE_BYTES + 2:
+            bound = f"{_MAX_CHUNK_LINE_BYTES} bytes"
+            raise HTTPError(400, f"chunk size line is longer than {bound}")
+        if end < 0:
+            return False
+        line = bytes(received[:end])
+        found = _CHUNK_SIZE.fullmatch(line)
+        if not found:
+            raise HTTPError(400, f"malformed chunk size {_quote(line)}")
+        self._missing = int(found[1], 16)
+        self._size += self._missing
+        self._check_size()
+        if self._missing:
+            del received[: end + 2]
+            self._part = _CONTENT
         else:
-            yield from self._read_content(request._content_length)
-        self.complete = True
+            del received[:end]  # its CRLF may begin the end of the trailers
+            self._part = _TRAILERS
+        return True
 
-    def _read_chunks(self) -> Iterator[bool]:
-        """Read all chunks, but not the CRLF after the size of the last one."""
-        for number in itertools.count(1):
-            while (end := self.rest.find(b"\r\n", 0, _MAX_CHUNK_LINE_BYTES + 2)) < 0:
-                if len(self.rest) >= _MAX_CHUNK_LINE_BYTES + 2:
-                    bound = f"{_MAX_CHUNK_LINE_BYTES} bytes"
-                    raise HTTPError(400, f"chunk size line is longer than {bound}")
-                yield False
-            line = bytes(self.rest[:end])
-            found = _CHUNK_SIZE.fullmatch(line)
-            if not found:
-                raise HTTPError(400, f"malformed chunk size {_quote(line)}")
-            size = int(found[1], 16)
-            if not size:
-                del self.rest[:end]
-                return
-            self._size += size
-            self._check_size()
-            del self.rest[: end + 2]
-            yield from self._read_content(size)
-            while len(self.rest) < 2:
-                yield False
-            if not self.rest.startswith(b"\r\n"):
-                raise HTTPError(400, "chunk is longer than its size")
-            del self.rest[:2]
-            if number % _CHUNKS_PER_LOOK == 0:
-                yield True
+    def _read_content(self, received: bytearray) -> bool:
+        size = min(len(received), self._missing)
+        if self._keep:
+            self.content += received[:size]
+        del received[:size]
+        self._missing -= size
+        if self._missing:
+            return False
+        self._part = _CHUNK_END
+        self.complete = not self._chunked
+        return True
 
-    def _read_content(self, missing: int) -> Iterator[bool]:
-        while True:
-            taken = self.rest[:missing]
-            del self.rest[: len(taken)]
-            if self._keep:
-                self.body += taken
-            missing -= len(taken)
-            if not missing:
-                return
-            yield False
+    def _read_chunk_end(self, received: bytearray) -> bool:
+        if len(received) < 2:
+            return False
+        if not received.startswith(b"\r\n"):
+            raise HTTPError(400, "chunk is longer than its size")
+        del received[:2]
+        self._part = _SIZE_LINE
+        return True
 
-    def _read_trailers(self) -> Iterator[bool]:
-        searched = 0
-        while not (end := _find_fields_end(self.rest, searched, _MAX_HEAD_BYTES + 2)):
-            searched = len(self.rest)
-            yield False
-        if not self.rest.endswith(b"\r\n\r\n", 0, end):
+    def _read_trailers(self, received: bytearray) -> bool:
+        end = _find_fields_end(received, self._searched)
+        self._searched = len(received)
+        if (end or len(received)) > _MAX_HEAD_BYTES + 2:  # a CRLF stands before them
+            raise HTTPError(431, f"trailers are larger than {_MAX_HEAD_BYTES} bytes")
+        if not end:
+            return False
+        if not received.endswith(b"\r\n\r\n", 0, end):
             raise HTTPError(400, "a trailer line ends with a bare LF")
-        _parse_fields(bytes(self.rest[2 : end - 2]))
-        del self.rest[:end]
+        _parse_fields(bytes(received[2 : end - 2]), "trailer")
+        del received[:end]
+        self.complete = True
+        return True
 
     def _check_size(self) -> None:
         if self._size > self._limit:
@@ -1045,26 +1091,30 @@ class _BodyReader:
             raise HTTPError(413, message)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Response:
-    """An answer that is not yet bytes.  If `body` is None, a stream follows."""
+class _Response(NamedTuple):
+    """An answer that is not yet bytes.  If `body` is None, it is a stream's head."""
 
     status: int
     headers: _Headers
     body: bytes | None
     newest_id: str = ""  # the value of the field Last-Event-ID, "" for no such field
+    is_last: bool = False  # the connection is closed after it
 
-    def render(self, now: float, connection: str = "", with_body: bool = True) -> bytes:
-        """The head, and the body if wanted, at a time in seconds since 1970.
+    def render(self, now: float, request: Request | None, connection: str) -> bytes:
+        """The bytes, at a time in seconds since 1970.
 
         `connection` is the value of the field Connection, "" for no such field.
         """
-        unsized = self.body is None or self.status in (204, 304)
-        size = None if unsized else len(self.body or b"")
-        head = _render_head(self.status, self.headers, size, connection, int(now))
+        headers, size = self.headers, None
+        if self.body is None and request and request.version >= (1, 1):
+            headers = (*headers, ("Transfer-Encoding", "chunked"))
+        elif self.body is not None and self.status not in (204, 304):
+            size = len(self.body)
+        head = _render_head(self.status, headers, size, connection, int(now))
         if self.newest_id:
             head += b"Last-Event-ID: %b\r\n" % self.newest_id.encode()
-        return head + b"\r\n" + (self.body if self.body and with_body else b"")
+        with_body = self.body and not (request and request.method == "HEAD")
+        return head + b"\r\n" + (self.body if with_body and self.body else b"")
 
 
 @functools.lru_cache(maxsize=256)
@@ -1085,7 +1135,8 @@ _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _TEXT_HEADERS = (("Content-Type", "text/plain; charset=utf-8"), _NOSNIFF)
 _STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
-    ("Cache-Control", "no-cache"),
+    # Without no-transform, a development proxy that compresses holds events back.
+    ("Cache-Control", "no-cache, no-transform"),
     ("X-Accel-Buffering", "no"),  # nginx then passes on each event at once
     ("Vary", "Accept"),
     _NOSNIFF,
@@ -1104,13 +1155,490 @@ def _error_response(error: HTTPError) -> _Response:
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
 
+# ------------------------------------------------------------------------------------
+# 6. The site: what is answered.  Values go in, and values come out.
+# ------------------------------------------------------------------------------------
+
+# True, false, or the channels that the client may hear.
+Permission = Union[bool, Collection[Optional[str]]]
+Authorize = Callable[[Request], Union[Permission, Awaitable[Permission]]]
+
+
+class _Question(NamedTuple):
+    """`authorize` must be asked about this request before it is answered."""
+
+    request: Request
+
+
+class _Permit(NamedTuple):
+    """What `authorize` has allowed."""
+
+    channels: Channels
+    is_limited: bool  # to channels that it has named
+
+
+class _Body(NamedTuple):
+    """The request's body must be read before it is answered."""
+
+    limit: int  # bytes
+    keep: bool  # whether its content is wanted
+
+
+class _Stream(NamedTuple):
+    """A stream must be opened: what is sent first, and what it contains."""
+
+    head: _Response
+    channels: Channels
+    chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
+    gzip: bool
+    last_event_id: str | None
+    replay: float  # events for a new client
+
+
+_Decision = Union[_Question, _Body, _Stream, _Response]
+
+
+class _Site:
+    """Decides what is answered.  It knows what a server was told, and no connection.
+
+    `decide` is asked when the head of a request is there.  Each decision tells what to
+    do next: ask `authorize`, read the body, open a stream, or answer.  After a question
+    and after a body, `decide` is asked again, with what came of it as well.
+
+    It calls what it was given of the server: `publish` as SSEServer's, `is_repeated`
+    with the same arguments for whether the event that is held under the id is the same
+    (None: none is held), `stats` for the counts, `newest_id` for the newest event's id,
+    and `closed_because` for the reason why nothing is served now ("": it is).
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        hosts: Iterable[str] | None,
+        cors_origins: Iterable[str],
+        publish_token: str | None,
+        asks: bool,  # whether the program has an `authorize`
+        compress: bool,
+        max_event_bytes: int,
+        retry: float,  # seconds
+        restart_retry: float,  # seconds
+        replay: float,  # events for a new client that does not say how many
+        publish: Callable[..., str],
+        is_repeated: Callable[..., bool | None],
+        stats: Callable[[], Stats],
+        newest_id: Callable[[], str],
+        closed_because: Callable[[], str],
+    ) -> None:
+        if not isinstance(publish_token or "", str):
+            raise TypeError("publish_token is not a str; allowed is a str or None")
+        if publish_token and (found := re.search("[^!-~]", publish_token)):
+            fault = f"publish_token has {found[0]!a} at index {found.start()}"
+            raise ValueError(fault + "; allowed are visible ASCII characters")
+        self.path = _check_path(path)
+        self.hosts: frozenset[str] | None = None  # None: it answers to any name
+        if hosts is not None:
+            names = _check_all("host", hosts, *_HOSTS)
+            self.hosts = frozenset(name.rstrip(".") for name in names)
+        self.replay = replay
+        self.refused = 0  # requests and streams, because the server was full or closing
+        self._cors_origins = _check_all("cors_origin", cors_origins, *_ORIGINS)
+        self._token = (publish_token or "").encode()
+        self._asks = asks
+        self._compress = compress
+        self._max_event_bytes = max_event_bytes
+        self._retry, self._restart_retry = retry, restart_retry
+        self._publish, self._is_repeated = publish, is_repeated
+        self._stats = stats
+        self._newest_id = newest_id
+        self._closed_because = closed_because
+        self._allow = "GET, HEAD, OPTIONS" + (", POST" if self._token else "")
+        self._logged_origins: set[str] = set()
+        link = f'<a href="{html.escape(self.path)}">{html.escape(self.path)}</a>'
+        self._ok_page = _note("ok", "ok", f"The event stream is at {link}.")
+
+    def decide(
+        self,
+        request: Request,
+        permit: _Permit | HTTPError | None = None,
+        body: bytes | None = None,
+        is_full: bool = False,
+    ) -> _Decision:
+        """What is done next about a request.  Raises HTTPError to answer with it.
+
+        `permit` is what `authorize` has allowed, or the error to answer with; None: it
+        was not asked.  `body` is the whole body; None: it was not read.
+        """
+        if is_full or self._closed_because():
+            return self._add_fields(request, self._turn_away(request))
+        if request.path != self.path:
+            return self._decide_elsewhere(request, body)
+        decision = self._decide_here(request, permit, body)
+        if isinstance(decision, _Stream):
+            return decision._replace(head=self._add_fields(request, decision.head))
+        if isinstance(decision, _Response):
+            return self._add_fields(request, decision)
+        return decision
+
+    def _decide_elsewhere(self, request: Request, body: bytes | None) -> _Decision:
+        """On every path but that of the stream."""
+        if body is None and request.method == "POST" and self._token:
+            fault = f"POST to {request.path[:80]!a} publishes nothing"
+            logger.info("%s: %s; see path", request.peer, fault)
+            if request.header("authorization") is not None:
+                # 200 would tell a publisher that it has published.
+                raise HTTPError(404, f"{fault}; publish at {self.path}")
+        if body is None and request.has_body:
+            return _Body(self._max_event_bytes, keep=False)
+        return self._ok_page if _is_navigation(request) else _OK
+
+    def _decide_here(
+        self, request: Request, permit: _Permit | HTTPError | None, body: bytes | None
+    ) -> _Decision:
+        """On the path of the stream."""
+        method = request.method
+        publishes = method == "POST" and bool(self._token)
+        self._require_own_name(request)
+        self._log_origin(request)
+        if publishes:
+            self._check_token(request, "publishing needs")
+        elif method not in ("GET", "HEAD", "OPTIONS"):
+            message = f"{method} is not allowed on {self.path}"
+            if method == "POST":
+                message += ": no token is set to publish with (--publish-token)"
+            raise HTTPError(405, message, [("Allow", self._allow)])
+        if self._asks and permit is None and method != "OPTIONS":
+            return _Question(request)
+        if isinstance(permit, HTTPError):
+            return self._refuse(request, permit)
+        if body is None and request.has_body:
+            return _Body(self._max_event_bytes, keep=publishes)
+        if publishes:
+            return self._publish_body(request, body or b"")
+        if method == "OPTIONS":
+            return _Response(204, (("Allow", self._allow),), b"")
+        return self._represent(request, permit)
+
+    def response_to(self, error: HTTPError, request: Request | None) -> _Response:
+        """The answer that tells of an error; without a request, its head was invalid."""
+        response = _error_response(error)
+        return self._add_fields(request, response) if request else response
+
+    # What a GET or HEAD of the path is answered.
+
+    def _represent(
+        self, request: Request, permit: _Permit | None
+    ) -> _Response | _Stream:
+        """The counts, the page, or the stream.
+
+        Each carries the newest id, so that another process can render it into a page;
+        but not for those who may not hear of every channel.
+        """
+        newest_id = "" if permit and permit.is_limited else self._newest_id()
+        if not request.accepts("text/event-stream"):
+            if request.accepts("application/json") and self._may_count(request):
+                stats = _JSON.encode(dataclasses.asdict(self._stats())).encode()
+                return _Response(200, _STATS_HEADERS, stats, newest_id)
+            if request.accepts("text/html"):
+                return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
+        replay = self.replay if request.replay is None else request.replay
+        last_id = request.last_event_id
+        channels = permit.channels if permit else request.channels
+        chunked, gzip = request.version >= (1, 1), self.compresses(request)
+        headers = (*_STREAM_HEADERS, _GZIP) if gzip else _STREAM_HEADERS
+        head = _Response(200, headers, None, newest_id)
+        if request.method == "HEAD":
+            return head
+        return _Stream(head, channels, chunked, gzip, last_id, replay)
+
+    def _may_count(self, request: Request) -> bool:
+        """Whether it gets the counts; HTTPError if it can have nothing else."""
+        others = any(map(request.accepts, ("text/html", "text/*", "*/*")))
+        if self._token and (request.values(b"authorization") or not others):
+            self._check_token(request, "the counts need")
+            return True
+        if not others:
+            fault = "without a publish_token there are no counts as JSON"
+            raise HTTPError(406, f"{fault}; the stream is text/event-stream")
+        return False
+
+    def compresses(self, request: Request) -> bool:
+        """Whether its stream is compressed."""
+        return self._compress and request.version >= (1, 1) and request.accepts_gzip
+
+    def first_bytes(self) -> bytes:
+        """The first bytes of a stream.
+
+        Firefox calls onopen when the first byte of the body comes, and the retry counts
+        without a blank line, which some clients would take for an event.
+        """
+        return b": open\nretry: %d\n" % _jittered_ms(self._retry)
+
+    def come_back(self) -> bytes:
+        """The whole of a stream that only says when to come back."""
+        return format_event(retry=self._retry_later_ms())
+
+    # Who may ask.
+
+    def _require_own_name(self, request: Request) -> None:
+        """HTTPError 421 if the request names another host than this one."""
+        given = request.header("host")
+        if not given or self.hosts is None:
+            return
+        if self.hosts.isdisjoint(_host_names(given)):
+            fault = f"this server does not answer to {given[:80]!a}"
+            hint = "its names are set by hosts (--allow-host)"
+            raise HTTPError(421, f"{fault}; {hint}")
+
+    def _check_token(self, request: Request, what_needs: str) -> None:
+        given = b", ".join(request.values(b"authorization"))
+        scheme, _, token = given.partition(b" ")
+        # Digests are compared, so that the time does not reveal the token's length.
+        expected = hashlib.sha256(self._token).digest()
+        equal = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), expected)
+        if scheme.lower() != b"bearer" or not equal:
+            message = f"{what_needs} Authorization: Bearer and the right token"
+            challenge = "WWW-Authenticate", 'Bearer realm="publish"'
+            raise HTTPError(401, message, [challenge])
+
+    def _log_origin(self, request: Request) -> None:
+        """Log that a page may not read this, once for each origin."""
+        origin = (request.header("origin") or "")[:_MAX_NAME_BYTES]
+        logged = self._logged_origins
+        if not origin or origin in logged or len(logged) == _MAX_LOGGED_ORIGINS:
+            return
+        own = origin.partition("://")[2] == request.header("host")
+        if not own and not self._cors_origins & {origin, "*"}:
+            logged.add(origin)
+            hint = f"{origin!a} is not among cors_origins (--cors-origin)"
+            logger.warning("%s: its page may not read this: %s", request.peer, hint)
+
+    def _refuse(self, request: Request, error: HTTPError) -> _Response:
+        """The answer to a request that `authorize` has refused, or has failed for."""
+        if error.status >= 500 and self._wants_stream(request):
+            return self._come_back_later()
+        if error.status not in (204, 401, 403) or not _is_navigation(request):
+            raise error
+        # For 204 alone, a browser would show nothing at all.
+        status = 403 if error.status == 204 else error.status
+        said = "You may not read this event stream"
+        page = _note(said, f"{said} ({error.status} {html.escape(error.message)}).")
+        return page._replace(status=status, headers=page.headers + error.headers)
+
+    def _wants_stream(self, request: Request) -> bool:
+        reads = request.method in ("GET", "HEAD") and request.path == self.path
+        return reads and request.accepts("text/event-stream")
+
+    def _turn_away(self, request: Request) -> _Response:
+        """The answer of a server that is full or closing.
+
+        For an EventSource it is a stream that ends at once: an error status would stop
+        a browser's EventSource for good.
+        """
+        self.refused += 1
+        if self._wants_stream(request):
+            return self._come_back_later()._replace(is_last=True)
+        why = self._closed_because() or "the server is full"
+        after = str(math.ceil(self._retry_later_ms() / 1000))
+        error = HTTPError(503, why, [("Retry-After", after)])
+        return _error_response(error)._replace(is_last=True)
+
+    def _come_back_later(self) -> _Response:
+        return _Response(200, _STREAM_HEADERS, self.come_back())
+
+    def _retry_later_ms(self) -> int:
+        closed = self._closed_because()
+        return _jittered_ms(self._restart_retry if closed else _FULL_RETRY_SECONDS)
+
+    # What is done with a POST, and what all answers on the path have.
+
+    def _publish_body(self, request: Request, body: bytes) -> _Response:
+        """POST: the body is the data; event, channel, id, retain stand in the query."""
+        try:
+            fields = _event_fields(request.parameters)
+            data = body.decode()
+        except UnicodeDecodeError as error:
+            raise HTTPError(400, f"the body is not UTF-8: {error}") from None
+        except ValueError as error:
+            raise HTTPError(400, str(error)) from None
+        try:
+            id = self._publish(data, **fields)
+        except RuntimeError as error:  # it was closed meanwhile
+            raise HTTPError(503, str(error)) from None
+        except ValueError as error:
+            # The publisher may not have got the first answer.
+            repeated = self._is_repeated(data, **fields) if "id" in fields else None
+            if not repeated:
+                raise HTTPError(400 if repeated is None else 409, str(error)) from None
+            id = fields["id"]
+        return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
+
+    def _add_fields(self, request: Request, response: _Response) -> _Response:
+        """Add what all answers on the path have, and CORS (Fetch standard, 3.2)."""
+        if request.path != self.path or not (self._cors_origins or self._compress):
+            return response
+        headers = list(response.headers)
+        if self._compress:
+            headers.append(("Vary", "Accept-Encoding"))
+        if self._cors_origins:
+            headers.append(("Vary", "Origin"))
+        allowed_origin = request.header("origin")
+        if allowed_origin in self._cors_origins:
+            headers.append(("Access-Control-Allow-Credentials", "true"))
+        else:
+            allowed_origin = "*" if "*" in self._cors_origins else None
+        if allowed_origin:
+            headers.append(("Access-Control-Allow-Origin", allowed_origin))
+        if allowed_origin and response.newest_id:
+            headers.append(("Access-Control-Expose-Headers", "Last-Event-ID"))
+        if request.method == "OPTIONS" and allowed_origin:
+            headers += self._allow_what_is_asked(request)
+        return response._replace(headers=tuple(headers))
+
+    def _allow_what_is_asked(self, request: Request) -> _Headers:
+        """The fields with which a preflight is answered."""
+        asked = request.tokens(b"access-control-request-headers") - {b""}
+        if len(asked) > _MAX_ASKED_FIELDS or not all(map(_TOKEN.fullmatch, asked)):
+            asked = frozenset()
+        usual = ("Authorization", "Content-Type", "Last-Event-ID")
+        others = {name.decode() for name in asked} - {name.lower() for name in usual}
+        headers = [
+            ("Access-Control-Allow-Methods", self._allow),
+            ("Access-Control-Allow-Headers", ", ".join((*usual, *sorted(others)))),
+            ("Access-Control-Max-Age", "600"),
+        ]
+        # Only the pages of a named origin may reach into a private network.
+        private = request.header("access-control-request-private-network") == "true"
+        if private and request.header("origin") in self._cors_origins:
+            headers.append(("Access-Control-Allow-Private-Network", "true"))
+        return tuple(headers)
+
+
+def _event_fields(parameters: dict[str, list[str]]) -> dict[str, Any]:
+    """The arguments of publish() that a query names; ValueError for others."""
+    fields: dict[str, Any] = {}
+    for name, values in parameters.items():
+        if name == "retain" and len(values) == 1:
+            if values != ["1"]:
+                raise ValueError(f"retain is {values[0][:80]!a}; allowed is 1")
+            fields[name] = True
+        elif name in ("event", "channel", "id") and len(values) == 1:
+            fields[name] = _check_name(name, values[0])  # so not EVERYBODY
+        else:
+            seen = f"parameter {name[:80]!a}, {len(values)} times"
+            allowed = "event, channel, id and retain=1, each once"
+            raise ValueError(f"{seen}; allowed are {allowed}")
+    return fields
+
+
+def _is_navigation(request: Request) -> bool:
+    """Whether a browser asks for a page to show, in an address bar or by a link."""
+    reads = request.method in ("GET", "HEAD") and request.accepts("text/html")
+    return reads and not request.accepts("text/event-stream")
+
+
+def _note(title: str, *paragraphs: str) -> _Response:
+    """A page that says so much, in HTML."""
+    text = "".join(f"<p>{paragraph}</p>\n" for paragraph in paragraphs)
+    page = f'<!doctype html>\n<html lang="en">\n<title>{title}</title>\n{text}'
+    return _Response(200, _NOTE_HEADERS, page.encode("utf-8", "replace"))
+
+
+_NOTE_HEADERS: _Headers = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Cache-Control", "no-store"),
+    ("Vary", "Accept"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    _NOSNIFF,
+)
+_OK = _Response(200, _TEXT_HEADERS, b"ok")
+_GZIP = ("Content-Encoding", "gzip")
+_STATS_HEADERS: _Headers = (
+    ("Content-Type", "application/json"),
+    ("Cache-Control", "no-store"),
+    ("Vary", "Accept"),
+    _NOSNIFF,
+)
+
+
+def _permitted(request: Request, permission: Permission) -> _Permit:
+    """What a request is permitted by the value that `authorize` returned.
+
+    Raises HTTPError 403 for a channel that is not allowed, and TypeError or ValueError
+    for an invalid answer of the hook.
+    """
+    if permission is True:
+        return _Permit(request.channels, is_limited=False)
+    if not permission:
+        raise HTTPError(403)
+    # A forgotten await, a generator and the like must not let everybody in.
+    unfit = isinstance(permission, (str, bytes, Mapping))
+    if unfit or not isinstance(permission, Collection):
+        message = f"authorize() gave {permission!r}; allowed are "
+        raise TypeError(message + "True, False and a list of channels")
+    allowed = frozenset(permission)
+    for channel in allowed - {None}:
+        _check_name("channel", cast(str, channel))
+    asked = request.channels
+    if "channel" not in request.parameters and request.method != "POST":
+        asked = allowed
+    if not asked or not asked <= allowed:
+        raise HTTPError(403, "authorize() does not allow each of these channels")
+    return _Permit(asked, is_limited=True)
+
+
+def _check_path(path: str) -> str:
+    if not isinstance(path, str) or not re.fullmatch('/[!"$->@-~]*', path):
+        raise ValueError(f"path is {path!r}; allowed is ASCII that begins with /")
+    return _ESCAPE.sub(_decode_unreserved, path)
+
+
+# A pattern for the values, and its description for the error's message.
+_ORIGINS = (
+    r"(?!(?i:https://.*:443|http://.*:80)$)[A-Za-z][A-Za-z0-9+.-]*://[!$-.0->@-~]+",
+    "https://example.com and the like in ASCII, without a path or a default port",
+)
+_HOSTS = (
+    r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+",
+    "names and addresses without a port, IPv6 in brackets",
+)
+
+
+def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozenset[str]:
+    """Return the values in lower case, in which browsers send an origin."""
+    if isinstance(values, str):
+        raise ValueError(f"{name}s is a str; allowed is a sequence of them")
+    checked = list(values)
+    for value in checked:
+        if value != "*" and not re.fullmatch(form, value):
+            raise ValueError(f"{name} is {value!r}; allowed are {how}, and *")
+    return frozenset(value.lower() for value in checked)
+
+
+@functools.lru_cache(maxsize=64)
+def _host_names(host: str) -> frozenset[str]:
+    """The members of `hosts` that allow this value of the field Host."""
+    name = _PORT.sub("", host).lower().rstrip(".")
+    # Names below localhost never leave the machine (RFC 6761, 6.3).
+    local = ["localhost"] if name.endswith(".localhost") else []
+    return frozenset([name, "*", *local])
+
+
+_LOOPBACK_HOSTS = frozenset(["localhost", "127.0.0.1", "[::1]"])
+
+
+def _jittered_ms(seconds: float) -> int:
+    """A random time, 0.5 to 1.5 times `seconds`, so that clients return one by one."""
+    return max(1, round(seconds * 1000 * random.uniform(0.5, 1.5)))
+
+
 # ====================================================================================
 #    Above this line: bytes and values.  Below it: time and sockets.
 # ====================================================================================
 
 
 # ------------------------------------------------------------------------------------
-# 6. Audiences and the broadcaster.
+# 7. Audiences and the broadcaster.
 #
 #    Everything here runs in the event loop, except publish().  A sweep writes its batch
 #    to the subscribers that are live when it moves `sent`.  A subscriber that joins
@@ -1127,9 +1655,9 @@ _STREAMING = (_LIVE, _READY, _FULL, _AHEAD)  # the states of an open stream
 # Which states may follow each state; the prologue says what they mean.
 _TRANSITIONS = {
     _HANDSHAKE: {_HEAD, _LEAVING, _CLOSED},
-    _HEAD: {_BODY, _ASKING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
-    _BODY: {_ASKING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
-    _ASKING: {_ANSWERING, _LEAVING, _CLOSED},
+    _HEAD: {_ASKING, _BODY, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _ASKING: {_BODY, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _BODY: {_ANSWERING, _LINGERING, _LEAVING, _CLOSED},
     _ANSWERING: {_HEAD, _IDLE, *_STREAMING, _LEAVING, _CLOSED},
     _IDLE: {_HEAD, _LEAVING, _CLOSED},
     _LINGERING: {_LEAVING, _CLOSED},
@@ -1386,6 +1914,13 @@ class _Registry:
         self._size = 0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer_due = math.inf  # when it looks at the deadlines
+        self._emptied: asyncio.Future[None] | None = None  # while it is waited for
+
+    async def wait_until_empty(self) -> None:
+        """Return once all are closed."""
+        while self._size:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
 
     def stop(self) -> None:
         """Look at no deadline any more."""
@@ -1423,6 +1958,8 @@ class _Registry:
             audience.join(subscriber)
         if state == _CLOSED:
             self._size -= 1
+            if not self._size and self._emptied and not self._emptied.done():
+                self._emptied.set_result(None)
         else:
             self._set_deadline(subscriber, state)
 
@@ -2192,11 +2729,6 @@ def _payload_for(channels: Channels, frames: _Frames) -> tuple[bytes, int]:
     return b"".join([frame for _, frame in wanted]), len(wanted)
 
 
-def _jittered_ms(seconds: float) -> int:
-    """A random time, 0.5 to 1.5 times `seconds`, so that clients return one by one."""
-    return max(1, round(seconds * 1000 * random.uniform(0.5, 1.5)))
-
-
 def _unsent(transport: asyncio.WriteTransport) -> int:
     """The bytes that the transport holds.
 
@@ -2232,35 +2764,120 @@ def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
 
 
 # ------------------------------------------------------------------------------------
-# 7. The connection: one object from its first byte to its last.  Its transport calls
+# 8. The connection: one object from its first byte to its last.  Its transport calls
 #    it, and it answers a request that needs no waiting in the call that completed it.
 # ------------------------------------------------------------------------------------
+
+
+class _Asker:
+    """Asks the program's `authorize`: a plain function in a thread, as it may block."""
+
+    def __init__(self, authorize: Authorize | None) -> None:
+        self._authorize = authorize
+        self._threads: asyncio.Semaphore | None = None  # belongs to the event loop
+
+    async def ask(self, request: Request) -> _Permit | HTTPError:
+        """What the program permits, or the error to answer with."""
+        try:
+            return _permitted(request, await self._call(request))
+        except HTTPError as error:
+            error.__context__ = None  # the frames of either would hold this one
+            return error.with_traceback(None)
+        except asyncio.TimeoutError:
+            logger.exception("authorize() took too long for %s", request.path)
+            return HTTPError(503, "asking for permission took too long")
+        except Exception as error:
+            logger.exception("authorize() failed for %s", request.path)
+            error.__traceback__ = None  # its frames hold it
+            return HTTPError(500)
+
+    async def _call(self, request: Request) -> Permission:
+        authorize = self._authorize
+        assert authorize
+        if inspect.iscoroutinefunction(authorize):
+            answer: Any = authorize(request)
+        else:
+            self._threads = self._threads or asyncio.Semaphore(_AUTHORIZE_THREADS)
+            # The wait for a free thread has its own time limit.
+            await asyncio.wait_for(self._threads.acquire(), _AUTHORIZE_SECONDS)
+            call = self._call_in_thread(authorize, request, self._threads.release)
+            answer, error = await asyncio.wait_for(call, _AUTHORIZE_SECONDS)
+            if error:
+                raise error
+        if inspect.isawaitable(answer):
+            answer = await asyncio.wait_for(answer, _AUTHORIZE_SECONDS)
+        return cast(Permission, answer)
+
+    def _call_in_thread(
+        self, authorize: Authorize, request: Request, release: Callable[[], None]
+    ) -> asyncio.Future[tuple[Any, Exception | None]]:
+        """Call it in a daemon thread; the future is (what it returned, what it raised).
+
+        The program's end does not wait for a daemon thread, but for an executor's.
+        """
+        loop = asyncio.get_running_loop()
+        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def call() -> None:
+            answer, failure = None, None
+            try:
+                answer = authorize(request)
+            except Exception as error:
+                failure = error
+            except BaseException as error:  # it must not end the event loop
+                failure = RuntimeError(f"authorize() raised {error!r}")
+            with contextlib.suppress(RuntimeError):  # the event loop was closed
+                loop.call_soon_threadsafe(release)
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                outcome.set_result((answer, failure))  # if it is still waited for
+
+        thread = threading.Thread(target=call, name="sse_server authorize", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left
+            release()
+            raise
+        return asyncio.wrap_future(outcome)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rooms:
+    """What the connections of one server work with."""
+
+    site: _Site
+    asker: _Asker
+    registry: _Registry
+    broadcaster: _Broadcaster
+    turns: _Turns
+    # The connections above the limit, which are only told so.
+    refusing: set[_Connection] = dataclasses.field(default_factory=set)
 
 
 class _Connection(_Subscriber, asyncio.Protocol):
     """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
 
-    __slots__ = ("body", "discarded", "head", "input_ended", "lower", "received",
-                 "searched", "server", "task", "transport", "writer")  # fmt: skip
+    __slots__ = ("body", "discarded", "head", "input_ended", "lower", "permit",
+                 "question", "received", "rooms", "searched", "task", "transport",
+                 "writer")  # fmt: skip
 
     discarded: int  # while it lingers: the bytes that were thrown away
 
-    def __init__(
-        self, server: SSEServer, writer: asyncio.StreamWriter, state: str
-    ) -> None:
+    def __init__(self, rooms: _Rooms, writer: asyncio.StreamWriter, state: str) -> None:
         transport = cast(asyncio.Transport, writer.transport)
         super().__init__(_peer_name(transport))
         self.transport = transport
         self.lower = transport  # what TLS writes to; without TLS it is the same
-        self.server = server
+        self.rooms = rooms
         self.writer = _disarm(writer)
         self.received = bytearray()  # and not yet parsed
         self.searched = 0  # so many of these bytes hold no end of a head
         self.input_ended = False  # nothing more will be received
         self.head = b""  # of the request that is served
+        self.question: _Question | None = None  # while `authorize` is asked
+        self.permit: _Permit | HTTPError | None = None  # what it has answered
         self.body: _BodyReader | None = None  # of that request, while it is received
         self.task: asyncio.Task[None] | None = None  # that waits for somebody else
-        server._registry.add(self, state)
+        rooms.registry.add(self, state)
         # So the transport calls pause_writing() as soon as it must hold one byte.
         transport.set_write_buffer_limits(high=0)
 
@@ -2295,7 +2912,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
     @property
     def _receives(self) -> bool:
         """Whether new input is parsed at once; otherwise it is kept for later."""
-        waits = self in self.server._turns.waiting
+        waits = self in self.rooms.turns.waiting
         return self.state in (_HEAD, _IDLE, _BODY) and not waits
 
     # Called by the transport.
@@ -2317,7 +2934,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """The client will send no more, but may still read."""
         self.input_ended = True
         if self.state in _STREAMING:
-            self.server._broadcaster.end(self, "closed by the client")
+            self.rooms.broadcaster.end(self, "closed by the client")
         elif self.state == _LINGERING or self._receives:
             self._close()  # what was received is no complete request
         # A plain connection stays open for the answer; TLS closes in any case.
@@ -2325,24 +2942,26 @@ class _Connection(_Subscriber, asyncio.Protocol):
         return is_plain and self.state != _LEAVING
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.question = None
         if self.task:
             self.task.cancel()
-        if self.body:
-            self.body.close()
-        self.server._turns.waiting.pop(self, None)
-        self.server._gone(self, f"lost: {exc}" if exc else "closed")
+        self.rooms.turns.waiting.pop(self, None)
+        self.rooms.refusing.discard(self)
+        self.rooms.broadcaster.leave(self, _CLOSED, f"lost: {exc}" if exc else "closed")
+        if self.state != _CLOSED:  # it was no open stream
+            self.rooms.registry.enter(self, _CLOSED)
         if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
             self.transport.close()
 
     def pause_writing(self) -> None:
         """The socket did not take everything."""
-        self.server._broadcaster.pause(self)
+        self.rooms.broadcaster.pause(self)
 
     def resume_writing(self) -> None:
         """The socket has taken everything."""
         if self.state == _FULL:
-            self.server._broadcaster.resume(self)
-        elif self.state == _ANSWERING and self.task is None:
+            self.rooms.broadcaster.resume(self)
+        elif self.state == _ANSWERING:
             self._expect_next()
 
     # The states of a request.
@@ -2370,12 +2989,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
         # From Python 3.11 on, asyncio's TLS with high=0 pauses even if it is empty.
         high = 1 if sys.version_info >= (3, 11) else 0
         self.transport.set_write_buffer_limits(high=high, low=0)
-        self.server._registry.enter(self, _HEAD)
+        self.rooms.registry.enter(self, _HEAD)
         self.proceed()
 
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
-        turns = self.server._turns
+        turns = self.rooms.turns
         try:
             while self.state in (_HEAD, _IDLE, _BODY):
                 if self.transport.is_closing():
@@ -2411,149 +3030,151 @@ class _Connection(_Subscriber, asyncio.Protocol):
             while received.startswith(lines):
                 del received[: len(lines)]
         if self.state == _IDLE and received:
-            self.server._registry.enter(self, _HEAD)
+            self.rooms.registry.enter(self, _HEAD)
         end = _find_head_end(received, self.searched)
         self.searched = 0 if end else len(received)
         if not end:
             return False
         self.head = bytes(received[:end])
         del received[:end]
-        request = _parse_request(self.head, self.peer)
-        body = self.server._expect_body(self, request)
-        if body is None:
-            self._serve(request, b"")
-            return True
-        self.body = body
-        self.server._registry.enter(self, _BODY)
-        body.feed(received)
-        self.received = body.rest
-        if request._expects_continue and not body.complete and not body.busy:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._go_on(_parse_request(self.head, self.peer))
         return True
 
     def _read_body(self) -> bool:
         """Decode more of the body; False if more of it must come first."""
         body = self.body
         assert body
-        body.feed()  # nothing happens if it is complete
-        if not body.complete:
-            return body.busy
-        self.body = None
-        self._serve(self.request(), bytes(body.body))
-        return True
+        if body.read(self.received):
+            return True
+        if body.complete:
+            self.body = None
+            self._go_on(self.request(), bytes(body.content))
+        return body.complete
 
-    def _serve(self, request: Request, body: bytes) -> None:
-        if self.server._must_ask(self, request):
-            self.server._registry.enter(self, _ASKING)
-            self.task = asyncio.get_running_loop().create_task(self._ask(request, body))
-        else:
-            self.server._registry.enter(self, _ANSWERING)
-            self._answer(request, body)
-
-    async def _ask(self, request: Request, body: bytes) -> None:
-        """Ask the program whether the request is allowed, and for which channels."""
-        channels = refusal = None
+    def _go_on(self, request: Request, body: bytes | None = None) -> None:
+        """Do what the site decides, now that so much is known about the request."""
+        site, is_full = self.rooms.site, self in self.rooms.refusing
         try:
-            channels = await self.server._authorize_request(request)
-        except HTTPError as error:
-            error.__context__ = None  # the frames of either would hold this one
-            refusal = error.with_traceback(None)
-        except asyncio.CancelledError:
-            if self.state != _ASKING:
-                raise  # the connection is gone
-            logger.error("%s: what authorize() waited for was cancelled", self.peer)
-            refusal = HTTPError(500)
-        self.task = None
-        if self.state == _ASKING:
-            self.server._registry.enter(self, _ANSWERING)
-            try:
-                self._answer(request, body, channels, refusal)
-            except Exception:
-                self._fail()
-
-    def _answer(
-        self,
-        request: Request,
-        body: bytes,
-        channels: Channels | None = None,
-        refusal: HTTPError | None = None,
-    ) -> None:
-        """Write the answer.  The program, if asked, gave `channels` or a `refusal`."""
-        server = self.server
-        try:
-            response = server._respond(self, request, body, refusal)
-            if response.body is None and channels is None:
-                channels = request.channels  # HTTPError if a name is bad
+            decision = site.decide(request, self.permit, body, is_full)
+            if isinstance(decision, _Body):
+                self.body = _BodyReader(request, decision.limit, decision.keep)
         except HTTPError as error:
             logger.debug("%s: %s", self.peer, error)
-            response = _error_response(error)
+            decision = site.response_to(error, request)
             error.__traceback__ = None  # it would hold this frame, which holds it
         except Exception:
             logger.exception("%s: serving a request failed", self.peer)
-            response = _error_response(HTTPError(500))
-        response = server._add_fields(request, response)
-        if response.body is None and request.method == "GET":
-            assert channels
-            self._open_stream(request, response, channels)
-            return
-        again = request.keep_alive and server._admits(self)
+            decision = site.response_to(HTTPError(500), request)
+        if isinstance(decision, _Question):
+            self._ask(decision)
+        elif isinstance(decision, _Body):
+            self._expect_body(request)
+        elif isinstance(decision, _Stream):
+            self._open_stream(request, decision)
+        elif body is None and request.has_body:
+            self._answer_and_linger(decision, request)
+        else:
+            self._answer(decision, request)
+
+    def _ask(self, question: _Question) -> None:
+        self.question = question
+        self.rooms.registry.enter(self, _ASKING)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._await_permit(question))
+        if not task.done():  # with asyncio.eager_task_factory it may be
+            self.task = task
+
+    async def _await_permit(self, question: _Question) -> None:
+        permit: _Permit | HTTPError
+        try:
+            permit = await self.rooms.asker.ask(question.request)
+        except asyncio.CancelledError:
+            if self.question is not question:
+                raise  # nobody waits for it any more
+            logger.error("%s: what authorize() waited for was cancelled", self.peer)
+            permit = HTTPError(500)
+        if self.question is question:
+            self._go_on_with(permit)
+
+    def _go_on_with(self, permit: _Permit | HTTPError) -> None:
+        """Go on with the request that `authorize` was asked about."""
+        question, self.question, self.task = self.question, None, None
+        assert question
+        self.permit = permit
+        try:
+            self._go_on(question.request)
+        except Exception:
+            self._fail()
+        if self.state == _BODY:  # it may be here already
+            self.rooms.turns.defer(self)
+
+    def disconnect(self) -> None:
+        """The program wants to be rid of a client that `authorize` is asked about."""
+        if self.task:
+            self.task.cancel()
+        self._go_on_with(HTTPError(503, "disconnected by the program"))
+
+    def _expect_body(self, request: Request) -> None:
+        self.rooms.registry.enter(self, _BODY)
+        if request.expects_continue and not self.received:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _answer(self, response: _Response, request: Request) -> None:
+        self.rooms.registry.enter(self, _ANSWERING)
+        again = request.keep_alive and not response.is_last
         keep = "keep-alive" if response.body is None else ""
-        with_body = request.method != "HEAD"
-        answer = response.render(time.time(), keep if again else "close", with_body)
-        self.transport.write(answer)
+        connection = keep if again else "close"
+        self.transport.write(response.render(time.time(), request, connection))
         if not again:
             self._close()
-        elif not _unsent(self.transport):
+        elif self.has_room():
             self._expect_next()
 
     def _expect_next(self) -> None:
         """The answer was taken; the next request may have come already."""
-        self.head = b""
-        self.server._registry.enter(self, _HEAD if self.received else _IDLE)
-        if not self.received and self.server._state != _SERVING:
+        self.head, self.permit = b"", None
+        self.rooms.registry.enter(self, _HEAD if self.received else _IDLE)
+        if not self.received and self.rooms.broadcaster.closed_because:
             self._close()
         elif self.received or self.input_ended:
-            self.server._turns.defer(self)
+            self.rooms.turns.defer(self)
         else:
             self._receive_more()
 
-    def _open_stream(
-        self, request: Request, response: _Response, channels: Channels
-    ) -> None:
-        server = self.server
-        chunked, gzip = request.version >= (1, 1), server._compresses(request)
+    def _open_stream(self, request: Request, stream: _Stream) -> None:
+        rooms = self.rooms
+        rooms.registry.enter(self, _ANSWERING)
         sock = _direct_socket(self.transport)
         self.target = sock or self
-        self.received = bytearray()
+        self.received, self.permit = bytearray(), None
         connection = "keep-alive" if request.keep_alive else "close"
-        head = response.render(time.time(), connection)
-        replay = server._replay if request.replay is None else request.replay
-        wish = _Wish(channels | {EVERYBODY}, chunked, gzip, direct=sock is not None)
-        last_id, first = request.last_event_id, server._first_bytes()
-        server._broadcaster.add(self, wish, last_id, replay, head, first)
+        head = stream.head.render(time.time(), request, connection)
+        channels = stream.channels | {EVERYBODY}
+        wish = _Wish(channels, stream.chunked, stream.gzip, direct=sock is not None)
+        last_id, first = stream.last_event_id, rooms.site.first_bytes()
+        rooms.broadcaster.add(self, wish, last_id, stream.replay, head, first)
         if not self.transport.is_closing():
             self.transport.resume_reading()
         if self.input_ended:
-            server._broadcaster.end(self, "closed by the client")
+            rooms.broadcaster.end(self, "closed by the client")
 
     def _refuse(self, error: HTTPError) -> None:
-        """Answer an invalid or incomplete request, then close.
+        """Answer an invalid or incomplete request."""
+        logger.debug("%s: %s", self.peer, error)
+        request = None
+        with contextlib.suppress(HTTPError):  # its head may be what is wrong
+            request = self.request()
+        self._answer_and_linger(self.rooms.site.response_to(error, request), request)
+
+    def _answer_and_linger(self, response: _Response, request: Request | None) -> None:
+        """Answer a request that was not read to its end, then close.
 
         The client may still be sending.  It must read the answer before it sees a
         reset, so for a while its input is read and thrown away (RFC 9112, 9.6).
         """
-        logger.debug("%s: %s", self.peer, error)
-        response = _error_response(error)
-        with_body = True
-        with contextlib.suppress(HTTPError):  # its head may be what is wrong
-            request = self.request()
-            response = self.server._add_fields(request, response)
-            with_body = request.method != "HEAD"
-        self.server._registry.enter(self, _LINGERING)
-        if self.body:
-            self.body.close()
-            self.body = None
-        self.transport.write(response.render(time.time(), "close", with_body))
+        self.rooms.registry.enter(self, _LINGERING)
+        self.body = None
+        self.transport.write(response.render(time.time(), request, "close"))
         if self.transport.can_write_eof():
             with contextlib.suppress(OSError):  # it is gone already
                 self.transport.write_eof()
@@ -2568,21 +3189,28 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._close()
 
     def expire(self) -> None:
-        state, server = self.state, self.server
-        if self in server._turns.waiting:
+        state, rooms = self.state, self.rooms
+        if self in rooms.turns.waiting:
             return  # the server is late, not the client
         if state in (_IDLE, _LINGERING):
             self._close()
         elif state in (_HEAD, _BODY):
-            message = f"not complete in {server._registry.seconds[state]:g} s"
+            message = f"not complete in {rooms.registry.seconds[state]:g} s"
             self._refuse(HTTPError(408, f"request {state} {message}"))
         else:
-            server._broadcaster.expire(self)
+            rooms.broadcaster.expire(self)
+
+    def close_if_idle(self) -> None:
+        """Close if no request has begun: the server ends."""
+        if self.state == _HANDSHAKE:
+            self.lower.abort()
+        elif self.state in (_HEAD, _IDLE) and not self.received:
+            self._close()
 
     def _close(self) -> None:
         """Close when everything is sent."""
         if self.state not in (_LEAVING, _CLOSED):
-            self.server._registry.enter(self, _LEAVING)
+            self.rooms.registry.enter(self, _LEAVING)
             self.transport.close()
 
 
@@ -2592,18 +3220,12 @@ class _Reader(_Subscriber):
     It has room for one batch, and only while it waits for one.
     """
 
-    __slots__ = ("_batch", "_bell", "_broadcaster", "_gone", "_request")
+    __slots__ = ("_batch", "_bell", "_broadcaster", "_request")
 
-    def __init__(
-        self,
-        broadcaster: _Broadcaster,
-        request: Request,
-        gone: Callable[[_Subscriber, str], None],
-    ) -> None:
+    def __init__(self, broadcaster: _Broadcaster, request: Request) -> None:
         super().__init__(request.peer)
         self._broadcaster = broadcaster
         self._request = request
-        self._gone = gone
         self._batch = b""  # what it was given and has not taken yet
         self._bell: asyncio.Future[None] | None = None  # while it waits
         self.target = self
@@ -2626,7 +3248,9 @@ class _Reader(_Subscriber):
 
     def close(self) -> None:
         """Nobody reads it any more."""
-        self._gone(self, "closed")
+        self._broadcaster.leave(self, _CLOSED, "closed")
+        if self.state != _CLOSED:  # it was no open stream
+            self._broadcaster.registry.enter(self, _CLOSED)
 
     def request(self) -> Request:
         return self._request
@@ -2707,12 +3331,8 @@ def _peer_name(transport: asyncio.BaseTransport) -> str:
 
 
 # ------------------------------------------------------------------------------------
-# 8. The server: what a program calls, what is allowed, the beginning and the end.
+# 9. The server: what a program calls, the beginning and the end.
 # ------------------------------------------------------------------------------------
-
-# True, false, or the channels that the client may hear.
-Permission = Union[bool, Collection[Optional[str]]]
-Authorize = Callable[[Request], Union[Permission, Awaitable[Permission]]]
 
 _NEW, _STARTING, _SERVING = "new", "starting", "serving"
 _FAILED, _CLOSING = "failed", "closing"  # and _CLOSED
@@ -2780,13 +3400,17 @@ class SSEServer:
     also return the names of the channels that the client may hear (None stands for the
     events without a channel).  Then a client that asks for another channel gets 403,
     and a client that asks for none gets all of these.  Any other answer and any other
-    exception is logged and answered with 500.  A coroutine function runs in the event
-    loop.  A plain function runs in a thread and may block.
+    exception is logged and answered with 500; but an EventSource, which would stop for
+    good, is told to come back.  A coroutine function runs in the event loop.  A plain
+    function runs in a thread and may block.
+    The head of a stream shows the newest id of all channels (Last-Event-ID), but not to
+    a client for which `authorize` has named the channels.
 
     `publish_token`, of visible ASCII characters, allows clients to publish with POST;
     None and "" do not.
     `cors_origins` are the origins whose pages may read the stream, such as
-    "https://example.com".  "*" means all origins, but without credentials.
+    "https://example.com", and send any header fields.  "*" means all origins, but
+    without credentials, and not those that reach into a private network from outside.
     `hosts` are the names of this server that a request to `path` may carry, without
     ports; "*" means any name.  A server that listens only on loopback always has
     loopback's names, and by default no other, because a foreign page can make its own
@@ -2845,55 +3469,34 @@ class SSEServer:
         # The sort key of the publisher's ids, if these ascend
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
-        given = locals()
-        if not (host is None or isinstance(host, str)):
-            raise TypeError(f"host is {host!r}; allowed is a str or None")
-        for name in ("history", "history_bytes", "retained"):
-            _check_integer(name, given[name], 0)
-        if port is not None:
-            _check_integer("port", port, 0, 65535)
-        _check_integer("max_event_bytes", max_event_bytes, 1)
-        if max_connections is not None:
-            _check_integer("max_connections", max_connections, 1)
-        if not isinstance(publish_token or "", str):
-            raise TypeError("publish_token is not a str; allowed is a str or None")
-        if publish_token and (found := re.search("[^!-~]", publish_token)):
-            fault = f"publish_token has {found[0]!a} at index {found.start()}"
-            raise ValueError(fault + "; allowed are visible ASCII characters")
-        _check_replay(replay)
-        for name in ("retry", "restart_retry", "header_timeout", "body_timeout",
-                     "keepalive_timeout", "write_timeout", "shutdown_timeout",
-                     "heartbeat", "lifetime"):  # fmt: skip
-            if given[name] is not None or name not in ("heartbeat", "lifetime"):
-                _check_seconds(name, given[name])
-        for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
-            if given[name] is not None:
-                _check_function(name, given[name], may_await=name == "authorize")
-        if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
-            raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
-        if ssl and ssl.check_hostname:  # only a client checks it
-            raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
+        _check_arguments(locals())
         self._host, self._port = host, port or 0
         self._listens = port is not None
-        self._path = _check_path(path)
-        self._retry, self._restart_retry = retry, restart_retry
         self._header_timeout = header_timeout
         self._write_timeout = write_timeout
         self._shutdown_timeout = shutdown_timeout
         self._max_connections = max_connections
         self._max_event_bytes = max_event_bytes
-        self._authorize = authorize
-        self._publish_token = (publish_token or "").encode()
-        self._cors_origins = _check_all("cors_origin", cors_origins, *_ORIGINS)
-        self._hosts: frozenset[str] | None = None
-        if hosts is not None:
-            names = _check_all("host", hosts, *_HOSTS)
-            self._hosts = frozenset(name.rstrip(".") for name in names)
-        self._replay = replay
         self._dumps = dumps
-        self._compress = compress
         self._ssl = ssl
         self._reuse_port = reuse_port
+        self._site = site = _Site(
+            path=path,
+            hosts=hosts,
+            cors_origins=cors_origins,
+            publish_token=publish_token,
+            asks=authorize is not None,
+            compress=compress,
+            max_event_bytes=max_event_bytes,
+            retry=retry,
+            restart_retry=restart_retry,
+            replay=replay,
+            publish=self.publish,
+            is_repeated=self._is_repeated,
+            stats=lambda: self.stats,
+            newest_id=lambda: self.last_event_id,
+            closed_because=lambda: self._broadcaster.closed_because,
+        )
         seconds = {
             _HANDSHAKE: header_timeout + _LINGER_SECONDS,  # asyncio's timeout is first
             _HEAD: header_timeout,
@@ -2906,12 +3509,12 @@ class SSEServer:
             _LEAVING: write_timeout,
         }
         log = _EventLog(history, history_bytes, retained)
-        self._turns = _Turns()
-        self._registry = _Registry(seconds, self._turns)
-        self._broadcaster = _Broadcaster(
+        self._turns = turns = _Turns()
+        self._registry = registry = _Registry(seconds, turns)
+        self._broadcaster = broadcaster = _Broadcaster(
             log,
-            self._registry,
-            self._turns,
+            registry,
+            turns,
             heartbeat,
             retry,
             restart_retry,
@@ -2921,16 +3524,14 @@ class SSEServer:
             on_open,
             on_close,
         )
+        self._rooms = _Rooms(site, _Asker(authorize), registry, broadcaster, turns)
         self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._listeners: list[asyncio.Server] = []
         self._closing: asyncio.Task[None] | None = None
-        self._refusing: set[_Subscriber] = set()  # above the limit, only told so
-        self._disconnected: set[_Subscriber] = set()  # while they were asked for
         self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
         self._terminations: list[_Termination] = []  # of `async with` blocks
-        self._refused = 0
 
     # What a program calls.
 
@@ -2986,6 +3587,20 @@ class SSEServer:
         name = (event or "message") if retain else None
         return self._broadcaster.publish(body, channel, id, name)
 
+    def _is_repeated(
+        self,
+        data: str,
+        *,
+        id: str,
+        event: str | None = None,
+        channel: str | None = None,
+        retain: bool = False,
+    ) -> bool | None:
+        """Whether the event held under this id is the same; None: none is held."""
+        with self._broadcaster.lock:
+            body = format_event(data, event=event)
+            return self._broadcaster.log.is_repeated(id, body, channel)
+
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
 
@@ -3030,7 +3645,7 @@ class SSEServer:
         Raises ValueError for bad channels and a bad replay, RuntimeError before the
         start and in another event loop.
         """
-        replay = self._replay if replay is None else replay
+        replay = self._site.replay if replay is None else replay
         _check_replay(replay)
         if isinstance(channels, str):
             raise ValueError("channels is a str; allowed is a sequence of them")
@@ -3040,7 +3655,7 @@ class SSEServer:
         self._require_own_loop("stream()")
         request = self._request_for_stream(last_event_id, names, accept_encoding)
         wanted = (names or _NO_CHANNEL) | {EVERYBODY}
-        wish = _Wish(wanted, False, self._compresses(request), False)
+        wish = _Wish(wanted, False, self._site.compresses(request), False)
         return self._read_stream(request, wish, replay)
 
     async def _read_stream(
@@ -3049,12 +3664,13 @@ class SSEServer:
         if self._state == _STARTING:
             await asyncio.wait([self._starting])
         if self._state != _SERVING or self._is_full:
-            self._refused += 1
-            yield _at_once(_Audience(wish).encode(self._come_back(), begins=True))
+            self._site.refused += 1
+            why = self._site.come_back()
+            yield _at_once(_Audience(wish).encode(why, begins=True))
             return
-        reader = _Reader(self._broadcaster, request, self._gone)
+        reader = _Reader(self._broadcaster, request)
         try:
-            last_id, first = request.last_event_id, self._first_bytes()
+            last_id, first = request.last_event_id, self._site.first_bytes()
             self._broadcaster.add(reader, wish, last_id, replay, b"", first)
             while taken := await reader.take():
                 yield taken
@@ -3064,7 +3680,8 @@ class SSEServer:
     def stream_headers(self, accept_encoding: str | None = None) -> dict[str, str]:
         """The fields of the response whose body is stream(): with the same argument."""
         headers = {**dict(_STREAM_HEADERS), "Vary": "Accept-Encoding"}
-        if self._compresses(self._request_for_stream(None, (), accept_encoding)):
+        request = self._request_for_stream(None, (), accept_encoding)
+        if self._site.compresses(request):
             headers.update([_GZIP])
         return headers
 
@@ -3079,8 +3696,9 @@ class SSEServer:
             for name, value in given
             if value
         )
-        target = self._path + ("?" + query if query else "")
-        return Request("GET", target, self._path, query, (1, 1), fields, "")
+        path = self._site.path
+        target = path + ("?" + query if query else "")
+        return Request("GET", target, path, query, (1, 1), fields, "")
 
     async def drain(self, behind: bool = False) -> None:
         """Return once all that was published is written to every live subscriber.
@@ -3204,7 +3822,8 @@ class SSEServer:
             raise RuntimeError("the server has no port of its own")
         host = self._host or "localhost"
         host = f"[{host}]" if ":" in host else host
-        return f"{'https' if self._ssl else 'http'}://{host}:{self._port}{self._path}"
+        scheme = "https" if self._ssl else "http"
+        return f"{scheme}://{host}:{self._port}{self._site.path}"
 
     @property
     def last_event_id(self) -> str:
@@ -3230,7 +3849,7 @@ class SSEServer:
             bytes_written=broadcaster.bytes_written,
             gaps=broadcaster.gaps,
             dropped=broadcaster.dropped,
-            refused=self._refused,
+            refused=self._site.refused,
         )
 
     # Beginning and ending.
@@ -3332,7 +3951,8 @@ class SSEServer:
             if all(address.is_loopback for address in bound):
                 host = (self._host or "").lower()
                 own = f"[{host}]" if ":" in host else host
-                self._hosts = _LOOPBACK_HOSTS | {own} | (self._hosts or set())
+                given = self._site.hosts or frozenset()
+                self._site.hosts = _LOOPBACK_HOSTS | {own} | given
             if not self._enter(_SERVING, _STARTING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -3344,8 +3964,6 @@ class SSEServer:
                 self._loop = None
             raise
         _running.add(self._registry)
-        self._ended = asyncio.Event()
-        self._hook_threads = asyncio.Semaphore(_AUTHORIZE_THREADS)
         self._broadcasting = self._broadcaster.start()
         self._broadcasting.add_done_callback(self._broadcasting_ended)
         for listener, sock in zip(self._listeners, sockets):
@@ -3431,6 +4049,7 @@ class SSEServer:
     def _begin_closing(self) -> asyncio.Task[None]:
         if self._enter(_CLOSING, _STARTING, _SERVING, _FAILED):
             assert self._loop
+            self._broadcaster.stop("the server is closed")
             self._closing = self._loop.create_task(self._close())
         assert self._closing
         return self._closing
@@ -3441,21 +4060,14 @@ class SSEServer:
         aborting = self._loop.call_later(self._shutdown_timeout, self._abort)
         for listener in self._listeners:
             listener.close()
-        self._broadcaster.stop("the server is closed")
         for subscriber in self._registry.all(_HANDSHAKE, _HEAD, _IDLE):
             if self._turns.is_over():
                 await asyncio.sleep(0)
-            connection = cast(_Connection, subscriber)
-            if connection.state == _HANDSHAKE:
-                connection.lower.abort()
-            elif connection.state in (_HEAD, _IDLE) and not connection.received:
-                connection._close()
+            cast(_Connection, subscriber).close_if_idle()
         # Else it was closed before.
         if not self._starting.cancelled() and self._starting.exception() is None:
             await asyncio.wait([self._broadcasting])
-            while self._registry:
-                self._ended.clear()
-                await self._ended.wait()
+            await self._registry.wait_until_empty()
         aborting.cancel()
         self._registry.stop()
         for task in self._tasks:
@@ -3479,20 +4091,20 @@ class SSEServer:
         # The streams get the events that were published before the call.
         with contextlib.suppress(RuntimeError):  # broadcasting has failed
             await self._broadcaster.drain(behind=False)
-        for connection in found:
+        for subscriber in found:
             if self._turns.is_over():
                 await asyncio.sleep(0)
-            if connection.state not in (*_STREAMING, _ASKING):
+            if subscriber.state not in (*_STREAMING, _ASKING):
                 continue
             try:
-                chosen = predicate(connection.request())
+                chosen = predicate(subscriber.request())
             except Exception:
                 logger.exception("the predicate of disconnect() failed")
                 continue
-            if chosen and connection.state == _ASKING:
-                self._disconnected.add(connection)
+            if chosen and subscriber.state == _ASKING:
+                cast(_Connection, subscriber).disconnect()
             elif chosen:
-                self._broadcaster.end(connection, "disconnected by the program")
+                self._broadcaster.end(subscriber, "disconnected by the program")
 
     # Connections.
 
@@ -3502,15 +4114,16 @@ class SSEServer:
         assert self._loop
         full = self._is_full
         if self._state not in (_SERVING, _FAILED) or (
-            full and len(self._refusing) == _MAX_REFUSALS_AT_ONCE
+            full and len(self._rooms.refusing) == _MAX_REFUSALS_AT_ONCE
         ):
-            self._refused += 1
+            self._site.refused += 1
             writer.transport.abort()
             return
-        connection = _Connection(self, writer, _HANDSHAKE if self._ssl else _HEAD)
+        state = _HANDSHAKE if self._ssl else _HEAD
+        connection = _Connection(self._rooms, writer, state)
         connection.transport.set_protocol(connection)
         if full:
-            self._refusing.add(connection)
+            self._rooms.refusing.add(connection)
         if self._ssl:
             handshake = connection.shake_hands(self._ssl, self._header_timeout)
             connection.task = self._loop.create_task(handshake)
@@ -3518,374 +4131,35 @@ class SSEServer:
     @property
     def _is_full(self) -> bool:
         assert self._max_connections
-        return len(self._registry) - len(self._refusing) >= self._max_connections
-
-    def _gone(self, connection: _Subscriber, why: str) -> None:
-        """A connection has gone, or the reader of a stream."""
-        if connection.state in _STREAMING:
-            self._broadcaster.leave(connection, _CLOSED, why)
-        elif connection.state != _CLOSED:
-            self._registry.enter(connection, _CLOSED)
-        self._refusing.discard(connection)
-        self._disconnected.discard(connection)
-        if self._state == _CLOSING:
-            self._ended.set()
-
-    # What is answered.
-
-    def _expect_body(
-        self, connection: _Connection, request: Request
-    ) -> _BodyReader | None:
-        """The reader for the request's body; None if the request has none.
-
-        HTTPError if the answer does not depend on the body.
-        """
-        if not self._admits(connection):
-            self._refused += 1
-            if not self._wants_stream(request):
-                raise self._full_error()
-        self._require_own_name(request)
-        has_body = request._chunked or request._content_length
-        publishes = False
-        if request.path == self._path:
-            publishes = request.method == "POST" and bool(self._publish_token)
-            if publishes:
-                self._check_token(request)
-            elif has_body and request.method not in ("GET", "HEAD", "OPTIONS"):
-                raise self._not_allowed(request.method)
-        if not has_body:
-            return None
-        return _BodyReader(request, self._max_event_bytes, keep=publishes)
-
-    def _not_allowed(self, method: str) -> HTTPError:
-        message = f"{method} is not allowed on {self._path}"
-        if method == "POST":
-            message += ": no token is set to publish with (--publish-token)"
-        return HTTPError(405, message, [("Allow", self._allow)])
-
-    def _require_own_name(self, request: Request) -> None:
-        """HTTPError 421 if a request to the path names another host than this one."""
-        given = request.header("host")
-        if request.path != self._path or not given or self._hosts is None:
-            return
-        if self._hosts.isdisjoint(_host_names(given)):
-            fault = f"this server does not answer to {given[:80]!a}"
-            hint = "its names are set by hosts (--allow-host)"
-            raise HTTPError(421, f"{fault}; {hint}")
-
-    def _admits(self, connection: _Connection) -> bool:
-        """Whether the server serves this connection, not only refuses it."""
-        return self._state == _SERVING and connection not in self._refusing
-
-    def _wants_stream(self, request: Request) -> bool:
-        reads = request.method in ("GET", "HEAD") and request.path == self._path
-        return reads and request.accepts("text/event-stream")
-
-    def _must_ask(self, connection: _Connection, request: Request) -> bool:
-        """Whether `authorize` has to be asked before this is answered."""
-        return (
-            self._authorize is not None
-            and request.path == self._path
-            and request.method in ("GET", "HEAD", "POST")
-            and self._admits(connection)
-            and (request.method != "POST" or bool(self._publish_token))
-        )
-
-    def _respond(
-        self,
-        connection: _Connection,
-        request: Request,
-        body: bytes,
-        refusal: HTTPError | None,
-    ) -> _Response:
-        """The answer to a complete request; a body of None is a stream to come."""
-        if connection in self._disconnected:
-            self._disconnected.discard(connection)
-            return self._full_response(request, "disconnected by the program")
-        if not self._admits(connection):
-            return self._full_response(request)
-        method = request.method
-        if request.path != self._path:
-            if method == "POST" and self._publish_token:
-                where = f"to {request.path[:80]!a} publishes nothing"
-                logger.info("%s: POST %s; see path", request.peer, where)
-            return _OK
-        if method == "POST" and self._publish_token:
-            if refusal:
-                raise refusal
-            return self._publish_body(request, body)
-        if method == "OPTIONS":
-            return _Response(204, (("Allow", self._allow),), b"")
-        if method not in ("GET", "HEAD"):
-            raise self._not_allowed(method)
-        if refusal:
-            if refusal.status >= 500 and self._wants_stream(request):
-                return self._full_response(request)
-            raise refusal
-        return self._represent(request)
-
-    def _represent(self, request: Request) -> _Response:
-        """What a GET of the path gets: the counts, the page, or the stream to come.
-
-        Each answer carries the newest id, so that another process can render it into a
-        page.
-        """
-        newest_id = self.last_event_id
-        if not request.accepts("text/event-stream"):
-            wants_stats = request.accepts("application/json") and self._publish_token
-            if wants_stats and request.header("authorization") is not None:
-                self._check_token(request)
-                stats = _JSON.encode(dataclasses.asdict(self.stats)).encode()
-                return _Response(200, _STATS_HEADERS, stats, newest_id)
-            if request.accepts("text/html"):
-                return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
-        _ = request.replay  # HTTPError where it is none
-        origin = request.header("origin")
-        if origin and not self._cors_origins & {origin, "*"}:
-            hint = f"{origin[:80]!a} is not among cors_origins"
-            logger.info("%s: its page may not read this: %s", request.peer, hint)
-        headers: _Headers = _STREAM_HEADERS
-        if self._compresses(request):
-            headers = (*headers, _GZIP)
-        if request.version >= (1, 1):
-            headers = (*headers, ("Transfer-Encoding", "chunked"))
-        return _Response(200, headers, None, newest_id)
-
-    @property
-    def _allow(self) -> str:
-        return "GET, HEAD, OPTIONS" + (", POST" if self._publish_token else "")
-
-    def _full_response(self, request: Request, why: str = "") -> _Response:
-        """The answer of a server that cannot serve this request now.
-
-        For an EventSource it is a stream that ends at once: an error status would stop
-        a browser's EventSource for good.
-        """
-        if not self._wants_stream(request):
-            raise self._full_error(why)
-        return _Response(200, _STREAM_HEADERS, self._come_back())
-
-    def _come_back(self) -> bytes:
-        """The whole of a stream that only says when to come back."""
-        return format_event(retry=self._retry_later_ms())
-
-    def _full_error(self, why: str = "") -> HTTPError:
-        why = why or self._broadcaster.closed_because or "the server is full"
-        after = str(math.ceil(self._retry_later_ms() / 1000))
-        return HTTPError(503, why, [("Retry-After", after)])
-
-    def _retry_later_ms(self) -> int:
-        full = self._state == _SERVING
-        return _jittered_ms(_FULL_RETRY_SECONDS if full else self._restart_retry)
-
-    def _compresses(self, request: Request) -> bool:
-        """Whether it gets its stream compressed."""
-        return self._compress and request.version >= (1, 1) and request._accepts_gzip
-
-    def _first_bytes(self) -> bytes:
-        """The first bytes of a stream.
-
-        Firefox calls onopen when the first byte of the body comes, and the retry counts
-        without a blank line, which some clients would take for an event.
-        """
-        return b": open\nretry: %d\n" % _jittered_ms(self._retry)
-
-    def _check_token(self, request: Request) -> None:
-        given = b", ".join(request._values(b"authorization"))
-        scheme, _, token = given.partition(b" ")
-        # Digests are compared, so that the time does not reveal the token's length.
-        expected = hashlib.sha256(self._publish_token).digest()
-        equal = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), expected)
-        if scheme.lower() != b"bearer" or not equal:
-            message = "publishing needs Authorization: Bearer and the right token"
-            challenge = "WWW-Authenticate", 'Bearer realm="publish"'
-            raise HTTPError(401, message, [challenge])
-
-    async def _authorize_request(self, request: Request) -> Channels:
-        """Ask the program which channels a request may have; HTTPError for none."""
-        try:
-            return _permitted(request, await self._ask_hook(request))
-        except HTTPError:
-            raise
-        except asyncio.TimeoutError:
-            logger.exception("authorize() took too long for %s", request.path)
-            raise HTTPError(503, "asking for permission took too long") from None
-        except Exception as error:
-            logger.exception("authorize() failed for %s", request.path)
-            error.__traceback__ = None  # its frames hold it
-            raise HTTPError(500) from None
-
-    async def _ask_hook(self, request: Request) -> Permission:
-        """Call `authorize`: a plain function in a thread, because it may block."""
-        authorize = self._authorize
-        assert authorize
-        if inspect.iscoroutinefunction(authorize):
-            answer: Any = authorize(request)
-        else:
-            # The wait for a free thread has its own time limit.
-            await asyncio.wait_for(self._hook_threads.acquire(), _AUTHORIZE_SECONDS)
-            answer, error = await asyncio.wait_for(
-                self._call_in_thread(authorize, request), _AUTHORIZE_SECONDS
-            )
-            if error:
-                raise error
-        if inspect.isawaitable(answer):
-            answer = await asyncio.wait_for(answer, _AUTHORIZE_SECONDS)
-        return cast(Permission, answer)
-
-    def _call_in_thread(
-        self, authorize: Authorize, request: Request
-    ) -> asyncio.Future[tuple[Any, Exception | None]]:
-        """Call it in a daemon thread; the future is (what it returned, what it raised).
-
-        The program's end does not wait for a daemon thread, but for an executor's.
-        """
-        loop = asyncio.get_running_loop()
-        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-        def call() -> None:
-            answer, failure = None, None
-            try:
-                answer = authorize(request)
-            except Exception as error:
-                failure = error
-            except BaseException as error:  # it must not end the event loop
-                failure = RuntimeError(f"authorize() raised {error!r}")
-            with contextlib.suppress(RuntimeError):  # the event loop was closed
-                loop.call_soon_threadsafe(self._hook_threads.release)
-            with contextlib.suppress(concurrent.futures.InvalidStateError):
-                outcome.set_result((answer, failure))  # if it is still waited for
-
-        thread = threading.Thread(target=call, name="sse_server authorize", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no thread left
-            self._hook_threads.release()
-            raise
-        return asyncio.wrap_future(outcome)
-
-    def _publish_body(self, request: Request, body: bytes) -> _Response:
-        """POST: the body is the data; event, channel, id, retain stand in the query."""
-        fields: dict[str, Any] = {}
-        try:
-            for name, values in request.parameters.items():
-                if name == "retain" and values == ["1"]:
-                    fields[name] = True
-                elif name in ("event", "channel", "id") and len(values) == 1:
-                    fields[name] = _check_name(name, values[0])  # so not EVERYBODY
-                else:
-                    seen = f"parameter {name[:80]!a}, {len(values)} times"
-                    allowed = "event, channel, id and retain=1, each once"
-                    raise ValueError(f"{seen}; allowed are {allowed}")
-            id = self.publish(body.decode(), **fields)
-            return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
-        except UnicodeDecodeError as error:
-            raise HTTPError(400, f"the body is not UTF-8: {error}") from None
-        except ValueError as error:
-            raise HTTPError(400, str(error)) from None
-        except RuntimeError as error:  # it was closed meanwhile
-            raise HTTPError(503, str(error)) from None
-
-    def _add_fields(self, request: Request, response: _Response) -> _Response:
-        """Add what all answers on the path have, and CORS (Fetch standard, 3.2)."""
-        if request.path != self._path or not (self._cors_origins or self._compress):
-            return response
-        headers = list(response.headers)
-        if self._compress:
-            headers.append(("Vary", "Accept-Encoding"))
-        if self._cors_origins:
-            headers.append(("Vary", "Origin"))
-        allowed_origin = request.header("origin")
-        if allowed_origin in self._cors_origins:
-            headers.append(("Access-Control-Allow-Credentials", "true"))
-        else:
-            allowed_origin = "*" if "*" in self._cors_origins else None
-        if allowed_origin:
-            headers.append(("Access-Control-Allow-Origin", allowed_origin))
-        if allowed_origin and response.newest_id:
-            headers.append(("Access-Control-Expose-Headers", "Last-Event-ID"))
-        if request.method == "OPTIONS" and allowed_origin:
-            allowed = "Authorization, Content-Type, Last-Event-ID"
-            headers.append(("Access-Control-Allow-Methods", self._allow))
-            headers.append(("Access-Control-Allow-Headers", allowed))
-            headers.append(("Access-Control-Max-Age", "600"))
-        return dataclasses.replace(response, headers=tuple(headers))
+        admitted = len(self._registry) - len(self._rooms.refusing)
+        return admitted >= self._max_connections
 
 
-_OK = _Response(200, _TEXT_HEADERS, b"ok")
-_GZIP = ("Content-Encoding", "gzip")
-_STATS_HEADERS: _Headers = (
-    ("Content-Type", "application/json"),
-    ("Cache-Control", "no-store"),
-    ("Vary", "Accept"),
-    _NOSNIFF,
-)
-
-
-def _permitted(request: Request, permission: Permission) -> Channels:
-    """The channels that a request is served, by what `authorize` returned.
-
-    Raises HTTPError 403 for a channel that is not allowed, and TypeError or ValueError
-    for an invalid answer of the hook.
-    """
-    if permission is True:
-        return request.channels
-    if not permission:
-        raise HTTPError(403)
-    # A forgotten await, a generator and the like must not let everybody in.
-    unfit = isinstance(permission, (str, bytes, Mapping))
-    if unfit or not isinstance(permission, Collection):
-        message = f"authorize() gave {permission!r}; allowed are "
-        raise TypeError(message + "True, False and a list of channels")
-    allowed = frozenset(permission)
-    for channel in allowed - {None}:
-        _check_name("channel", cast(str, channel))
-    asked = request.channels
-    if "channel" not in request.parameters and request.method != "POST":
-        asked = allowed
-    if not asked or not asked <= allowed:
-        raise HTTPError(403, "authorize() does not allow each of these channels")
-    return asked
-
-
-def _check_path(path: str) -> str:
-    if not isinstance(path, str) or not re.fullmatch('/[!"$->@-~]*', path):
-        raise ValueError(f"path is {path!r}; allowed is ASCII that begins with /")
-    return _ESCAPE.sub(_decode_unreserved, path)
-
-
-# A pattern for the values, and its description for the error's message.
-_ORIGINS = (
-    r"(?!(?i:https://.*:443|http://.*:80)$)[A-Za-z][A-Za-z0-9+.-]*://[!$-.0->@-~]+",
-    "https://example.com and the like in ASCII, without a path or a default port",
-)
-_HOSTS = (
-    r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+",
-    "names and addresses without a port, IPv6 in brackets",
-)
-
-
-def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozenset[str]:
-    """Return the values in lower case, in which browsers send an origin."""
-    if isinstance(values, str):
-        raise ValueError(f"{name}s is a str; allowed is a sequence of them")
-    checked = list(values)
-    for value in checked:
-        if value != "*" and not re.fullmatch(form, value):
-            raise ValueError(f"{name} is {value!r}; allowed are {how}, and *")
-    return frozenset(value.lower() for value in checked)
-
-
-@functools.lru_cache(maxsize=64)
-def _host_names(host: str) -> frozenset[str]:
-    """The members of `hosts` that allow this value of the field Host."""
-    name = _PORT.sub("", host).lower().rstrip(".")
-    # Names below localhost never leave the machine (RFC 6761, 6.3).
-    local = ["localhost"] if name.endswith(".localhost") else []
-    return frozenset([name, "*", *local])
-
-
-_LOOPBACK_HOSTS = frozenset(["localhost", "127.0.0.1", "[::1]"])
+def _check_arguments(given: dict[str, Any]) -> None:
+    """Check those of SSEServer that the site does not check."""
+    host, port, ssl = given["host"], given["port"], given["ssl"]
+    if not (host is None or isinstance(host, str)):
+        raise TypeError(f"host is {host!r}; allowed is a str or None")
+    for name in ("history", "history_bytes", "retained"):
+        _check_integer(name, given[name], 0)
+    if port is not None:
+        _check_integer("port", port, 0, 65535)
+    _check_integer("max_event_bytes", given["max_event_bytes"], 1)
+    if given["max_connections"] is not None:
+        _check_integer("max_connections", given["max_connections"], 1)
+    _check_replay(given["replay"])
+    for name in ("retry", "restart_retry", "header_timeout", "body_timeout",
+                 "keepalive_timeout", "write_timeout", "shutdown_timeout",
+                 "heartbeat", "lifetime"):  # fmt: skip
+        if given[name] is not None or name not in ("heartbeat", "lifetime"):
+            _check_seconds(name, given[name])
+    for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
+        if given[name] is not None:
+            _check_function(name, given[name], may_await=name == "authorize")
+    if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
+        raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
+    if ssl and ssl.check_hostname:  # only a client checks it
+        raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
 
 
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -3944,7 +4218,7 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
 
 
 # ------------------------------------------------------------------------------------
-# 9. The page that a browser is given when it navigates to the stream.
+# 10. The page that a browser is given when it navigates to the stream.
 # ------------------------------------------------------------------------------------
 
 _PAGE = rb"""<!doctype html>
@@ -4398,7 +4672,7 @@ _PAGE_HEADERS: _Headers = (
 
 
 # ------------------------------------------------------------------------------------
-# 10. The command line.  It publishes a clock or the lines of standard input.
+# 11. The command line.  It publishes a clock or the lines of standard input.
 # ------------------------------------------------------------------------------------
 
 
