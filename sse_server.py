@@ -134,7 +134,11 @@ _MAX_CHANNELS = 100  # of one subscriber
 _MAX_PARAMETERS = 200  # of one query
 _MAX_ASKED_FIELDS = 50  # names that a preflight asks for and is allowed
 _MAX_LOGGED_ORIGINS = 100  # of pages that may not read the stream, each logged once
-_MAX_RECEIVED_BYTES = 64 * _KIB  # not parsed yet; reading pauses above this limit
+# What is read of a connection at once.  At most twice as much is held before it is
+# parsed: what came while its turn was over, and what came before reading was paused.
+_READ_BYTES = 32 * _KIB
+_TLS_BYTES_PER_LOOK = 4 * _KIB  # encrypted; as requests for new keys, 1 to 2 ms
+_IGNORED_INPUT_SECONDS = 1.0  # between two reads from a stream that sends something
 # The largest batch for one subscriber.  Larger writes would save few system calls, and
 # a client that stalls makes the server keep this much in memory.
 _BATCH_BYTES = 64 * _KIB
@@ -2039,7 +2043,7 @@ class _Turns:
     """
 
     def __init__(self) -> None:
-        self.waiting: dict[_Connection, None] = {}  # for the next round
+        self.waiting: dict[_Connection | _Gate, None] = {}  # for the next round
         self._began: float | None = None  # this round, or None: nobody has asked yet
 
     def is_over(self, seconds: float = _REQUEST_SECONDS) -> bool:
@@ -2050,7 +2054,7 @@ class _Turns:
             asyncio.get_running_loop().call_soon(self._begin_round)
         return now - self._began >= seconds
 
-    def defer(self, connection: _Connection) -> None:
+    def defer(self, connection: _Connection | _Gate) -> None:
         """Let the connection proceed in the next round."""
         self.waiting[connection] = None
         self.is_over()  # schedules the next round
@@ -2386,7 +2390,7 @@ class _Broadcaster:
 
     def _cut_broken(self, subscriber: _Subscriber, error: Exception) -> None:
         logger.error("%s: writing failed", subscriber.peer, exc_info=error)
-        self._cut(subscriber, "an error")
+        self.cut(subscriber, "an error")
 
     # Subscribers come, fall behind, catch up and leave.
 
@@ -2572,7 +2576,7 @@ class _Broadcaster:
         subscriber.unsent = unsent
         if not subscriber.checks:
             self.dropped += 1
-            self._cut(subscriber, f"took nothing for {self._write_timeout:g} s")
+            self.cut(subscriber, f"took nothing for {self._write_timeout:g} s")
 
     def _serve_ready(self) -> Iterator[None]:
         """Write the next batch to some subscribers that are ready, in turn."""
@@ -2633,7 +2637,8 @@ class _Broadcaster:
             logger.exception("%s: ending the stream failed", subscriber.peer)
             subscriber.cut()
 
-    def _cut(self, subscriber: _Subscriber, why: str) -> None:
+    def cut(self, subscriber: _Subscriber, why: str) -> None:
+        """End an open stream at once."""
         if subscriber.audience:
             self.leave(subscriber, _LEAVING, why)
             subscriber.cut()
@@ -2880,6 +2885,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         rooms.registry.add(self, state)
         # So the transport calls pause_writing() as soon as it must hold one byte.
         transport.set_write_buffer_limits(high=0)
+        if _is_plain_asyncio(transport):
+            vars(transport)["max_size"] = _READ_BYTES  # of what asyncio reads at once
 
     # Called by the broadcaster.
 
@@ -2919,22 +2926,35 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sent; an open stream ignores it."""
-        if self.state in _STREAMING or self.state == _LEAVING:
+        if self.state == _LEAVING:
+            return
+        if self.state in _STREAMING:
+            # One that goes on sending costs the server a read in each second.
+            self._pause_reading()
+            loop = asyncio.get_running_loop()
+            loop.call_later(_IGNORED_INPUT_SECONDS, self._read_on)
             return
         self.received += data
         if self.state == _LINGERING:
             self._throw_away()
         elif self._receives:
             self.proceed()
-        elif len(self.received) > _MAX_RECEIVED_BYTES and self.state != _HANDSHAKE:
-            # During a handshake, `transport` is still the one below TLS.
+        elif self.state != _HANDSHAKE:  # there, `transport` is still the one below TLS
+            self._pause_reading()
+
+    def _pause_reading(self) -> None:
+        if not self.transport.is_closing():
             self.transport.pause_reading()
+
+    def _read_on(self) -> None:
+        if self.state in _STREAMING and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         """The client will send no more, but may still read."""
         self.input_ended = True
         if self.state in _STREAMING:
-            self.rooms.broadcaster.end(self, "closed by the client")
+            self.proceed()
         elif self.state == _LINGERING or self._receives:
             self._close()  # what was received is no complete request
         # A plain connection stays open for the answer; TLS closes in any case.
@@ -2952,6 +2972,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.rooms.registry.enter(self, _CLOSED)
         if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
             self.transport.close()
+        _break_cycle(self.lower)
 
     def pause_writing(self) -> None:
         """The socket did not take everything."""
@@ -2961,15 +2982,17 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """The socket has taken everything."""
         if self.state == _FULL:
             self.rooms.broadcaster.resume(self)
-        elif self.state == _ANSWERING:
+        elif self.state == _ANSWERING and not self.audience:
             self._expect_next()
 
     # The states of a request.
 
     async def shake_hands(self, context: ssl_module.SSLContext, seconds: float) -> None:
         transport = None
+        loop = asyncio.get_running_loop()
+        loop.call_soon(_Gate, self.lower, self.rooms.turns)  # when TLS is installed
         try:
-            transport = await asyncio.get_running_loop().start_tls(
+            transport = await loop.start_tls(
                 self.transport,
                 self,
                 context,
@@ -2978,6 +3001,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             )
         except (OSError, asyncio.TimeoutError) as error:
             logger.debug("%s: no TLS: %r", self.peer, error)
+            _forget_frames(error)
         self.task = None
         if self.state != _HANDSHAKE:
             return
@@ -2995,14 +3019,17 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
         turns = self.rooms.turns
+        if self.state in _STREAMING and self.input_ended:
+            if turns.is_over():
+                turns.defer(self)
+            else:
+                self._end_stream()
         try:
             while self.state in (_HEAD, _IDLE, _BODY):
                 if self.transport.is_closing():
                     return  # an answer could not be written
                 if turns.is_over():
                     turns.defer(self)
-                    if len(self.received) > _MAX_RECEIVED_BYTES:
-                        self.transport.pause_reading()
                     return
                 if not (self._read_body() if self.body else self._read_head()):
                     self._receive_more()
@@ -3156,7 +3183,16 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.resume_reading()
         if self.input_ended:
-            rooms.broadcaster.end(self, "closed by the client")
+            self._end_stream()
+
+    def _end_stream(self) -> None:
+        """The client has ended its side of the connection."""
+        if self.transport is not self.lower and not self.has_room():
+            # TLS closes in any case.  With bytes left to send, asyncio of 3.12 and
+            # 3.13 may then fail again and again (CPython's issue 115514).
+            self.rooms.broadcaster.cut(self, "closed by the client")
+        else:
+            self.rooms.broadcaster.end(self, "closed by the client")
 
     def _refuse(self, error: HTTPError) -> None:
         """Answer an invalid or incomplete request."""
@@ -3212,6 +3248,70 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.state not in (_LEAVING, _CLOSED):
             self.rooms.registry.enter(self, _LEAVING)
             self.transport.close()
+
+
+class _Gate(asyncio.Protocol):
+    """Stands between a socket and asyncio's TLS, and lets input pass in turns.
+
+    A handshake takes a millisecond or two, and a client may send a thousand requests
+    for new keys in a few kilobytes.
+    """
+
+    def __init__(self, transport: asyncio.Transport, turns: _Turns) -> None:
+        self._transport, self._turns = transport, turns
+        self._tls: Any = transport.get_protocol()
+        self._held = bytearray()  # for the next turn
+        self._input_ended = False
+        transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._held += data
+        if self not in self._turns.waiting:
+            self.proceed()
+        if self._held and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def proceed(self) -> None:
+        """Pass on what was received, as far as time is left."""
+        if self._held and not self._transport.is_closing():
+            self._transport.resume_reading()  # TLS may pause it again
+        while self._held:
+            if self._turns.is_over():
+                self._turns.defer(self)
+                if not self._transport.is_closing():
+                    self._transport.pause_reading()
+                return
+            piece = bytes(self._held[:_TLS_BYTES_PER_LOOK])
+            del self._held[: len(piece)]
+            self._pass_on(piece)
+        if self._input_ended and not self._tls.eof_received():
+            self._transport.close()
+
+    def _pass_on(self, piece: bytes) -> None:
+        if not hasattr(self._tls, "get_buffer"):  # before Python 3.11
+            self._tls.data_received(piece)
+            return
+        while piece:
+            buffer = self._tls.get_buffer(len(piece))
+            part = piece[: len(buffer)]
+            buffer[: len(part)] = part
+            self._tls.buffer_updated(len(part))
+            piece = piece[len(part) :]
+
+    def eof_received(self) -> bool:
+        self._input_ended = True
+        return bool(self._held) or bool(self._tls.eof_received())
+
+    def pause_writing(self) -> None:
+        self._tls.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._tls.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._turns.waiting.pop(self, None)
+        self._held.clear()
+        self._tls.connection_lost(exc)
 
 
 class _Reader(_Subscriber):
@@ -3310,6 +3410,29 @@ def _disarm(writer: asyncio.StreamWriter) -> asyncio.StreamWriter | None:
     return None
 
 
+def _break_cycle(transport: asyncio.Transport) -> None:
+    """Let a transport that is closed go without the garbage collector.
+
+    asyncio's holds methods that are bound to itself, as what is to be called next.
+    """
+    if _is_plain_asyncio(transport):
+        for name, value in list(vars(transport).items()):
+            if getattr(value, "__self__", None) is transport:
+                setattr(transport, name, None)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames that an exception and its causes have passed."""
+    while error:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+def _is_plain_asyncio(transport: asyncio.Transport) -> bool:
+    """Whether it is asyncio's own transport for plain TCP, of its selector loop."""
+    return type(transport).__module__ == "asyncio.selector_events"
+
+
 def _direct_socket(transport: asyncio.Transport) -> socket.socket | None:
     """The socket that may be written to past the transport, if there is one.
 
@@ -3317,7 +3440,7 @@ def _direct_socket(transport: asyncio.Transport) -> socket.socket | None:
     transport for plain TCP: TLS must encrypt, and the transports of other event loops
     are different.
     """
-    if os.name != "posix" or type(transport).__module__ != "asyncio.selector_events":
+    if os.name != "posix" or not _is_plain_asyncio(transport):
         return None
     # asyncio hands out a wrapper that has no send().
     return getattr(transport.get_extra_info("socket"), "_sock", None)
@@ -4125,6 +4248,8 @@ class SSEServer:
         if full:
             self._rooms.refusing.add(connection)
         if self._ssl:
+            if not _is_plain_asyncio(connection.transport):
+                connection.transport.pause_reading()  # start_tls() resumes it
             handshake = connection.shake_hands(self._ssl, self._header_timeout)
             connection.task = self._loop.create_task(handshake)
 
