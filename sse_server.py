@@ -134,6 +134,7 @@ _MAX_CHANNELS = 100  # of one subscriber
 _MAX_PARAMETERS = 200  # of one query
 _MAX_ASKED_FIELDS = 50  # names that a preflight asks for and is allowed
 _MAX_LOGGED_ORIGINS = 100  # of pages that may not read the stream, each logged once
+_LARGE_HEAD_SECONDS = 60.0  # from one head that is too large and logged to the next
 _MAX_RECEIVED_BYTES = 64 * _KIB  # not parsed yet; reading pauses above this limit
 # The largest batch for one subscriber.  Larger writes would save few system calls, and
 # a client that stalls makes the server keep this much in memory.
@@ -1168,6 +1169,7 @@ class _Question(NamedTuple):
     """`authorize` must be asked about this request before it is answered."""
 
     request: Request
+    for_stream: bool  # then a client that has gone needs no answer
 
 
 class _Permit(NamedTuple):
@@ -1254,6 +1256,7 @@ class _Site:
         self._closed_because = closed_because
         self._allow = "GET, HEAD, OPTIONS" + (", POST" if self._token else "")
         self._logged_origins: set[str] = set()
+        self._large_head_due = -math.inf  # when the next one is logged
         link = f'<a href="{html.escape(self.path)}">{html.escape(self.path)}</a>'
         self._ok_page = _note("ok", "ok", f"The event stream is at {link}.")
 
@@ -1308,7 +1311,7 @@ class _Site:
                 message += ": no token is set to publish with (--publish-token)"
             raise HTTPError(405, message, [("Allow", self._allow)])
         if self._asks and permit is None and method != "OPTIONS":
-            return _Question(request)
+            return _Question(request, _asks_for_stream(request))
         if isinstance(permit, HTTPError):
             return self._refuse(request, permit)
         if body is None and request.has_body:
@@ -1323,6 +1326,18 @@ class _Site:
         """The answer that tells of an error; without a request, its head was invalid."""
         response = _error_response(error)
         return self._add_fields(request, response) if request else response
+
+    def log_large_head(
+        self, error: HTTPError, head: bytes, peer: str, now: float
+    ) -> None:
+        """Log what makes a head too large, but not often; `now` is in seconds."""
+        if now < self._large_head_due:
+            return
+        self._large_head_due = now + _LARGE_HEAD_SECONDS
+        largest = max(head.splitlines()[1:], key=len, default=b"")
+        name = _quote(largest.partition(b":")[0])
+        size = f"{len(head)} bytes have come, {len(largest)} of them of {name}"
+        logger.warning("%s: %s; %s", peer, error.message, size)
 
     # What a GET or HEAD of the path is answered.
 
@@ -1529,6 +1544,13 @@ def _event_fields(parameters: dict[str, list[str]]) -> dict[str, Any]:
             allowed = "event, channel, id and retain=1, each once"
             raise ValueError(f"{seen}; allowed are {allowed}")
     return fields
+
+
+def _asks_for_stream(request: Request) -> bool:
+    """Whether the answer can be nothing else than a stream."""
+    others = request.accepts("text/html") or request.accepts("application/json")
+    is_stream = request.accepts("text/event-stream") or not others
+    return request.method == "GET" and is_stream
 
 
 def _is_navigation(request: Request) -> bool:
@@ -2937,6 +2959,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.rooms.broadcaster.end(self, "closed by the client")
         elif self.state == _LINGERING or self._receives:
             self._close()  # what was received is no complete request
+        elif self.question and self.question.for_stream:
+            self._close()  # the stream would end at once
         # A plain connection stays open for the answer; TLS closes in any case.
         is_plain = self.state != _HANDSHAKE and self.lower is self.transport
         return is_plain and self.state != _LEAVING
@@ -3161,10 +3185,13 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _refuse(self, error: HTTPError) -> None:
         """Answer an invalid or incomplete request."""
         logger.debug("%s: %s", self.peer, error)
-        request = None
+        site, request = self.rooms.site, None
+        if error.status == 431 and self.state == _HEAD:
+            head = bytes(self.head or self.received)
+            site.log_large_head(error, head, self.peer, time.monotonic())
         with contextlib.suppress(HTTPError):  # its head may be what is wrong
             request = self.request()
-        self._answer_and_linger(self.rooms.site.response_to(error, request), request)
+        self._answer_and_linger(site.response_to(error, request), request)
 
     def _answer_and_linger(self, response: _Response, request: Request | None) -> None:
         """Answer a request that was not read to its end, then close.

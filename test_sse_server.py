@@ -3208,6 +3208,21 @@ class SiteTest(unittest.TestCase):
                 decided(site, get(f"Origin: https://{number}.example"))
         self.assertEqual(len(caught.records), 100)
 
+    def test_what_makes_a_head_too_large_is_logged_once_a_minute(self):
+        site = new_site()
+        head = lines("GET / HTTP/1.1", "A: b", "Cookie: secret", "C: d")
+        error = HTTPError(431, "too large")
+        with self.assertLogs("sse_server", "WARNING") as caught:
+            for now in (5.0, 6.0, 64.0, 65.0, 66.0):
+                site.log_large_head(error, head, "peer", now)
+            site.log_large_head(error, b"GET", "peer", 1000.0)
+        found = [record.getMessage() for record in caught.records]
+        size = f"{len(head)} bytes have come, 14 of them of 'Cookie'"
+        self.assertEqual(found[:2], [f"peer: too large; {size}"] * 2)
+        self.assertEqual(
+            found[2:], ["peer: too large; 3 bytes have come, 0 of them of ''"]
+        )
+
     def preflight(self, origins, *fields):
         """The fields that answer it."""
         request = get("Origin: https://a.example", *fields, method="OPTIONS")
@@ -6395,6 +6410,7 @@ class AnswerTest(ServerTestCase):
                 continue  # an empty line before a request is none (RFC 9112, 2.2)
             with self.subTest(data[:80]):
                 await self.check_answer(server, data, *refused(status, message))
+        self.assertEqual(len(self.logged(logging.WARNING)), 1)  # of the 431
 
     async def test_queries_that_get_400(self):
         server = await self.start()
@@ -6499,6 +6515,16 @@ class ConnectionTest(ServerTestCase):
                 await client.send(bytes([byte]))
                 await asyncio.sleep(0)
             self.assertEqual((await client.read_answer()).body, b"ok")
+
+    async def test_what_makes_a_head_too_large_is_logged(self):
+        server = await self.start()
+        cookie = "Cookie: " + "a" * MAX_HEAD
+        for fields in ([cookie, "X: a"], ["X: a"] * 300, [cookie]):
+            answer = await self.ask(server, ask("/", "Y: b", *fields))
+            self.assertEqual(answer.status, 431)
+        (found,) = self.logged(logging.WARNING)  # once a minute
+        self.assertIn(f": {HEAD_TOO_LARGE}; 1", found)
+        self.assertIn(f" bytes have come, {len(cookie)} of them of 'Cookie'", found)
 
     async def test_a_silent_connection_gets_408(self):
         """Rule 4."""
@@ -7417,6 +7443,50 @@ class AuthorizeTest(ServerTestCase):
             logged = self.logged(logging.ERROR)
             self.assertEqual(logged, ["authorize() failed for /sse"] * 3)
 
+    async def test_a_client_that_has_gone_needs_no_answer(self):
+        """Its descriptor is free, although the call may go on for long."""
+        go = threading.Event()
+        self.addCleanup(go.set)
+
+        async def wait(request):
+            await asyncio.Event().wait()
+
+        for authorize in (lambda request: go.wait(DEADLINE), wait):
+            server = await self.start(authorize=authorize)
+            for fields in ((), (EVENT_SOURCE,)):
+                client = await self.connect(server)
+                await client.send(ask("/sse", *fields))
+                await self.until(lambda s=server: s._registry.count("asking"), "it")
+                client.close()
+                await self.until(lambda s=server: not s._registry, "the departure")
+
+    async def test_who_ends_its_input_and_waits_for_an_answer_gets_it(self):
+        for data in (ask(method="HEAD"), ask("/sse", BROWSER), post("/sse", b"a")):
+            server, client, gate = await self.asking(data, publish_token="secret")
+            client.end_of_input()
+            (connection,) = server._registry.all("asking")
+            await self.until(lambda c=connection: c.input_ended, "the end of input")
+            gate.set()
+            self.assertEqual((await client.read_head()).status, 200)
+
+    @unittest.skipUnless(hasattr(asyncio, "eager_task_factory"), "Python 3.12")
+    async def test_one_that_does_not_wait_where_tasks_begin_at_once(self):
+        async def authorize(request):
+            return True
+
+        loop = asyncio.get_running_loop()
+        self.addCleanup(loop.set_task_factory, loop.get_task_factory())
+        server = await self.start(authorize=authorize)
+        loop.set_task_factory(asyncio.eager_task_factory)
+        client = await self.connect(server)
+        # Their answers do not fit into the socket, so the connection has to wait.
+        await client.send(ask("/sse", BROWSER) * 60 + ask())
+        for _ in range(60):
+            self.assertEqual((await client.read_answer()).status, 200)
+        await client.open(b"")
+        (connection,) = server._registry.all("live")
+        self.assertIsNone(connection.task)
+
     async def test_a_304_has_no_body(self):
         async def authorize(request):
             raise HTTPError(304)
@@ -7511,7 +7581,7 @@ class AuthorizeTest(ServerTestCase):
     async def test_an_answer_that_fails_ends_the_connection(self):
         server = await self.start(authorize=lambda request: True)
         client = await self.connect(server)
-        decide = [sse_server._Question(get()), None]
+        decide = [sse_server._Question(get(), for_stream=True), None]
         with (
             mock.patch.object(server._site, "decide", side_effect=decide),
             self.assertLogs("sse_server", "ERROR"),
