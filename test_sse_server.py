@@ -9760,6 +9760,8 @@ class CommandLineTest(CommandLineTestCase):
         client = await self.visit(port)
         answer = await client.request(post("/sse", b"a", token="my:secret"))
         self.assertEqual(answer.status, 200)
+        answer = await client.request(post("/sse/", b"a", token=None))
+        self.assertEqual(answer.body, b"ok")
         answer = await client.request(post("/sse", b"a", token="secret"))
         self.assertEqual(answer.status, 401)
         client.close()
