@@ -80,6 +80,7 @@ import hashlib
 import hmac
 import html
 import http
+import importlib
 import inspect
 import ipaddress
 import itertools
@@ -92,7 +93,6 @@ import re
 import secrets
 import signal
 import socket
-import ssl as ssl_module
 import sys
 import threading
 import time
@@ -110,7 +110,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, NamedTuple, NoReturn, Optional, Union, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union, cast
+
+if TYPE_CHECKING:  # some small systems have no `ssl`, and no `zlib`
+    import ssl as ssl_module
 
 __version__ = "2.0.0"
 __all__ = ["EVERYBODY", "HTTPError", "Request", "SSEServer", "Stats", "format_event"]
@@ -4183,10 +4186,22 @@ def _check_arguments(given: dict[str, Any]) -> None:
     for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
         if given[name] is not None:
             _check_function(name, given[name], may_await=name == "authorize")
-    if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
-        raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
-    if ssl and ssl.check_hostname:  # only a client checks it
-        raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
+    if given["compress"]:
+        _need_module("compress", "zlib")
+    if ssl is not None:
+        if not isinstance(ssl, _need_module("ssl", "ssl").SSLContext):
+            raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
+        if ssl.check_hostname:  # only a client checks it
+            raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
+
+
+def _need_module(parameter: str, module: str) -> Any:
+    """The module that a parameter needs; ValueError if this Python has none."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        fault = f"{parameter} needs the module {module}"
+        raise ValueError(f"{fault}, which this Python does not have") from None
 
 
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -4887,7 +4902,8 @@ def _make_server(options: argparse.Namespace) -> SSEServer:
     if options.lossless:  # a line must be held while clients are waited for
         options.history = options.history or 1
     if options.certfile:
-        options.ssl = ssl_module.create_default_context(ssl_module.Purpose.CLIENT_AUTH)
+        ssl = _need_module("--certfile", "ssl")
+        options.ssl = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         options.ssl.load_cert_chain(options.certfile, options.keyfile)
     parameters = inspect.signature(SSEServer).parameters
     return SSEServer(**{name: getattr(options, name) for name in parameters})

@@ -6276,6 +6276,49 @@ class ConstructorTest(unittest.TestCase):
                     SSEServer(**{name: value})
                 self.assertEqual(str(caught.exception), message)
 
+    # What a Python without these modules runs; some small systems have one.
+    WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(["ssl", "_ssl", "zlib"]))  # to import them fails
+import socket
+import sse_server
+with sse_server.SSEServer("127.0.0.1", 0) as server:
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    client.sendall(b"GET /sse HTTP/1.0\\r\\nAccept-Encoding: gzip\\r\\n\\r\\n")
+    file = client.makefile("rb")
+    while not file.readline().startswith(b"retry"):
+        pass
+    server.publish("a")
+    while not (line := file.readline()).startswith(b"data"):
+        pass
+    print(line)
+    file.close()
+    client.close()
+for options in ({"ssl": 1}, {"compress": True}):
+    try:
+        sse_server.SSEServer(**options)
+    except ValueError as error:
+        print(error)
+sse_server.main(["--certfile", "x"])
+"""
+
+    def test_without_ssl_and_zlib_all_works_that_does_not_need_them(self):
+        command = [sys.executable, "-c", self.WITHOUT]
+        folder = os.path.dirname(os.path.abspath(sse_server.__file__))
+        options = {"capture_output": True, "text": True, "timeout": 60}
+        done = subprocess.run(command, cwd=folder, check=False, **options)
+        missing = "needs the module {}, which this Python does not have"
+        expected = [
+            "b'data: a\\n'",
+            "ssl " + missing.format("ssl"),
+            "compress " + missing.format("zlib"),
+        ]
+        self.assertEqual(done.stdout.splitlines(), expected, done.stderr)
+        error = (
+            f"sse_server: --certfile {missing.format('ssl')}; --help shows all options"
+        )
+        self.assertEqual((done.returncode, done.stderr.splitlines()), (2, [error]))
+
     def test_the_limits_of_what_is_allowed(self):
         SSEServer(port=65535, history=0, history_bytes=0, max_event_bytes=1)
         SSEServer(max_connections=1, heartbeat=None, retry=1e-9, path="/")
