@@ -1316,7 +1316,7 @@ class _Site:
         if self._asks and permit is None and method != "OPTIONS":
             return _Question(request, _asks_for_stream(request))
         if isinstance(permit, HTTPError):
-            return self._refuse(request, permit)
+            return self._answer_refusal(request, permit)
         if body is None and request.has_body:
             return _Body(self._max_event_bytes, keep=publishes)
         if publishes:
@@ -1431,7 +1431,7 @@ class _Site:
             hint = f"{origin!a} is not among cors_origins (--cors-origin)"
             logger.warning("%s: its page may not read this: %s", request.peer, hint)
 
-    def _refuse(self, request: Request, error: HTTPError) -> _Response:
+    def _answer_refusal(self, request: Request, error: HTTPError) -> _Response:
         """The answer to a request that `authorize` has refused, or has failed for."""
         if error.status >= 500 and self._wants_stream(request):
             return self._come_back_later()
@@ -2993,7 +2993,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     # The states of a request.
 
-    async def shake_hands(self, context: ssl_module.SSLContext, seconds: float) -> None:
+    def begin_handshake(self, context: ssl_module.SSLContext, seconds: float) -> None:
+        """Agree on TLS first."""
+        handshake = self._shake_hands(context, seconds)
+        self.task = asyncio.get_running_loop().create_task(handshake)
+
+    async def _shake_hands(
+        self, context: ssl_module.SSLContext, seconds: float
+    ) -> None:
         transport = None
         try:
             transport = await asyncio.get_running_loop().start_tls(
@@ -3009,7 +3016,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.state != _HANDSHAKE:
             return
         if transport is None:
-            self.lower.abort()
+            self.cut()
             self.connection_lost(None)
             return
         self.transport = transport
@@ -3035,13 +3042,13 @@ class _Connection(_Subscriber, asyncio.Protocol):
                     self._receive_more()
                     return
         except HTTPError as error:
-            self._refuse(error)
+            self._answer_error(error)
         except Exception:
-            self._fail()
+            self._cut_failed()
 
-    def _fail(self) -> None:
-        logger.exception("%s: serving a request failed", self.peer)
-        self.transport.abort()
+    def _cut_failed(self) -> None:
+        logger.exception("%s: answering a request failed", self.peer)
+        self.cut()
 
     def _receive_more(self) -> None:
         if self.input_ended:
@@ -3090,7 +3097,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             decision = site.response_to(error, request)
             error.__traceback__ = None  # it would hold this frame, which holds it
         except Exception:
-            logger.exception("%s: serving a request failed", self.peer)
+            logger.exception("%s: answering a request failed", self.peer)
             decision = site.response_to(HTTPError(500), request)
         if isinstance(decision, _Question):
             self._ask(decision)
@@ -3131,7 +3138,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         try:
             self._go_on(question.request)
         except Exception:
-            self._fail()
+            self._cut_failed()
         if self.state == _BODY:  # it may be here already
             self.rooms.turns.defer(self)
 
@@ -3185,7 +3192,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.input_ended:
             rooms.broadcaster.end(self, "closed by the client")
 
-    def _refuse(self, error: HTTPError) -> None:
+    def _answer_error(self, error: HTTPError) -> None:
         """Answer an invalid or incomplete request."""
         logger.debug("%s: %s", self.peer, error)
         site, request = self.rooms.site, None
@@ -3226,14 +3233,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._close()
         elif state in (_HEAD, _BODY):
             message = f"not complete in {rooms.registry.seconds[state]:g} s"
-            self._refuse(HTTPError(408, f"request {state} {message}"))
+            self._answer_error(HTTPError(408, f"request {state} {message}"))
         else:
             rooms.broadcaster.expire(self)
 
     def close_if_idle(self) -> None:
         """Close if no request has begun: the server ends."""
         if self.state == _HANDSHAKE:
-            self.lower.abort()
+            self.cut()
         elif self.state in (_HEAD, _IDLE) and not self.received:
             self._close()
 
@@ -3242,6 +3249,46 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.state not in (_LEAVING, _CLOSED):
             self.rooms.registry.enter(self, _LEAVING)
             self.transport.close()
+
+
+class _Door:
+    """Takes in connections: so many, and some more that are only told to come back."""
+
+    def __init__(
+        self,
+        rooms: _Rooms,
+        limit: int | None,
+        context: ssl_module.SSLContext | None,
+        handshake_timeout: float,
+    ) -> None:
+        self.limit = limit  # of connections; None: not known yet
+        self.is_open = True
+        self._rooms = rooms
+        self._context = context
+        self._handshake_timeout = handshake_timeout
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more connections and streams are served."""
+        admitted = len(self._rooms.registry) - len(self._rooms.refusing)
+        return self.limit is not None and admitted >= self.limit
+
+    def accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve a connection, or cut it; asyncio calls this for each new one."""
+        refusing, is_full = self._rooms.refusing, self.is_full
+        if not self.is_open or (is_full and len(refusing) == _MAX_REFUSALS_AT_ONCE):
+            self._rooms.site.refused += 1
+            writer.transport.abort()
+            return
+        state = _HANDSHAKE if self._context else _HEAD
+        connection = _Connection(self._rooms, writer, state)
+        connection.transport.set_protocol(connection)
+        if is_full:
+            refusing.add(connection)
+        if self._context:
+            connection.begin_handshake(self._context, self._handshake_timeout)
 
 
 class _Reader(_Subscriber):
@@ -3502,10 +3549,8 @@ class SSEServer:
         _check_arguments(locals())
         self._host, self._port = host, port or 0
         self._listens = port is not None
-        self._header_timeout = header_timeout
         self._write_timeout = write_timeout
         self._shutdown_timeout = shutdown_timeout
-        self._max_connections = max_connections
         self._max_event_bytes = max_event_bytes
         self._dumps = dumps
         self._ssl = ssl
@@ -3554,7 +3599,8 @@ class SSEServer:
             on_open,
             on_close,
         )
-        self._rooms = _Rooms(site, _Asker(authorize), registry, broadcaster, turns)
+        rooms = _Rooms(site, _Asker(authorize), registry, broadcaster, turns)
+        self._door = _Door(rooms, max_connections, ssl, header_timeout)
         self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -3683,7 +3729,8 @@ class SSEServer:
         if len(names) > _MAX_CHANNELS:
             raise ValueError(f"{len(names)} channels; allowed are {_MAX_CHANNELS}")
         self._require_own_loop("stream()")
-        request = self._request_for_stream(last_event_id, names, accept_encoding)
+        path = self._site.path
+        request = _request_for_stream(path, last_event_id, names, accept_encoding)
         wanted = (names or _NO_CHANNEL) | {EVERYBODY}
         wish = _Wish(wanted, False, self._site.compresses(request), False)
         return self._read_stream(request, wish, replay)
@@ -3693,7 +3740,7 @@ class SSEServer:
     ) -> AsyncIterator[bytes]:
         if self._state == _STARTING:
             await asyncio.wait([self._starting])
-        if self._state != _SERVING or self._is_full:
+        if self._state != _SERVING or self._door.is_full:
             self._site.refused += 1
             why = self._site.come_back()
             yield _at_once(_Audience(wish).encode(why, begins=True))
@@ -3710,25 +3757,10 @@ class SSEServer:
     def stream_headers(self, accept_encoding: str | None = None) -> dict[str, str]:
         """The fields of the response whose body is stream(): with the same argument."""
         headers = {**dict(_STREAM_HEADERS), "Vary": "Accept-Encoding"}
-        request = self._request_for_stream(None, (), accept_encoding)
+        request = _request_for_stream(self._site.path, None, (), accept_encoding)
         if self._site.compresses(request):
             headers.update([_GZIP])
         return headers
-
-    def _request_for_stream(
-        self, last_event_id: str | None, names: Iterable[str], coding: str | None
-    ) -> Request:
-        """What would have asked this server for such a stream."""
-        query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
-        given = (b"last-event-id", last_event_id), (b"accept-encoding", coding)
-        fields = tuple(
-            (name, value.encode("utf-8", "surrogateescape"))
-            for name, value in given
-            if value
-        )
-        path = self._site.path
-        target = path + ("?" + query if query else "")
-        return Request("GET", target, path, query, (1, 1), fields, "")
 
     async def drain(self, behind: bool = False) -> None:
         """Return once all that was published is written to every live subscriber.
@@ -3962,13 +3994,14 @@ class SSEServer:
     async def _begin(self) -> None:
         sockets: list[socket.socket] = []
         try:
-            if self._max_connections is None:
-                self._max_connections = _connections_by_descriptors()
+            self._door.limit = self._door.limit or _connections_by_descriptors()
             if self._listens:
-                sockets = await self._listen()
+                sockets = await _listen(
+                    self._host, self._port, self._reuse_port, self._write_timeout
+                )
             for sock in sockets:
                 listener = await asyncio.start_server(
-                    self._accept,
+                    self._door.accept,
                     sock=sock,
                     backlog=_ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
                     start_serving=False,
@@ -3978,7 +4011,7 @@ class SSEServer:
             names = [sock.getsockname() for sock in sockets]
             self._port = names[0][1] if names else 0
             bound = [ipaddress.ip_address(name[0].split("%")[0]) for name in names]
-            if all(address.is_loopback for address in bound):
+            if bound and all(address.is_loopback for address in bound):
                 host = (self._host or "").lower()
                 own = f"[{host}]" if ":" in host else host
                 given = self._site.hosts or frozenset()
@@ -3989,7 +4022,7 @@ class SSEServer:
             self._listeners = []  # none serves yet, so their sockets are all they have
             for sock in sockets:
                 sock.close()
-            self._abort()
+            self._cut_all()
             if self._enter(_NEW, _STARTING):
                 self._loop = None
             raise
@@ -4014,71 +4047,10 @@ class SSEServer:
         for subscriber in self._registry.all(*_STREAMING):
             self._broadcaster.end(subscriber, "broadcasting has failed")
 
-    async def _listen(self) -> list[socket.socket]:
-        """Bind every address of the host, all of them to one port."""
-        # A browser may try either address (RFC 6761, 6.3), so bind both, whatever the
-        # hosts file says.
-        hosts: list[str | None] = ["127.0.0.1", "::1"]
-        if self._host != "localhost":
-            hosts = [self._host or None]
-        loop = asyncio.get_running_loop()
-        found: list[Any] = []
-        try:
-            for host in hosts:
-                found += await loop.getaddrinfo(
-                    host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-                )
-        except UnicodeError:
-            raise OSError(f"{self._host!r} is not a host's name") from None
-        addresses = list(dict.fromkeys((info[0], info[4]) for info in found))
-        # With port 0, the port that is free on the first address may be in use on the
-        # next one.
-        attempts = 1 if self._port else 10
-        while True:
-            try:
-                return self._bind(addresses)
-            except OSError as error:
-                attempts -= 1
-                if error.errno != errno.EADDRINUSE or not attempts:
-                    raise
-
-    def _bind(self, addresses: list[tuple[int, Any]]) -> list[socket.socket]:
-        bound: list[socket.socket] = []
-        port = self._port
-        failure = OSError(f"{self._host} has no address")
-        with contextlib.ExitStack() as closing:
-            for number, (family, (host, _, *scope)) in enumerate(
-                addresses * _LISTENERS
-            ):
-                address = host, port, *scope
-                # The first socket of an address is bound without SO_REUSEPORT, so that
-                # the kernel reports a port that is in use.
-                shared = self._reuse_port or number >= len(addresses)
-                try:
-                    sock = socket.create_server(
-                        address, family=family, backlog=_BACKLOG, reuse_port=shared
-                    )
-                except OSError as error:
-                    # A name may have an address that the machine has not, as ::1 where
-                    # IPv6 is off.
-                    if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                        raise
-                    failure = error
-                    continue
-                closing.callback(sock.close)
-                _set_socket_options(sock, self._write_timeout)
-                if _LISTENERS > 1:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                bound.append(sock)
-                port = sock.getsockname()[1]
-            if not bound:
-                raise failure
-            closing.pop_all()
-        return bound
-
     def _begin_closing(self) -> asyncio.Task[None]:
         if self._enter(_CLOSING, _STARTING, _SERVING, _FAILED):
             assert self._loop
+            self._door.is_open = False
             self._broadcaster.stop("the server is closed")
             self._closing = self._loop.create_task(self._close())
         assert self._closing
@@ -4087,7 +4059,7 @@ class SSEServer:
     async def _close(self) -> None:
         assert self._loop
         await asyncio.wait([self._starting])
-        aborting = self._loop.call_later(self._shutdown_timeout, self._abort)
+        cutting = self._loop.call_later(self._shutdown_timeout, self._cut_all)
         for listener in self._listeners:
             listener.close()
         for subscriber in self._registry.all(_HANDSHAKE, _HEAD, _IDLE):
@@ -4098,14 +4070,14 @@ class SSEServer:
         if not self._starting.cancelled() and self._starting.exception() is None:
             await asyncio.wait([self._broadcasting])
             await self._registry.wait_until_empty()
-        aborting.cancel()
+        cutting.cancel()
         self._registry.stop()
         for task in self._tasks:
             task.cancel()
         self._enter(_CLOSED, _CLOSING)
         _running.discard(self._registry)
 
-    def _abort(self) -> None:
+    def _cut_all(self) -> None:
         """Cut all connections: shutdown_timeout is over, or the start has failed."""
         for subscriber in self._registry.all(*_TRANSITIONS):
             subscriber.cut()
@@ -4136,33 +4108,20 @@ class SSEServer:
             elif chosen:
                 self._broadcaster.end(subscriber, "disconnected by the program")
 
-    # Connections.
 
-    def _accept(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        assert self._loop
-        full = self._is_full
-        if self._state not in (_SERVING, _FAILED) or (
-            full and len(self._rooms.refusing) == _MAX_REFUSALS_AT_ONCE
-        ):
-            self._site.refused += 1
-            writer.transport.abort()
-            return
-        state = _HANDSHAKE if self._ssl else _HEAD
-        connection = _Connection(self._rooms, writer, state)
-        connection.transport.set_protocol(connection)
-        if full:
-            self._rooms.refusing.add(connection)
-        if self._ssl:
-            handshake = connection.shake_hands(self._ssl, self._header_timeout)
-            connection.task = self._loop.create_task(handshake)
-
-    @property
-    def _is_full(self) -> bool:
-        assert self._max_connections
-        admitted = len(self._registry) - len(self._rooms.refusing)
-        return admitted >= self._max_connections
+def _request_for_stream(
+    path: str, last_event_id: str | None, names: Iterable[str], coding: str | None
+) -> Request:
+    """What would have asked a server for such a stream."""
+    query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
+    given = (b"last-event-id", last_event_id), (b"accept-encoding", coding)
+    fields = tuple(
+        (name, value.encode("utf-8", "surrogateescape"))
+        for name, value in given
+        if value
+    )
+    target = path + ("?" + query if query else "")
+    return Request("GET", target, path, query, (1, 1), fields, "")
 
 
 def _check_arguments(given: dict[str, Any]) -> None:
@@ -4227,6 +4186,71 @@ def _check_seconds(name: str, value: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}; allowed are seconds above 0")
+
+
+async def _listen(
+    host: str | None, port: int, reuse_port: bool, write_timeout: float
+) -> list[socket.socket]:
+    """Bind every address of the host, all of them to one port."""
+    # A browser may try either address (RFC 6761, 6.3), so bind both, whatever the
+    # hosts file says.
+    hosts = ["127.0.0.1", "::1"] if host == "localhost" else [host or None]
+    loop = asyncio.get_running_loop()
+    found: list[Any] = []
+    try:
+        for name in hosts:
+            found += await loop.getaddrinfo(
+                name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+    except UnicodeError:
+        raise OSError(f"{host!r} is not a host's name") from None
+    addresses = list(dict.fromkeys((info[0], info[4]) for info in found))
+    # With port 0, the port that is free on the first address may be in use on the next
+    # one.
+    attempts = 1 if port else 10
+    while True:
+        try:
+            return _bind(addresses, port, reuse_port, write_timeout)
+        except OSError as error:
+            attempts -= 1
+            if error.errno != errno.EADDRINUSE or not attempts:
+                raise
+
+
+def _bind(
+    addresses: list[tuple[int, Any]], port: int, reuse_port: bool, write_timeout: float
+) -> list[socket.socket]:
+    bound: list[socket.socket] = []
+    failure = OSError("the host has no address")
+    with contextlib.ExitStack() as closing:
+        for number, (family, (host, _, *scope)) in enumerate(addresses * _LISTENERS):
+            # The first socket of an address is bound without SO_REUSEPORT, so that the
+            # kernel reports a port that is in use.
+            shared = reuse_port or number >= len(addresses)
+            try:
+                sock = socket.create_server(
+                    (host, port, *scope),
+                    family=family,
+                    backlog=_BACKLOG,
+                    reuse_port=shared,
+                )
+            except OSError as error:
+                # A name may have an address that the machine has not, as ::1 where
+                # IPv6 is off.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                failure = error
+                continue
+            closing.callback(sock.close)
+            _set_socket_options(sock, write_timeout)
+            if _LISTENERS > 1:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.append(sock)
+            port = sock.getsockname()[1]
+        if not bound:
+            raise failure
+        closing.pop_all()
+    return bound
 
 
 def _connections_by_descriptors() -> int:

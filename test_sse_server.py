@@ -4059,7 +4059,6 @@ class SubscriberModelTest(unittest.TestCase):
         self.evicted = False
         server._loop = asyncio.get_running_loop()
         server._state = "serving"
-        server._max_connections = 1000
         server._broadcaster._loop = server._loop
         server._broadcaster._bell = server._loop.create_future()
         server._broadcaster._process = os.getpid()
@@ -4154,7 +4153,7 @@ class SubscriberModelTest(unittest.TestCase):
         transport = ModelTransport(self.kernel)
         transport.room = 10_000 if self.alike else self.random.choice((0, 50, 10_000))
         writer = mock.Mock(transport=transport)
-        connection = sse_server._Connection(self.server._rooms, writer, "head")
+        connection = sse_server._Connection(self.server._door._rooms, writer, "head")
         transport.set_protocol(connection)
         gzip = not self.alike and self.random.random() < 0.5
         fields += ["Accept-Encoding: gzip"] * gzip
@@ -8849,13 +8848,13 @@ class LifeTest(ServerTestCase):
 
     async def test_a_close_from_another_event_loop_while_it_starts(self):
         server, go_on = SSEServer("127.0.0.1", 0), threading.Event()
-        listen = server._listen
+        listen = sse_server._listen
 
-        async def listen_late():
+        async def listen_late(*arguments):
             await self.in_thread(go_on.wait, DEADLINE)
-            return await listen()
+            return await listen(*arguments)
 
-        server._listen = listen_late
+        self.change(sse_server, _listen=listen_late)
         starting = asyncio.ensure_future(self.in_thread(server.start))
         await self.until(lambda: server._state == "starting", "the start")
         closing = asyncio.ensure_future(server.close())
@@ -9234,7 +9233,7 @@ class TLSTest(OverTLS, ServerTestCase):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             self.addCleanup(writer.close)
         await self.until(lambda: server._registry.count("handshake") == 3, "all")
-        self.assertEqual(len(server._rooms.refusing), 1)
+        self.assertEqual(len(server._door._rooms.refusing), 1)
 
     async def test_the_end_does_not_wait_for_a_handshake(self):
         server = await self.start(shutdown_timeout=1000, header_timeout=1000)
