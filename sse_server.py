@@ -17,7 +17,7 @@ everybody connected to /sse and answers 200 `ok` on every other path.
               behind: a tablet ---'               '--- sent: every live subscriber
               (a position of its own)                  (one position for all of them)
                                            |
-     GET /sse --> parse_request --> position of Last-Event-ID --> catch up --> live
+     GET /sse --> parse_request --> site.decide --> position --> catch up --> live
 
 The rules from which the rest follows:
 
@@ -56,6 +56,9 @@ The rules from which the rest follows:
    Each state but leaving may also end with leaving or closed; head, asking and body may
    also end with lingering.  A subscriber is live only while its socket has taken
    everything.
+7. The site decides what is answered.  It is given values and returns values, and has no
+   socket.  It is asked when a request's head is there, again when `authorize` has
+   decided, and again when the body is there.
 
 It does not do HTTP/2, WebSocket, sessions, storage, or the renewal of certificates.
 For HTTP/2 and certificates, put a proxy in front.  For sessions, use the `authorize`
@@ -1203,63 +1206,53 @@ class _Stream(NamedTuple):
 _Decision = Union[_Question, _Body, _Stream, _Response]
 
 
+@dataclasses.dataclass(eq=False)
 class _Site:
     """Decides what is answered.  It knows what a server was told, and no connection.
 
     `decide` is asked when the head of a request is there.  Each decision tells what to
     do next: ask `authorize`, read the body, open a stream, or answer.  After a question
     and after a body, `decide` is asked again, with what came of it as well.
-
-    It calls what it was given of the server: `publish` as SSEServer's, `is_repeated`
-    with the same arguments for whether the event that is held under the id is the same
-    (None: none is held), `stats` for the counts, `newest_id` for the newest event's id,
-    and `closed_because` for the reason why nothing is served now ("": it is).
     """
 
-    def __init__(
-        self,
-        *,
-        path: str,
-        hosts: Iterable[str] | None,
-        cors_origins: Iterable[str],
-        publish_token: str | None,
-        asks: bool,  # whether the program has an `authorize`
-        compress: bool,
-        max_event_bytes: int,
-        retry: float,  # seconds
-        restart_retry: float,  # seconds
-        replay: float,  # events for a new client that does not say how many
-        publish: Callable[..., str],
-        is_repeated: Callable[..., bool | None],
-        stats: Callable[[], Stats],
-        newest_id: Callable[[], str],
-        closed_because: Callable[[], str],
-    ) -> None:
-        if not isinstance(publish_token or "", str):
+    # As SSEServer is given them:
+    path: str
+    hosts: Iterable[str] | None  # None: it answers to any name
+    cors_origins: Iterable[str]
+    publish_token: str | None
+    asks: bool  # whether the program has an `authorize`
+    compress: bool
+    max_event_bytes: int
+    retry: float
+    restart_retry: float
+    replay: float
+    # What the server does and knows:
+    publish: Callable[..., str]
+    # Whether the event that is held under this id has this body and channel; None: no
+    # event is held under it.
+    is_repeated: Callable[[str, bytes, str | None], bool | None]
+    stats: Callable[[], Stats]
+    newest_id: Callable[[], str]
+    closed_because: Callable[[], str]  # why nothing is served now; "": it is
+    # What it notes itself:
+    refused: int = 0  # requests and streams, because the server was full or closing
+    logged_origins: set[str] = dataclasses.field(default_factory=set)
+    large_head_due: float = -math.inf  # when the next one is logged, in seconds
+
+    def __post_init__(self) -> None:
+        token = self.publish_token or ""
+        if not isinstance(token, str):
             raise TypeError("publish_token is not a str; allowed is a str or None")
-        if publish_token and (found := re.search("[^!-~]", publish_token)):
+        if found := re.search("[^!-~]", token):
             fault = f"publish_token has {found[0]!a} at index {found.start()}"
             raise ValueError(fault + "; allowed are visible ASCII characters")
-        self.path = _check_path(path)
-        self.hosts: frozenset[str] | None = None  # None: it answers to any name
-        if hosts is not None:
-            names = _check_all("host", hosts, *_HOSTS)
+        self._token = token.encode()
+        self._allow = "GET, HEAD, OPTIONS" + (", POST" if token else "")
+        self.path = _check_path(self.path)
+        if self.hosts is not None:
+            names = _check_all("host", self.hosts, *_HOSTS)
             self.hosts = frozenset(name.rstrip(".") for name in names)
-        self.replay = replay
-        self.refused = 0  # requests and streams, because the server was full or closing
-        self._cors_origins = _check_all("cors_origin", cors_origins, *_ORIGINS)
-        self._token = (publish_token or "").encode()
-        self._asks = asks
-        self._compress = compress
-        self._max_event_bytes = max_event_bytes
-        self._retry, self._restart_retry = retry, restart_retry
-        self._publish, self._is_repeated = publish, is_repeated
-        self._stats = stats
-        self._newest_id = newest_id
-        self._closed_because = closed_because
-        self._allow = "GET, HEAD, OPTIONS" + (", POST" if self._token else "")
-        self._logged_origins: set[str] = set()
-        self._large_head_due = -math.inf  # when the next one is logged
+        self._origins = _check_all("cors_origin", self.cors_origins, *_ORIGINS)
         link = f'<a href="{html.escape(self.path)}">{html.escape(self.path)}</a>'
         self._ok_page = _note("ok", "ok", f"The event stream is at {link}.")
 
@@ -1275,7 +1268,7 @@ class _Site:
         `permit` is what `authorize` has allowed, or the error to answer with; None: it
         was not asked.  `body` is the whole body; None: it was not read.
         """
-        if is_full or self._closed_because():
+        if is_full or self.closed_because():
             return self._add_fields(request, self._turn_away(request))
         if request.path != self.path:
             return self._decide_elsewhere(request, body)
@@ -1295,7 +1288,7 @@ class _Site:
                 # 200 would tell a publisher that it has published.
                 raise HTTPError(404, f"{fault}; publish at {self.path}")
         if body is None and request.has_body:
-            return _Body(self._max_event_bytes, keep=False)
+            return _Body(self.max_event_bytes, keep=False)
         return self._ok_page if _is_navigation(request) else _OK
 
     def _decide_here(
@@ -1313,12 +1306,12 @@ class _Site:
             if method == "POST":
                 message += ": no token is set to publish with (--publish-token)"
             raise HTTPError(405, message, [("Allow", self._allow)])
-        if self._asks and permit is None and method != "OPTIONS":
+        if self.asks and permit is None and method != "OPTIONS":
             return _Question(request, _asks_for_stream(request))
         if isinstance(permit, HTTPError):
             return self._answer_refusal(request, permit)
         if body is None and request.has_body:
-            return _Body(self._max_event_bytes, keep=publishes)
+            return _Body(self.max_event_bytes, keep=publishes)
         if publishes:
             return self._publish_body(request, body or b"")
         if method == "OPTIONS":
@@ -1334,9 +1327,9 @@ class _Site:
         self, error: HTTPError, head: bytes, peer: str, now: float
     ) -> None:
         """Log what makes a head too large, but not often; `now` is in seconds."""
-        if now < self._large_head_due:
+        if now < self.large_head_due:
             return
-        self._large_head_due = now + _LARGE_HEAD_SECONDS
+        self.large_head_due = now + _LARGE_HEAD_SECONDS
         largest = max(head.splitlines()[1:], key=len, default=b"")
         name = _quote(largest.partition(b":")[0])
         size = f"{len(head)} bytes have come, {len(largest)} of them of {name}"
@@ -1352,10 +1345,10 @@ class _Site:
         Each carries the newest id, so that another process can render it into a page;
         but not for those who may not hear of every channel.
         """
-        newest_id = "" if permit and permit.is_limited else self._newest_id()
+        newest_id = "" if permit and permit.is_limited else self.newest_id()
         if not request.accepts("text/event-stream"):
             if request.accepts("application/json") and self._may_count(request):
-                stats = _JSON.encode(dataclasses.asdict(self._stats())).encode()
+                stats = _JSON.encode(dataclasses.asdict(self.stats())).encode()
                 return _Response(200, _STATS_HEADERS, stats, newest_id)
             if request.accepts("text/html"):
                 return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
@@ -1382,7 +1375,7 @@ class _Site:
 
     def compresses(self, request: Request) -> bool:
         """Whether its stream is compressed."""
-        return self._compress and request.version >= (1, 1) and request.accepts_gzip
+        return self.compress and request.version >= (1, 1) and request.accepts_gzip
 
     def first_bytes(self) -> bytes:
         """The first bytes of a stream.
@@ -1390,7 +1383,7 @@ class _Site:
         Firefox calls onopen when the first byte of the body comes, and the retry counts
         without a blank line, which some clients would take for an event.
         """
-        return b": open\nretry: %d\n" % _jittered_ms(self._retry)
+        return b": open\nretry: %d\n" % _jittered_ms(self.retry)
 
     def come_back(self) -> bytes:
         """The whole of a stream that only says when to come back."""
@@ -1403,7 +1396,7 @@ class _Site:
         given = request.header("host")
         if not given or self.hosts is None:
             return
-        if self.hosts.isdisjoint(_host_names(given)):
+        if _host_names(given).isdisjoint(self.hosts):
             fault = f"this server does not answer to {given[:80]!a}"
             hint = "its names are set by hosts (--allow-host)"
             raise HTTPError(421, f"{fault}; {hint}")
@@ -1422,11 +1415,11 @@ class _Site:
     def _log_origin(self, request: Request) -> None:
         """Log that a page may not read this, once for each origin."""
         origin = (request.header("origin") or "")[:_MAX_NAME_BYTES]
-        logged = self._logged_origins
+        logged = self.logged_origins
         if not origin or origin in logged or len(logged) == _MAX_LOGGED_ORIGINS:
             return
-        own = origin.partition("://")[2] == request.header("host")
-        if not own and not self._cors_origins & {origin, "*"}:
+        own = origin.partition("://")[2] == (request.header("host") or "").lower()
+        if not own and not self._origins & {origin, "*"}:
             logged.add(origin)
             hint = f"{origin!a} is not among cors_origins (--cors-origin)"
             logger.warning("%s: its page may not read this: %s", request.peer, hint)
@@ -1456,7 +1449,7 @@ class _Site:
         self.refused += 1
         if self._wants_stream(request):
             return self._come_back_later()._replace(is_last=True)
-        why = self._closed_because() or "the server is full"
+        why = self.closed_because() or "the server is full"
         after = str(math.ceil(self._retry_later_ms() / 1000))
         error = HTTPError(503, why, [("Retry-After", after)])
         return _error_response(error)._replace(is_last=True)
@@ -1465,8 +1458,8 @@ class _Site:
         return _Response(200, _STREAM_HEADERS, self.come_back())
 
     def _retry_later_ms(self) -> int:
-        closed = self._closed_because()
-        return _jittered_ms(self._restart_retry if closed else _FULL_RETRY_SECONDS)
+        closed = self.closed_because()
+        return _jittered_ms(self.restart_retry if closed else _FULL_RETRY_SECONDS)
 
     # What is done with a POST, and what all answers on the path have.
 
@@ -1480,31 +1473,32 @@ class _Site:
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
         try:
-            id = self._publish(data, **fields)
+            id = self.publish(data, **fields)
         except RuntimeError as error:  # it was closed meanwhile
             raise HTTPError(503, str(error)) from None
         except ValueError as error:
             # The publisher may not have got the first answer.
-            repeated = self._is_repeated(data, **fields) if "id" in fields else None
+            id, event = fields.get("id", ""), fields.get("event")
+            frame = format_event(data, event=event)
+            repeated = self.is_repeated(id, frame, fields.get("channel"))
             if not repeated:
                 raise HTTPError(400 if repeated is None else 409, str(error)) from None
-            id = fields["id"]
         return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
 
     def _add_fields(self, request: Request, response: _Response) -> _Response:
         """Add what all answers on the path have, and CORS (Fetch standard, 3.2)."""
-        if request.path != self.path or not (self._cors_origins or self._compress):
+        if request.path != self.path or not (self._origins or self.compress):
             return response
         headers = list(response.headers)
-        if self._compress:
+        if self.compress:
             headers.append(("Vary", "Accept-Encoding"))
-        if self._cors_origins:
+        if self._origins:
             headers.append(("Vary", "Origin"))
         allowed_origin = request.header("origin")
-        if allowed_origin in self._cors_origins:
+        if allowed_origin in self._origins:
             headers.append(("Access-Control-Allow-Credentials", "true"))
         else:
-            allowed_origin = "*" if "*" in self._cors_origins else None
+            allowed_origin = "*" if "*" in self._origins else None
         if allowed_origin:
             headers.append(("Access-Control-Allow-Origin", allowed_origin))
         if allowed_origin and response.newest_id:
@@ -1527,7 +1521,7 @@ class _Site:
         ]
         # Only the pages of a named origin may reach into a private network.
         private = request.header("access-control-request-private-network") == "true"
-        if private and request.header("origin") in self._cors_origins:
+        if private and request.header("origin") in self._origins:
             headers.append(("Access-Control-Allow-Private-Network", "true"))
         return tuple(headers)
 
@@ -2798,7 +2792,7 @@ class _Asker:
     """Asks the program's `authorize`: a plain function in a thread, as it may block."""
 
     def __init__(self, authorize: Authorize | None) -> None:
-        self._authorize = authorize
+        self._authorize = cast(Authorize, authorize)  # without it nobody is asked about
         self._threads: asyncio.Semaphore | None = None  # belongs to the event loop
 
     async def ask(self, request: Request) -> _Permit | HTTPError:
@@ -2818,7 +2812,6 @@ class _Asker:
 
     async def _call(self, request: Request) -> Permission:
         authorize = self._authorize
-        assert authorize
         if inspect.iscoroutinefunction(authorize):
             answer: Any = authorize(request)
         else:
@@ -3038,7 +3031,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
                     if len(self.received) > _MAX_RECEIVED_BYTES:
                         self.transport.pause_reading()
                     return
-                if not (self._read_body() if self.body else self._read_head()):
+                body = self.body
+                if not (self._read_body(body) if body else self._read_head()):
                     self._receive_more()
                     return
         except HTTPError as error:
@@ -3074,10 +3068,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self._go_on(_parse_request(self.head, self.peer))
         return True
 
-    def _read_body(self) -> bool:
-        """Decode more of the body; False if more of it must come first."""
-        body = self.body
-        assert body
+    def _read_body(self, body: _BodyReader) -> bool:
+        """Read more of the body; False if more of it must come first."""
         if body.read(self.received):
             return True
         if body.complete:
@@ -3128,12 +3120,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
             logger.error("%s: what authorize() waited for was cancelled", self.peer)
             permit = HTTPError(500)
         if self.question is question:
-            self._go_on_with(permit)
+            self._go_on_with(question, permit)
 
-    def _go_on_with(self, permit: _Permit | HTTPError) -> None:
+    def _go_on_with(self, question: _Question, permit: _Permit | HTTPError) -> None:
         """Go on with the request that `authorize` was asked about."""
-        question, self.question, self.task = self.question, None, None
-        assert question
+        self.question = self.task = None
         self.permit = permit
         try:
             self._go_on(question.request)
@@ -3143,10 +3134,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.rooms.turns.defer(self)
 
     def disconnect(self) -> None:
-        """The program wants to be rid of a client that `authorize` is asked about."""
-        if self.task:
+        """Answer a request that `authorize` is still asked about: it is not wanted."""
+        if self.question and self.task:
             self.task.cancel()
-        self._go_on_with(HTTPError(503, "disconnected by the program"))
+            refusal = HTTPError(503, "disconnected by the program")
+            self._go_on_with(self.question, refusal)
 
     def _expect_body(self, request: Request) -> None:
         self.rooms.registry.enter(self, _BODY)
@@ -3663,18 +3655,8 @@ class SSEServer:
         name = (event or "message") if retain else None
         return self._broadcaster.publish(body, channel, id, name)
 
-    def _is_repeated(
-        self,
-        data: str,
-        *,
-        id: str,
-        event: str | None = None,
-        channel: str | None = None,
-        retain: bool = False,
-    ) -> bool | None:
-        """Whether the event held under this id is the same; None: none is held."""
+    def _is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         with self._broadcaster.lock:
-            body = format_event(data, event=event)
             return self._broadcaster.log.is_repeated(id, body, channel)
 
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
@@ -4014,8 +3996,7 @@ class SSEServer:
             if bound and all(address.is_loopback for address in bound):
                 host = (self._host or "").lower()
                 own = f"[{host}]" if ":" in host else host
-                given = self._site.hosts or frozenset()
-                self._site.hosts = _LOOPBACK_HOSTS | {own} | given
+                self._site.hosts = {*_LOOPBACK_HOSTS, own, *(self._site.hosts or ())}
             if not self._enter(_SERVING, _STARTING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:

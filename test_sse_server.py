@@ -2680,7 +2680,7 @@ def new_site(**policy):
         "restart_retry": 5.0,
         "replay": 0,
         "publish": publish,
-        "is_repeated": lambda data, **fields: None,
+        "is_repeated": lambda id, body, channel: None,
         "stats": lambda: sse_server.Stats(1, 2, 3, 4, 5, 6, 7, 8),
         "newest_id": lambda: "newest",
         "closed_because": lambda: "",
@@ -3113,7 +3113,7 @@ DECISIONS = {
 
 
 class SiteTest(unittest.TestCase):
-    """What is answered, without a socket."""
+    """Rule 7: what is answered, without a socket."""
 
     def setUp(self):
         logger = logging.getLogger("sse_server")
@@ -3151,7 +3151,7 @@ class SiteTest(unittest.TestCase):
 
     def test_what_publish_raises(self):
         for error, target, repeated, expected in (
-            (ValueError("no"), "/sse", True, (400, "no")),
+            (ValueError("no"), "/sse", None, (400, "no")),
             (RuntimeError("no"), "/sse?id=1", True, (503, "no")),
             (ValueError("no"), "/sse?id=1", None, (400, "no")),
             (ValueError("no"), "/sse?id=1", False, (409, "no")),
@@ -3167,7 +3167,7 @@ class SiteTest(unittest.TestCase):
                 request = get(SECRET, method="POST", target=target)
                 self.assertEqual(decided(site, request, body=b"a"), expected)
                 if expected[0] == 200:
-                    is_repeated.assert_called_once_with("a", id="1", retain=True)
+                    is_repeated.assert_called_once_with("1", b"data: a\n\n", None)
 
     def test_the_newest_id_is_not_for_those_who_hear_some_channels(self):
         site = new_site(asks=True)
@@ -5608,6 +5608,7 @@ class CompressionTest(ServerTestCase):
             self.assertEqual(headers.get("Content-Encoding"), coding)
             self.assertEqual(headers["Content-Type"], "text/event-stream")
             self.assertEqual(headers["Vary"], "Accept-Encoding")
+            self.assertEqual(headers["Cache-Control"], "no-cache, no-transform")
             iterator = server.stream(accept_encoding=given)
             inflater = zlib.decompressobj(GZIP) if coding else None
             decoder, events = Decoder(), []
