@@ -1307,7 +1307,8 @@ class _Site:
                 message += ": no token is set to publish with (--publish-token)"
             raise HTTPError(405, message, [("Allow", self._allow)])
         if self.asks and permit is None and method != "OPTIONS":
-            return _Question(request, _asks_for_stream(request))
+            for_stream = method == "GET" and not _is_navigation(request)
+            return _Question(request, for_stream)
         if isinstance(permit, HTTPError):
             return self._answer_refusal(request, permit)
         if body is None and request.has_body:
@@ -1543,13 +1544,6 @@ def _event_fields(parameters: dict[str, list[str]]) -> dict[str, Any]:
     return fields
 
 
-def _asks_for_stream(request: Request) -> bool:
-    """Whether the answer can be nothing else than a stream."""
-    others = request.accepts("text/html") or request.accepts("application/json")
-    is_stream = request.accepts("text/event-stream") or not others
-    return request.method == "GET" and is_stream
-
-
 def _is_navigation(request: Request) -> bool:
     """Whether a browser asks for a page to show, in an address bar or by a link."""
     reads = request.method in ("GET", "HEAD") and request.accepts("text/html")
@@ -1563,21 +1557,17 @@ def _note(title: str, *paragraphs: str) -> _Response:
     return _Response(200, _NOTE_HEADERS, page.encode("utf-8", "replace"))
 
 
-_NOTE_HEADERS: _Headers = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("Cache-Control", "no-store"),
-    ("Vary", "Accept"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    _NOSNIFF,
-)
+def _for_some(content_type: str, *others: tuple[str, str]) -> _Headers:
+    """The fields of an answer that only those get who accept it, and only now."""
+    uncached = ("Cache-Control", "no-store"), ("Vary", "Accept")
+    return ("Content-Type", content_type), *uncached, *others, _NOSNIFF
+
+
+_NO_SCRIPTS = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+_NOTE_HEADERS = _for_some("text/html; charset=utf-8", _NO_SCRIPTS)
+_STATS_HEADERS = _for_some("application/json")
 _OK = _Response(200, _TEXT_HEADERS, b"ok")
 _GZIP = ("Content-Encoding", "gzip")
-_STATS_HEADERS: _Headers = (
-    ("Content-Type", "application/json"),
-    ("Cache-Control", "no-store"),
-    ("Vary", "Accept"),
-    _NOSNIFF,
-)
 
 
 def _permitted(request: Request, permission: Permission) -> _Permit:
