@@ -17,7 +17,7 @@ everybody connected to /sse and answers 200 `ok` on every other path.
               behind: a tablet ---'               '--- sent: every live subscriber
               (a position of its own)                  (one position for all of them)
                                            |
-     GET /sse --> parse_request --> position of Last-Event-ID --> catch up --> live
+     GET /sse --> parse_request --> site.decide --> position --> catch up --> live
 
 The rules from which the rest follows:
 
@@ -56,6 +56,9 @@ The rules from which the rest follows:
    Each state but leaving may also end with leaving or closed; head, asking and body may
    also end with lingering.  A subscriber is live only while its socket has taken
    everything.
+7. The site decides what is answered.  It is given values and returns values, and has no
+   socket.  It is asked when a request's head is there, again when `authorize` has
+   decided, and again when the body is there.
 
 It does not do HTTP/2, WebSocket, sessions, storage, or the renewal of certificates.
 For HTTP/2 and certificates, put a proxy in front.  For sessions, use the `authorize`
@@ -80,6 +83,7 @@ import hashlib
 import hmac
 import html
 import http
+import importlib
 import inspect
 import ipaddress
 import itertools
@@ -92,7 +96,6 @@ import re
 import secrets
 import signal
 import socket
-import ssl as ssl_module
 import sys
 import threading
 import time
@@ -110,7 +113,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, NamedTuple, NoReturn, Optional, Union, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union, cast
+
+if TYPE_CHECKING:  # some small systems have no `ssl`, and no `zlib`
+    import ssl as ssl_module
 
 __version__ = "2.0.0"
 __all__ = ["EVERYBODY", "HTTPError", "Request", "SSEServer", "Stats", "format_event"]
@@ -139,6 +145,7 @@ _MAX_LOGGED_ORIGINS = 100  # of pages that may not read the stream, each logged 
 _READ_BYTES = 32 * _KIB
 _TLS_BYTES_PER_LOOK = 4 * _KIB  # encrypted; as requests for new keys, 1 to 2 ms
 _IGNORED_INPUT_SECONDS = 1.0  # between two reads from a stream that sends something
+_LARGE_HEAD_SECONDS = 60.0  # from one head that is too large and logged to the next
 # The largest batch for one subscriber.  Larger writes would save few system calls, and
 # a client that stalls makes the server keep this much in memory.
 _BATCH_BYTES = 64 * _KIB
@@ -1172,6 +1179,7 @@ class _Question(NamedTuple):
     """`authorize` must be asked about this request before it is answered."""
 
     request: Request
+    for_stream: bool  # then a client that has gone needs no answer
 
 
 class _Permit(NamedTuple):
@@ -1202,62 +1210,53 @@ class _Stream(NamedTuple):
 _Decision = Union[_Question, _Body, _Stream, _Response]
 
 
+@dataclasses.dataclass(eq=False)
 class _Site:
     """Decides what is answered.  It knows what a server was told, and no connection.
 
     `decide` is asked when the head of a request is there.  Each decision tells what to
     do next: ask `authorize`, read the body, open a stream, or answer.  After a question
     and after a body, `decide` is asked again, with what came of it as well.
-
-    It calls what it was given of the server: `publish` as SSEServer's, `is_repeated`
-    with the same arguments for whether the event that is held under the id is the same
-    (None: none is held), `stats` for the counts, `newest_id` for the newest event's id,
-    and `closed_because` for the reason why nothing is served now ("": it is).
     """
 
-    def __init__(
-        self,
-        *,
-        path: str,
-        hosts: Iterable[str] | None,
-        cors_origins: Iterable[str],
-        publish_token: str | None,
-        asks: bool,  # whether the program has an `authorize`
-        compress: bool,
-        max_event_bytes: int,
-        retry: float,  # seconds
-        restart_retry: float,  # seconds
-        replay: float,  # events for a new client that does not say how many
-        publish: Callable[..., str],
-        is_repeated: Callable[..., bool | None],
-        stats: Callable[[], Stats],
-        newest_id: Callable[[], str],
-        closed_because: Callable[[], str],
-    ) -> None:
-        if not isinstance(publish_token or "", str):
+    # As SSEServer is given them:
+    path: str
+    hosts: Iterable[str] | None  # None: it answers to any name
+    cors_origins: Iterable[str]
+    publish_token: str | None
+    asks: bool  # whether the program has an `authorize`
+    compress: bool
+    max_event_bytes: int
+    retry: float
+    restart_retry: float
+    replay: float
+    # What the server does and knows:
+    publish: Callable[..., str]
+    # Whether the event that is held under this id has this body and channel; None: no
+    # event is held under it.
+    is_repeated: Callable[[str, bytes, str | None], bool | None]
+    stats: Callable[[], Stats]
+    newest_id: Callable[[], str]
+    closed_because: Callable[[], str]  # why nothing is served now; "": it is
+    # What it notes itself:
+    refused: int = 0  # requests and streams, because the server was full or closing
+    logged_origins: set[str] = dataclasses.field(default_factory=set)
+    large_head_due: float = -math.inf  # when the next one is logged, in seconds
+
+    def __post_init__(self) -> None:
+        token = self.publish_token or ""
+        if not isinstance(token, str):
             raise TypeError("publish_token is not a str; allowed is a str or None")
-        if publish_token and (found := re.search("[^!-~]", publish_token)):
+        if found := re.search("[^!-~]", token):
             fault = f"publish_token has {found[0]!a} at index {found.start()}"
             raise ValueError(fault + "; allowed are visible ASCII characters")
-        self.path = _check_path(path)
-        self.hosts: frozenset[str] | None = None  # None: it answers to any name
-        if hosts is not None:
-            names = _check_all("host", hosts, *_HOSTS)
+        self._token = token.encode()
+        self._allow = "GET, HEAD, OPTIONS" + (", POST" if token else "")
+        self.path = _check_path(self.path)
+        if self.hosts is not None:
+            names = _check_all("host", self.hosts, *_HOSTS)
             self.hosts = frozenset(name.rstrip(".") for name in names)
-        self.replay = replay
-        self.refused = 0  # requests and streams, because the server was full or closing
-        self._cors_origins = _check_all("cors_origin", cors_origins, *_ORIGINS)
-        self._token = (publish_token or "").encode()
-        self._asks = asks
-        self._compress = compress
-        self._max_event_bytes = max_event_bytes
-        self._retry, self._restart_retry = retry, restart_retry
-        self._publish, self._is_repeated = publish, is_repeated
-        self._stats = stats
-        self._newest_id = newest_id
-        self._closed_because = closed_because
-        self._allow = "GET, HEAD, OPTIONS" + (", POST" if self._token else "")
-        self._logged_origins: set[str] = set()
+        self._origins = _check_all("cors_origin", self.cors_origins, *_ORIGINS)
         link = f'<a href="{html.escape(self.path)}">{html.escape(self.path)}</a>'
         self._ok_page = _note("ok", "ok", f"The event stream is at {link}.")
 
@@ -1273,7 +1272,7 @@ class _Site:
         `permit` is what `authorize` has allowed, or the error to answer with; None: it
         was not asked.  `body` is the whole body; None: it was not read.
         """
-        if is_full or self._closed_because():
+        if is_full or self.closed_because():
             return self._add_fields(request, self._turn_away(request))
         if request.path != self.path:
             return self._decide_elsewhere(request, body)
@@ -1293,7 +1292,7 @@ class _Site:
                 # 200 would tell a publisher that it has published.
                 raise HTTPError(404, f"{fault}; publish at {self.path}")
         if body is None and request.has_body:
-            return _Body(self._max_event_bytes, keep=False)
+            return _Body(self.max_event_bytes, keep=False)
         return self._ok_page if _is_navigation(request) else _OK
 
     def _decide_here(
@@ -1311,12 +1310,13 @@ class _Site:
             if method == "POST":
                 message += ": no token is set to publish with (--publish-token)"
             raise HTTPError(405, message, [("Allow", self._allow)])
-        if self._asks and permit is None and method != "OPTIONS":
-            return _Question(request)
+        if self.asks and permit is None and method != "OPTIONS":
+            for_stream = method == "GET" and not _is_navigation(request)
+            return _Question(request, for_stream)
         if isinstance(permit, HTTPError):
-            return self._refuse(request, permit)
+            return self._answer_refusal(request, permit)
         if body is None and request.has_body:
-            return _Body(self._max_event_bytes, keep=publishes)
+            return _Body(self.max_event_bytes, keep=publishes)
         if publishes:
             return self._publish_body(request, body or b"")
         if method == "OPTIONS":
@@ -1328,6 +1328,18 @@ class _Site:
         response = _error_response(error)
         return self._add_fields(request, response) if request else response
 
+    def log_large_head(
+        self, error: HTTPError, head: bytes, peer: str, now: float
+    ) -> None:
+        """Log what makes a head too large, but not often; `now` is in seconds."""
+        if now < self.large_head_due:
+            return
+        self.large_head_due = now + _LARGE_HEAD_SECONDS
+        largest = max(head.splitlines()[1:], key=len, default=b"")
+        name = _quote(largest.partition(b":")[0])
+        size = f"{len(head)} bytes have come, {len(largest)} of them of {name}"
+        logger.warning("%s: %s; %s", peer, error.message, size)
+
     # What a GET or HEAD of the path is answered.
 
     def _represent(
@@ -1338,10 +1350,10 @@ class _Site:
         Each carries the newest id, so that another process can render it into a page;
         but not for those who may not hear of every channel.
         """
-        newest_id = "" if permit and permit.is_limited else self._newest_id()
+        newest_id = "" if permit and permit.is_limited else self.newest_id()
         if not request.accepts("text/event-stream"):
             if request.accepts("application/json") and self._may_count(request):
-                stats = _JSON.encode(dataclasses.asdict(self._stats())).encode()
+                stats = _JSON.encode(dataclasses.asdict(self.stats())).encode()
                 return _Response(200, _STATS_HEADERS, stats, newest_id)
             if request.accepts("text/html"):
                 return _Response(200, _PAGE_HEADERS, _PAGE, newest_id)
@@ -1368,7 +1380,7 @@ class _Site:
 
     def compresses(self, request: Request) -> bool:
         """Whether its stream is compressed."""
-        return self._compress and request.version >= (1, 1) and request.accepts_gzip
+        return self.compress and request.version >= (1, 1) and request.accepts_gzip
 
     def first_bytes(self) -> bytes:
         """The first bytes of a stream.
@@ -1376,7 +1388,7 @@ class _Site:
         Firefox calls onopen when the first byte of the body comes, and the retry counts
         without a blank line, which some clients would take for an event.
         """
-        return b": open\nretry: %d\n" % _jittered_ms(self._retry)
+        return b": open\nretry: %d\n" % _jittered_ms(self.retry)
 
     def come_back(self) -> bytes:
         """The whole of a stream that only says when to come back."""
@@ -1389,7 +1401,7 @@ class _Site:
         given = request.header("host")
         if not given or self.hosts is None:
             return
-        if self.hosts.isdisjoint(_host_names(given)):
+        if _host_names(given).isdisjoint(self.hosts):
             fault = f"this server does not answer to {given[:80]!a}"
             hint = "its names are set by hosts (--allow-host)"
             raise HTTPError(421, f"{fault}; {hint}")
@@ -1408,16 +1420,16 @@ class _Site:
     def _log_origin(self, request: Request) -> None:
         """Log that a page may not read this, once for each origin."""
         origin = (request.header("origin") or "")[:_MAX_NAME_BYTES]
-        logged = self._logged_origins
+        logged = self.logged_origins
         if not origin or origin in logged or len(logged) == _MAX_LOGGED_ORIGINS:
             return
-        own = origin.partition("://")[2] == request.header("host")
-        if not own and not self._cors_origins & {origin, "*"}:
+        own = origin.partition("://")[2] == (request.header("host") or "").lower()
+        if not own and not self._origins & {origin, "*"}:
             logged.add(origin)
             hint = f"{origin!a} is not among cors_origins (--cors-origin)"
             logger.warning("%s: its page may not read this: %s", request.peer, hint)
 
-    def _refuse(self, request: Request, error: HTTPError) -> _Response:
+    def _answer_refusal(self, request: Request, error: HTTPError) -> _Response:
         """The answer to a request that `authorize` has refused, or has failed for."""
         if error.status >= 500 and self._wants_stream(request):
             return self._come_back_later()
@@ -1442,7 +1454,7 @@ class _Site:
         self.refused += 1
         if self._wants_stream(request):
             return self._come_back_later()._replace(is_last=True)
-        why = self._closed_because() or "the server is full"
+        why = self.closed_because() or "the server is full"
         after = str(math.ceil(self._retry_later_ms() / 1000))
         error = HTTPError(503, why, [("Retry-After", after)])
         return _error_response(error)._replace(is_last=True)
@@ -1451,8 +1463,8 @@ class _Site:
         return _Response(200, _STREAM_HEADERS, self.come_back())
 
     def _retry_later_ms(self) -> int:
-        closed = self._closed_because()
-        return _jittered_ms(self._restart_retry if closed else _FULL_RETRY_SECONDS)
+        closed = self.closed_because()
+        return _jittered_ms(self.restart_retry if closed else _FULL_RETRY_SECONDS)
 
     # What is done with a POST, and what all answers on the path have.
 
@@ -1466,31 +1478,32 @@ class _Site:
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
         try:
-            id = self._publish(data, **fields)
+            id = self.publish(data, **fields)
         except RuntimeError as error:  # it was closed meanwhile
             raise HTTPError(503, str(error)) from None
         except ValueError as error:
             # The publisher may not have got the first answer.
-            repeated = self._is_repeated(data, **fields) if "id" in fields else None
+            id, event = fields.get("id", ""), fields.get("event")
+            frame = format_event(data, event=event)
+            repeated = self.is_repeated(id, frame, fields.get("channel"))
             if not repeated:
                 raise HTTPError(400 if repeated is None else 409, str(error)) from None
-            id = fields["id"]
         return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
 
     def _add_fields(self, request: Request, response: _Response) -> _Response:
         """Add what all answers on the path have, and CORS (Fetch standard, 3.2)."""
-        if request.path != self.path or not (self._cors_origins or self._compress):
+        if request.path != self.path or not (self._origins or self.compress):
             return response
         headers = list(response.headers)
-        if self._compress:
+        if self.compress:
             headers.append(("Vary", "Accept-Encoding"))
-        if self._cors_origins:
+        if self._origins:
             headers.append(("Vary", "Origin"))
         allowed_origin = request.header("origin")
-        if allowed_origin in self._cors_origins:
+        if allowed_origin in self._origins:
             headers.append(("Access-Control-Allow-Credentials", "true"))
         else:
-            allowed_origin = "*" if "*" in self._cors_origins else None
+            allowed_origin = "*" if "*" in self._origins else None
         if allowed_origin:
             headers.append(("Access-Control-Allow-Origin", allowed_origin))
         if allowed_origin and response.newest_id:
@@ -1513,7 +1526,7 @@ class _Site:
         ]
         # Only the pages of a named origin may reach into a private network.
         private = request.header("access-control-request-private-network") == "true"
-        if private and request.header("origin") in self._cors_origins:
+        if private and request.header("origin") in self._origins:
             headers.append(("Access-Control-Allow-Private-Network", "true"))
         return tuple(headers)
 
@@ -1548,21 +1561,17 @@ def _note(title: str, *paragraphs: str) -> _Response:
     return _Response(200, _NOTE_HEADERS, page.encode("utf-8", "replace"))
 
 
-_NOTE_HEADERS: _Headers = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("Cache-Control", "no-store"),
-    ("Vary", "Accept"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    _NOSNIFF,
-)
+def _for_some(content_type: str, *others: tuple[str, str]) -> _Headers:
+    """The fields of an answer that only those get who accept it, and only now."""
+    uncached = ("Cache-Control", "no-store"), ("Vary", "Accept")
+    return ("Content-Type", content_type), *uncached, *others, _NOSNIFF
+
+
+_NO_SCRIPTS = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+_NOTE_HEADERS = _for_some("text/html; charset=utf-8", _NO_SCRIPTS)
+_STATS_HEADERS = _for_some("application/json")
 _OK = _Response(200, _TEXT_HEADERS, b"ok")
 _GZIP = ("Content-Encoding", "gzip")
-_STATS_HEADERS: _Headers = (
-    ("Content-Type", "application/json"),
-    ("Cache-Control", "no-store"),
-    ("Vary", "Accept"),
-    _NOSNIFF,
-)
 
 
 def _permitted(request: Request, permission: Permission) -> _Permit:
@@ -2778,7 +2787,7 @@ class _Asker:
     """Asks the program's `authorize`: a plain function in a thread, as it may block."""
 
     def __init__(self, authorize: Authorize | None) -> None:
-        self._authorize = authorize
+        self._authorize = cast(Authorize, authorize)  # without it nobody is asked about
         self._threads: asyncio.Semaphore | None = None  # belongs to the event loop
 
     async def ask(self, request: Request) -> _Permit | HTTPError:
@@ -2798,7 +2807,6 @@ class _Asker:
 
     async def _call(self, request: Request) -> Permission:
         authorize = self._authorize
-        assert authorize
         if inspect.iscoroutinefunction(authorize):
             answer: Any = authorize(request)
         else:
@@ -2957,6 +2965,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.proceed()
         elif self.state == _LINGERING or self._receives:
             self._close()  # what was received is no complete request
+        elif self.question and self.question.for_stream:
+            self._close()  # the stream would end at once
         # A plain connection stays open for the answer; TLS closes in any case.
         is_plain = self.state != _HANDSHAKE and self.lower is self.transport
         return is_plain and self.state != _LEAVING
@@ -2987,7 +2997,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     # The states of a request.
 
-    async def shake_hands(self, context: ssl_module.SSLContext, seconds: float) -> None:
+    def begin_handshake(self, context: ssl_module.SSLContext, seconds: float) -> None:
+        """Agree on TLS first."""
+        handshake = self._shake_hands(context, seconds)
+        self.task = asyncio.get_running_loop().create_task(handshake)
+
+    async def _shake_hands(
+        self, context: ssl_module.SSLContext, seconds: float
+    ) -> None:
         transport = None
         loop = asyncio.get_running_loop()
         loop.call_soon(_Gate, self.lower, self.rooms.turns)  # when TLS is installed
@@ -3006,7 +3023,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.state != _HANDSHAKE:
             return
         if transport is None:
-            self.lower.abort()
+            self.cut()
             self.connection_lost(None)
             return
         self.transport = transport
@@ -3031,17 +3048,18 @@ class _Connection(_Subscriber, asyncio.Protocol):
                 if turns.is_over():
                     turns.defer(self)
                     return
-                if not (self._read_body() if self.body else self._read_head()):
+                body = self.body
+                if not (self._read_body(body) if body else self._read_head()):
                     self._receive_more()
                     return
         except HTTPError as error:
-            self._refuse(error)
+            self._answer_error(error)
         except Exception:
-            self._fail()
+            self._cut_failed()
 
-    def _fail(self) -> None:
-        logger.exception("%s: serving a request failed", self.peer)
-        self.transport.abort()
+    def _cut_failed(self) -> None:
+        logger.exception("%s: answering a request failed", self.peer)
+        self.cut()
 
     def _receive_more(self) -> None:
         if self.input_ended:
@@ -3067,10 +3085,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self._go_on(_parse_request(self.head, self.peer))
         return True
 
-    def _read_body(self) -> bool:
-        """Decode more of the body; False if more of it must come first."""
-        body = self.body
-        assert body
+    def _read_body(self, body: _BodyReader) -> bool:
+        """Read more of the body; False if more of it must come first."""
         if body.read(self.received):
             return True
         if body.complete:
@@ -3090,7 +3106,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             decision = site.response_to(error, request)
             error.__traceback__ = None  # it would hold this frame, which holds it
         except Exception:
-            logger.exception("%s: serving a request failed", self.peer)
+            logger.exception("%s: answering a request failed", self.peer)
             decision = site.response_to(HTTPError(500), request)
         if isinstance(decision, _Question):
             self._ask(decision)
@@ -3121,25 +3137,25 @@ class _Connection(_Subscriber, asyncio.Protocol):
             logger.error("%s: what authorize() waited for was cancelled", self.peer)
             permit = HTTPError(500)
         if self.question is question:
-            self._go_on_with(permit)
+            self._go_on_with(question, permit)
 
-    def _go_on_with(self, permit: _Permit | HTTPError) -> None:
+    def _go_on_with(self, question: _Question, permit: _Permit | HTTPError) -> None:
         """Go on with the request that `authorize` was asked about."""
-        question, self.question, self.task = self.question, None, None
-        assert question
+        self.question = self.task = None
         self.permit = permit
         try:
             self._go_on(question.request)
         except Exception:
-            self._fail()
+            self._cut_failed()
         if self.state == _BODY:  # it may be here already
             self.rooms.turns.defer(self)
 
     def disconnect(self) -> None:
-        """The program wants to be rid of a client that `authorize` is asked about."""
-        if self.task:
+        """Answer a request that `authorize` is still asked about: it is not wanted."""
+        if self.question and self.task:
             self.task.cancel()
-        self._go_on_with(HTTPError(503, "disconnected by the program"))
+            refusal = HTTPError(503, "disconnected by the program")
+            self._go_on_with(self.question, refusal)
 
     def _expect_body(self, request: Request) -> None:
         self.rooms.registry.enter(self, _BODY)
@@ -3194,13 +3210,16 @@ class _Connection(_Subscriber, asyncio.Protocol):
         else:
             self.rooms.broadcaster.end(self, "closed by the client")
 
-    def _refuse(self, error: HTTPError) -> None:
+    def _answer_error(self, error: HTTPError) -> None:
         """Answer an invalid or incomplete request."""
         logger.debug("%s: %s", self.peer, error)
-        request = None
+        site, request = self.rooms.site, None
+        if error.status == 431 and self.state == _HEAD:
+            head = bytes(self.head or self.received)
+            site.log_large_head(error, head, self.peer, time.monotonic())
         with contextlib.suppress(HTTPError):  # its head may be what is wrong
             request = self.request()
-        self._answer_and_linger(self.rooms.site.response_to(error, request), request)
+        self._answer_and_linger(site.response_to(error, request), request)
 
     def _answer_and_linger(self, response: _Response, request: Request | None) -> None:
         """Answer a request that was not read to its end, then close.
@@ -3232,14 +3251,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._close()
         elif state in (_HEAD, _BODY):
             message = f"not complete in {rooms.registry.seconds[state]:g} s"
-            self._refuse(HTTPError(408, f"request {state} {message}"))
+            self._answer_error(HTTPError(408, f"request {state} {message}"))
         else:
             rooms.broadcaster.expire(self)
 
     def close_if_idle(self) -> None:
         """Close if no request has begun: the server ends."""
         if self.state == _HANDSHAKE:
-            self.lower.abort()
+            self.cut()
         elif self.state in (_HEAD, _IDLE) and not self.received:
             self._close()
 
@@ -3312,6 +3331,48 @@ class _Gate(asyncio.Protocol):
         self._turns.waiting.pop(self, None)
         self._held.clear()
         self._tls.connection_lost(exc)
+
+
+class _Door:
+    """Takes in connections: so many, and some more that are only told to come back."""
+
+    def __init__(
+        self,
+        rooms: _Rooms,
+        limit: int | None,
+        context: ssl_module.SSLContext | None,
+        handshake_timeout: float,
+    ) -> None:
+        self.limit = limit  # of connections; None: not known yet
+        self.is_open = True
+        self._rooms = rooms
+        self._context = context
+        self._handshake_timeout = handshake_timeout
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more connections and streams are served."""
+        admitted = len(self._rooms.registry) - len(self._rooms.refusing)
+        return self.limit is not None and admitted >= self.limit
+
+    def accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve a connection, or cut it; asyncio calls this for each new one."""
+        refusing, is_full = self._rooms.refusing, self.is_full
+        if not self.is_open or (is_full and len(refusing) == _MAX_REFUSALS_AT_ONCE):
+            self._rooms.site.refused += 1
+            writer.transport.abort()
+            return
+        state = _HANDSHAKE if self._context else _HEAD
+        connection = _Connection(self._rooms, writer, state)
+        connection.transport.set_protocol(connection)
+        if is_full:
+            refusing.add(connection)
+        if self._context:
+            if not _is_plain_asyncio(connection.transport):
+                connection.transport.pause_reading()  # start_tls() resumes it
+            connection.begin_handshake(self._context, self._handshake_timeout)
 
 
 class _Reader(_Subscriber):
@@ -3595,10 +3656,8 @@ class SSEServer:
         _check_arguments(locals())
         self._host, self._port = host, port or 0
         self._listens = port is not None
-        self._header_timeout = header_timeout
         self._write_timeout = write_timeout
         self._shutdown_timeout = shutdown_timeout
-        self._max_connections = max_connections
         self._max_event_bytes = max_event_bytes
         self._dumps = dumps
         self._ssl = ssl
@@ -3647,7 +3706,8 @@ class SSEServer:
             on_open,
             on_close,
         )
-        self._rooms = _Rooms(site, _Asker(authorize), registry, broadcaster, turns)
+        rooms = _Rooms(site, _Asker(authorize), registry, broadcaster, turns)
+        self._door = _Door(rooms, max_connections, ssl, header_timeout)
         self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -3710,18 +3770,8 @@ class SSEServer:
         name = (event or "message") if retain else None
         return self._broadcaster.publish(body, channel, id, name)
 
-    def _is_repeated(
-        self,
-        data: str,
-        *,
-        id: str,
-        event: str | None = None,
-        channel: str | None = None,
-        retain: bool = False,
-    ) -> bool | None:
-        """Whether the event held under this id is the same; None: none is held."""
+    def _is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         with self._broadcaster.lock:
-            body = format_event(data, event=event)
             return self._broadcaster.log.is_repeated(id, body, channel)
 
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
@@ -3776,7 +3826,8 @@ class SSEServer:
         if len(names) > _MAX_CHANNELS:
             raise ValueError(f"{len(names)} channels; allowed are {_MAX_CHANNELS}")
         self._require_own_loop("stream()")
-        request = self._request_for_stream(last_event_id, names, accept_encoding)
+        path = self._site.path
+        request = _request_for_stream(path, last_event_id, names, accept_encoding)
         wanted = (names or _NO_CHANNEL) | {EVERYBODY}
         wish = _Wish(wanted, False, self._site.compresses(request), False)
         return self._read_stream(request, wish, replay)
@@ -3786,7 +3837,7 @@ class SSEServer:
     ) -> AsyncIterator[bytes]:
         if self._state == _STARTING:
             await asyncio.wait([self._starting])
-        if self._state != _SERVING or self._is_full:
+        if self._state != _SERVING or self._door.is_full:
             self._site.refused += 1
             why = self._site.come_back()
             yield _at_once(_Audience(wish).encode(why, begins=True))
@@ -3803,25 +3854,10 @@ class SSEServer:
     def stream_headers(self, accept_encoding: str | None = None) -> dict[str, str]:
         """The fields of the response whose body is stream(): with the same argument."""
         headers = {**dict(_STREAM_HEADERS), "Vary": "Accept-Encoding"}
-        request = self._request_for_stream(None, (), accept_encoding)
+        request = _request_for_stream(self._site.path, None, (), accept_encoding)
         if self._site.compresses(request):
             headers.update([_GZIP])
         return headers
-
-    def _request_for_stream(
-        self, last_event_id: str | None, names: Iterable[str], coding: str | None
-    ) -> Request:
-        """What would have asked this server for such a stream."""
-        query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
-        given = (b"last-event-id", last_event_id), (b"accept-encoding", coding)
-        fields = tuple(
-            (name, value.encode("utf-8", "surrogateescape"))
-            for name, value in given
-            if value
-        )
-        path = self._site.path
-        target = path + ("?" + query if query else "")
-        return Request("GET", target, path, query, (1, 1), fields, "")
 
     async def drain(self, behind: bool = False) -> None:
         """Return once all that was published is written to every live subscriber.
@@ -4055,13 +4091,14 @@ class SSEServer:
     async def _begin(self) -> None:
         sockets: list[socket.socket] = []
         try:
-            if self._max_connections is None:
-                self._max_connections = _connections_by_descriptors()
+            self._door.limit = self._door.limit or _connections_by_descriptors()
             if self._listens:
-                sockets = await self._listen()
+                sockets = await _listen(
+                    self._host, self._port, self._reuse_port, self._write_timeout
+                )
             for sock in sockets:
                 listener = await asyncio.start_server(
-                    self._accept,
+                    self._door.accept,
                     sock=sock,
                     backlog=_ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
                     start_serving=False,
@@ -4071,18 +4108,17 @@ class SSEServer:
             names = [sock.getsockname() for sock in sockets]
             self._port = names[0][1] if names else 0
             bound = [ipaddress.ip_address(name[0].split("%")[0]) for name in names]
-            if all(address.is_loopback for address in bound):
+            if bound and all(address.is_loopback for address in bound):
                 host = (self._host or "").lower()
                 own = f"[{host}]" if ":" in host else host
-                given = self._site.hosts or frozenset()
-                self._site.hosts = _LOOPBACK_HOSTS | {own} | given
+                self._site.hosts = {*_LOOPBACK_HOSTS, own, *(self._site.hosts or ())}
             if not self._enter(_SERVING, _STARTING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
             self._listeners = []  # none serves yet, so their sockets are all they have
             for sock in sockets:
                 sock.close()
-            self._abort()
+            self._cut_all()
             if self._enter(_NEW, _STARTING):
                 self._loop = None
             raise
@@ -4107,71 +4143,10 @@ class SSEServer:
         for subscriber in self._registry.all(*_STREAMING):
             self._broadcaster.end(subscriber, "broadcasting has failed")
 
-    async def _listen(self) -> list[socket.socket]:
-        """Bind every address of the host, all of them to one port."""
-        # A browser may try either address (RFC 6761, 6.3), so bind both, whatever the
-        # hosts file says.
-        hosts: list[str | None] = ["127.0.0.1", "::1"]
-        if self._host != "localhost":
-            hosts = [self._host or None]
-        loop = asyncio.get_running_loop()
-        found: list[Any] = []
-        try:
-            for host in hosts:
-                found += await loop.getaddrinfo(
-                    host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-                )
-        except UnicodeError:
-            raise OSError(f"{self._host!r} is not a host's name") from None
-        addresses = list(dict.fromkeys((info[0], info[4]) for info in found))
-        # With port 0, the port that is free on the first address may be in use on the
-        # next one.
-        attempts = 1 if self._port else 10
-        while True:
-            try:
-                return self._bind(addresses)
-            except OSError as error:
-                attempts -= 1
-                if error.errno != errno.EADDRINUSE or not attempts:
-                    raise
-
-    def _bind(self, addresses: list[tuple[int, Any]]) -> list[socket.socket]:
-        bound: list[socket.socket] = []
-        port = self._port
-        failure = OSError(f"{self._host} has no address")
-        with contextlib.ExitStack() as closing:
-            for number, (family, (host, _, *scope)) in enumerate(
-                addresses * _LISTENERS
-            ):
-                address = host, port, *scope
-                # The first socket of an address is bound without SO_REUSEPORT, so that
-                # the kernel reports a port that is in use.
-                shared = self._reuse_port or number >= len(addresses)
-                try:
-                    sock = socket.create_server(
-                        address, family=family, backlog=_BACKLOG, reuse_port=shared
-                    )
-                except OSError as error:
-                    # A name may have an address that the machine has not, as ::1 where
-                    # IPv6 is off.
-                    if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                        raise
-                    failure = error
-                    continue
-                closing.callback(sock.close)
-                _set_socket_options(sock, self._write_timeout)
-                if _LISTENERS > 1:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                bound.append(sock)
-                port = sock.getsockname()[1]
-            if not bound:
-                raise failure
-            closing.pop_all()
-        return bound
-
     def _begin_closing(self) -> asyncio.Task[None]:
         if self._enter(_CLOSING, _STARTING, _SERVING, _FAILED):
             assert self._loop
+            self._door.is_open = False
             self._broadcaster.stop("the server is closed")
             self._closing = self._loop.create_task(self._close())
         assert self._closing
@@ -4180,7 +4155,7 @@ class SSEServer:
     async def _close(self) -> None:
         assert self._loop
         await asyncio.wait([self._starting])
-        aborting = self._loop.call_later(self._shutdown_timeout, self._abort)
+        cutting = self._loop.call_later(self._shutdown_timeout, self._cut_all)
         for listener in self._listeners:
             listener.close()
         for subscriber in self._registry.all(_HANDSHAKE, _HEAD, _IDLE):
@@ -4191,14 +4166,14 @@ class SSEServer:
         if not self._starting.cancelled() and self._starting.exception() is None:
             await asyncio.wait([self._broadcasting])
             await self._registry.wait_until_empty()
-        aborting.cancel()
+        cutting.cancel()
         self._registry.stop()
         for task in self._tasks:
             task.cancel()
         self._enter(_CLOSED, _CLOSING)
         _running.discard(self._registry)
 
-    def _abort(self) -> None:
+    def _cut_all(self) -> None:
         """Cut all connections: shutdown_timeout is over, or the start has failed."""
         for subscriber in self._registry.all(*_TRANSITIONS):
             subscriber.cut()
@@ -4229,35 +4204,20 @@ class SSEServer:
             elif chosen:
                 self._broadcaster.end(subscriber, "disconnected by the program")
 
-    # Connections.
 
-    def _accept(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        assert self._loop
-        full = self._is_full
-        if self._state not in (_SERVING, _FAILED) or (
-            full and len(self._rooms.refusing) == _MAX_REFUSALS_AT_ONCE
-        ):
-            self._site.refused += 1
-            writer.transport.abort()
-            return
-        state = _HANDSHAKE if self._ssl else _HEAD
-        connection = _Connection(self._rooms, writer, state)
-        connection.transport.set_protocol(connection)
-        if full:
-            self._rooms.refusing.add(connection)
-        if self._ssl:
-            if not _is_plain_asyncio(connection.transport):
-                connection.transport.pause_reading()  # start_tls() resumes it
-            handshake = connection.shake_hands(self._ssl, self._header_timeout)
-            connection.task = self._loop.create_task(handshake)
-
-    @property
-    def _is_full(self) -> bool:
-        assert self._max_connections
-        admitted = len(self._registry) - len(self._rooms.refusing)
-        return admitted >= self._max_connections
+def _request_for_stream(
+    path: str, last_event_id: str | None, names: Iterable[str], coding: str | None
+) -> Request:
+    """What would have asked a server for such a stream."""
+    query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
+    given = (b"last-event-id", last_event_id), (b"accept-encoding", coding)
+    fields = tuple(
+        (name, value.encode("utf-8", "surrogateescape"))
+        for name, value in given
+        if value
+    )
+    target = path + ("?" + query if query else "")
+    return Request("GET", target, path, query, (1, 1), fields, "")
 
 
 def _check_arguments(given: dict[str, Any]) -> None:
@@ -4281,10 +4241,22 @@ def _check_arguments(given: dict[str, Any]) -> None:
     for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
         if given[name] is not None:
             _check_function(name, given[name], may_await=name == "authorize")
-    if not (ssl is None or isinstance(ssl, ssl_module.SSLContext)):
-        raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
-    if ssl and ssl.check_hostname:  # only a client checks it
-        raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
+    if given["compress"]:
+        _need_module("compress", "zlib")
+    if ssl is not None:
+        if not isinstance(ssl, _need_module("ssl", "ssl").SSLContext):
+            raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
+        if ssl.check_hostname:  # only a client checks it
+            raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
+
+
+def _need_module(parameter: str, module: str) -> Any:
+    """The module that a parameter needs; ValueError if this Python has none."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        fault = f"{parameter} needs the module {module}"
+        raise ValueError(f"{fault}, which this Python does not have") from None
 
 
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -4310,6 +4282,71 @@ def _check_seconds(name: str, value: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}; allowed are seconds above 0")
+
+
+async def _listen(
+    host: str | None, port: int, reuse_port: bool, write_timeout: float
+) -> list[socket.socket]:
+    """Bind every address of the host, all of them to one port."""
+    # A browser may try either address (RFC 6761, 6.3), so bind both, whatever the
+    # hosts file says.
+    hosts = ["127.0.0.1", "::1"] if host == "localhost" else [host or None]
+    loop = asyncio.get_running_loop()
+    found: list[Any] = []
+    try:
+        for name in hosts:
+            found += await loop.getaddrinfo(
+                name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+    except UnicodeError:
+        raise OSError(f"{host!r} is not a host's name") from None
+    addresses = list(dict.fromkeys((info[0], info[4]) for info in found))
+    # With port 0, the port that is free on the first address may be in use on the next
+    # one.
+    attempts = 1 if port else 10
+    while True:
+        try:
+            return _bind(addresses, port, reuse_port, write_timeout)
+        except OSError as error:
+            attempts -= 1
+            if error.errno != errno.EADDRINUSE or not attempts:
+                raise
+
+
+def _bind(
+    addresses: list[tuple[int, Any]], port: int, reuse_port: bool, write_timeout: float
+) -> list[socket.socket]:
+    bound: list[socket.socket] = []
+    failure = OSError("the host has no address")
+    with contextlib.ExitStack() as closing:
+        for number, (family, (host, _, *scope)) in enumerate(addresses * _LISTENERS):
+            # The first socket of an address is bound without SO_REUSEPORT, so that the
+            # kernel reports a port that is in use.
+            shared = reuse_port or number >= len(addresses)
+            try:
+                sock = socket.create_server(
+                    (host, port, *scope),
+                    family=family,
+                    backlog=_BACKLOG,
+                    reuse_port=shared,
+                )
+            except OSError as error:
+                # A name may have an address that the machine has not, as ::1 where
+                # IPv6 is off.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                failure = error
+                continue
+            closing.callback(sock.close)
+            _set_socket_options(sock, write_timeout)
+            if _LISTENERS > 1:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.append(sock)
+            port = sock.getsockname()[1]
+        if not bound:
+            raise failure
+        closing.pop_all()
+    return bound
 
 
 def _connections_by_descriptors() -> int:
@@ -4985,7 +5022,8 @@ def _make_server(options: argparse.Namespace) -> SSEServer:
     if options.lossless:  # a line must be held while clients are waited for
         options.history = options.history or 1
     if options.certfile:
-        options.ssl = ssl_module.create_default_context(ssl_module.Purpose.CLIENT_AUTH)
+        ssl = _need_module("--certfile", "ssl")
+        options.ssl = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         options.ssl.load_cert_chain(options.certfile, options.keyfile)
     parameters = inspect.signature(SSEServer).parameters
     return SSEServer(**{name: getattr(options, name) for name in parameters})

@@ -2680,7 +2680,7 @@ def new_site(**policy):
         "restart_retry": 5.0,
         "replay": 0,
         "publish": publish,
-        "is_repeated": lambda data, **fields: None,
+        "is_repeated": lambda id, body, channel: None,
         "stats": lambda: sse_server.Stats(1, 2, 3, 4, 5, 6, 7, 8),
         "newest_id": lambda: "newest",
         "closed_because": lambda: "",
@@ -3113,7 +3113,7 @@ DECISIONS = {
 
 
 class SiteTest(unittest.TestCase):
-    """What is answered, without a socket."""
+    """Rule 7: what is answered, without a socket."""
 
     def setUp(self):
         logger = logging.getLogger("sse_server")
@@ -3151,7 +3151,7 @@ class SiteTest(unittest.TestCase):
 
     def test_what_publish_raises(self):
         for error, target, repeated, expected in (
-            (ValueError("no"), "/sse", True, (400, "no")),
+            (ValueError("no"), "/sse", None, (400, "no")),
             (RuntimeError("no"), "/sse?id=1", True, (503, "no")),
             (ValueError("no"), "/sse?id=1", None, (400, "no")),
             (ValueError("no"), "/sse?id=1", False, (409, "no")),
@@ -3167,7 +3167,7 @@ class SiteTest(unittest.TestCase):
                 request = get(SECRET, method="POST", target=target)
                 self.assertEqual(decided(site, request, body=b"a"), expected)
                 if expected[0] == 200:
-                    is_repeated.assert_called_once_with("a", id="1", retain=True)
+                    is_repeated.assert_called_once_with("1", b"data: a\n\n", None)
 
     def test_the_newest_id_is_not_for_those_who_hear_some_channels(self):
         site = new_site(asks=True)
@@ -3207,6 +3207,21 @@ class SiteTest(unittest.TestCase):
             for number in range(300):
                 decided(site, get(f"Origin: https://{number}.example"))
         self.assertEqual(len(caught.records), 100)
+
+    def test_what_makes_a_head_too_large_is_logged_once_a_minute(self):
+        site = new_site()
+        head = lines("GET / HTTP/1.1", "A: b", "Cookie: secret", "C: d")
+        error = HTTPError(431, "too large")
+        with self.assertLogs("sse_server", "WARNING") as caught:
+            for now in (5.0, 6.0, 64.0, 65.0, 66.0):
+                site.log_large_head(error, head, "peer", now)
+            site.log_large_head(error, b"GET", "peer", 1000.0)
+        found = [record.getMessage() for record in caught.records]
+        size = f"{len(head)} bytes have come, 14 of them of 'Cookie'"
+        self.assertEqual(found[:2], [f"peer: too large; {size}"] * 2)
+        self.assertEqual(
+            found[2:], ["peer: too large; 3 bytes have come, 0 of them of ''"]
+        )
 
     def preflight(self, origins, *fields):
         """The fields that answer it."""
@@ -4044,7 +4059,6 @@ class SubscriberModelTest(unittest.TestCase):
         self.evicted = False
         server._loop = asyncio.get_running_loop()
         server._state = "serving"
-        server._max_connections = 1000
         server._broadcaster._loop = server._loop
         server._broadcaster._bell = server._loop.create_future()
         server._broadcaster._process = os.getpid()
@@ -4139,7 +4153,7 @@ class SubscriberModelTest(unittest.TestCase):
         transport = ModelTransport(self.kernel)
         transport.room = 10_000 if self.alike else self.random.choice((0, 50, 10_000))
         writer = mock.Mock(transport=transport)
-        connection = sse_server._Connection(self.server._rooms, writer, "head")
+        connection = sse_server._Connection(self.server._door._rooms, writer, "head")
         transport.set_protocol(connection)
         gzip = not self.alike and self.random.random() < 0.5
         fields += ["Accept-Encoding: gzip"] * gzip
@@ -5594,6 +5608,7 @@ class CompressionTest(ServerTestCase):
             self.assertEqual(headers.get("Content-Encoding"), coding)
             self.assertEqual(headers["Content-Type"], "text/event-stream")
             self.assertEqual(headers["Vary"], "Accept-Encoding")
+            self.assertEqual(headers["Cache-Control"], "no-cache, no-transform")
             iterator = server.stream(accept_encoding=given)
             inflater = zlib.decompressobj(GZIP) if coding else None
             decoder, events = Decoder(), []
@@ -6261,6 +6276,49 @@ class ConstructorTest(unittest.TestCase):
                     SSEServer(**{name: value})
                 self.assertEqual(str(caught.exception), message)
 
+    # What a Python without these modules runs; some small systems have one.
+    WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(["ssl", "_ssl", "zlib"]))  # to import them fails
+import socket
+import sse_server
+with sse_server.SSEServer("127.0.0.1", 0) as server:
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    client.sendall(b"GET /sse HTTP/1.0\\r\\nAccept-Encoding: gzip\\r\\n\\r\\n")
+    file = client.makefile("rb")
+    while not file.readline().startswith(b"retry"):
+        pass
+    server.publish("a")
+    while not (line := file.readline()).startswith(b"data"):
+        pass
+    print(line)
+    file.close()
+    client.close()
+for options in ({"ssl": 1}, {"compress": True}):
+    try:
+        sse_server.SSEServer(**options)
+    except ValueError as error:
+        print(error)
+sse_server.main(["--certfile", "x"])
+"""
+
+    def test_without_ssl_and_zlib_all_works_that_does_not_need_them(self):
+        command = [sys.executable, "-c", self.WITHOUT]
+        folder = os.path.dirname(os.path.abspath(sse_server.__file__))
+        options = {"capture_output": True, "text": True, "timeout": 60}
+        done = subprocess.run(command, cwd=folder, check=False, **options)
+        missing = "needs the module {}, which this Python does not have"
+        expected = [
+            "b'data: a\\n'",
+            "ssl " + missing.format("ssl"),
+            "compress " + missing.format("zlib"),
+        ]
+        self.assertEqual(done.stdout.splitlines(), expected, done.stderr)
+        error = (
+            f"sse_server: --certfile {missing.format('ssl')}; --help shows all options"
+        )
+        self.assertEqual((done.returncode, done.stderr.splitlines()), (2, [error]))
+
     def test_the_limits_of_what_is_allowed(self):
         SSEServer(port=65535, history=0, history_bytes=0, max_event_bytes=1)
         SSEServer(max_connections=1, heartbeat=None, retry=1e-9, path="/")
@@ -6395,6 +6453,7 @@ class AnswerTest(ServerTestCase):
                 continue  # an empty line before a request is none (RFC 9112, 2.2)
             with self.subTest(data[:80]):
                 await self.check_answer(server, data, *refused(status, message))
+        self.assertEqual(len(self.logged(logging.WARNING)), 1)  # of the 431
 
     async def test_queries_that_get_400(self):
         server = await self.start()
@@ -6499,6 +6558,16 @@ class ConnectionTest(ServerTestCase):
                 await client.send(bytes([byte]))
                 await asyncio.sleep(0)
             self.assertEqual((await client.read_answer()).body, b"ok")
+
+    async def test_what_makes_a_head_too_large_is_logged(self):
+        server = await self.start()
+        cookie = "Cookie: " + "a" * MAX_HEAD
+        for fields in ([cookie, "X: a"], ["X: a"] * 300, [cookie]):
+            answer = await self.ask(server, ask("/", "Y: b", *fields))
+            self.assertEqual(answer.status, 431)
+        (found,) = self.logged(logging.WARNING)  # once a minute
+        self.assertIn(f": {HEAD_TOO_LARGE}; 1", found)
+        self.assertIn(f" bytes have come, {len(cookie)} of them of 'Cookie'", found)
 
     async def test_a_silent_connection_gets_408(self):
         """Rule 4."""
@@ -7470,6 +7539,50 @@ class AuthorizeTest(ServerTestCase):
             logged = self.logged(logging.ERROR)
             self.assertEqual(logged, ["authorize() failed for /sse"] * 3)
 
+    async def test_a_client_that_has_gone_needs_no_answer(self):
+        """Its descriptor is free, although the call may go on for long."""
+        go = threading.Event()
+        self.addCleanup(go.set)
+
+        async def wait(request):
+            await asyncio.Event().wait()
+
+        for authorize in (lambda request: go.wait(DEADLINE), wait):
+            server = await self.start(authorize=authorize)
+            for fields in ((), (EVENT_SOURCE,)):
+                client = await self.connect(server)
+                await client.send(ask("/sse", *fields))
+                await self.until(lambda s=server: s._registry.count("asking"), "it")
+                client.close()
+                await self.until(lambda s=server: not s._registry, "the departure")
+
+    async def test_who_ends_its_input_and_waits_for_an_answer_gets_it(self):
+        for data in (ask(method="HEAD"), ask("/sse", BROWSER), post("/sse", b"a")):
+            server, client, gate = await self.asking(data, publish_token="secret")
+            client.end_of_input()
+            (connection,) = server._registry.all("asking")
+            await self.until(lambda c=connection: c.input_ended, "the end of input")
+            gate.set()
+            self.assertEqual((await client.read_head()).status, 200)
+
+    @unittest.skipUnless(hasattr(asyncio, "eager_task_factory"), "Python 3.12")
+    async def test_one_that_does_not_wait_where_tasks_begin_at_once(self):
+        async def authorize(request):
+            return True
+
+        loop = asyncio.get_running_loop()
+        self.addCleanup(loop.set_task_factory, loop.get_task_factory())
+        server = await self.start(authorize=authorize)
+        loop.set_task_factory(asyncio.eager_task_factory)
+        client = await self.connect(server)
+        # Their answers do not fit into the socket, so the connection has to wait.
+        await client.send(ask("/sse", BROWSER) * 60 + ask())
+        for _ in range(60):
+            self.assertEqual((await client.read_answer()).status, 200)
+        await client.open(b"")
+        (connection,) = server._registry.all("live")
+        self.assertIsNone(connection.task)
+
     async def test_a_304_has_no_body(self):
         async def authorize(request):
             raise HTTPError(304)
@@ -7564,7 +7677,7 @@ class AuthorizeTest(ServerTestCase):
     async def test_an_answer_that_fails_ends_the_connection(self):
         server = await self.start(authorize=lambda request: True)
         client = await self.connect(server)
-        decide = [sse_server._Question(get()), None]
+        decide = [sse_server._Question(get(), for_stream=True), None]
         with (
             mock.patch.object(server._site, "decide", side_effect=decide),
             self.assertLogs("sse_server", "ERROR"),
@@ -8789,13 +8902,13 @@ class LifeTest(ServerTestCase):
 
     async def test_a_close_from_another_event_loop_while_it_starts(self):
         server, go_on = SSEServer("127.0.0.1", 0), threading.Event()
-        listen = server._listen
+        listen = sse_server._listen
 
-        async def listen_late():
+        async def listen_late(*arguments):
             await self.in_thread(go_on.wait, DEADLINE)
-            return await listen()
+            return await listen(*arguments)
 
-        server._listen = listen_late
+        self.change(sse_server, _listen=listen_late)
         starting = asyncio.ensure_future(self.in_thread(server.start))
         await self.until(lambda: server._state == "starting", "the start")
         closing = asyncio.ensure_future(server.close())
@@ -9174,7 +9287,7 @@ class TLSTest(OverTLS, ServerTestCase):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             self.addCleanup(writer.close)
         await self.until(lambda: server._registry.count("handshake") == 3, "all")
-        self.assertEqual(len(server._rooms.refusing), 1)
+        self.assertEqual(len(server._door._rooms.refusing), 1)
 
     async def test_the_end_does_not_wait_for_a_handshake(self):
         server = await self.start(shutdown_timeout=1000, header_timeout=1000)
@@ -9743,6 +9856,8 @@ class CommandLineTest(CommandLineTestCase):
         client = await self.visit(port)
         answer = await client.request(post("/sse", b"a", token="my:secret"))
         self.assertEqual(answer.status, 200)
+        answer = await client.request(post("/sse/", b"a", token=None))
+        self.assertEqual(answer.body, b"ok")
         answer = await client.request(post("/sse", b"a", token="secret"))
         self.assertEqual(answer.status, 401)
         client.close()

@@ -51,7 +51,7 @@ def examine(data):
     for use in (
         lambda: (request.channels, request.last_event_id, request.keep_alive),
         lambda: (request.header("origin"), request.accepts("text/html")),
-        lambda: (request._expects_continue, request.parameters),
+        lambda: (request.expects_continue, request.parameters),
         lambda: read_body(request, data[end:]),
     ):
         try:
@@ -72,15 +72,14 @@ def read_body(request, received):
 
 
 def decode(request, received, size):
-    reader = sse_server._BodyReader(request, LIMIT)
+    reader, pending = sse_server._BodyReader(request, LIMIT), bytearray()
     for start in range(0, max(1, len(received)), size):
-        reader.feed(received[start : start + size])
-        while reader.busy:
-            reader.feed()
-        assert len(reader.body) <= LIMIT
+        pending += received[start : start + size]
+        while reader.read(pending):
+            pass
+        assert len(reader.content) <= LIMIT
         if reader.complete:
-            rest = bytes(reader.rest) + received[start + size :]
-            return bytes(reader.body), rest
+            return bytes(reader.content), bytes(pending) + received[start + size :]
     return False
 
 
@@ -108,7 +107,8 @@ def main(folder, seconds="30"):
     for name in ("_find_head_end", "_find_fields_end", "_parse_request", "_parse_fields", "_parse_target",
                  "_check_fields"):  # fmt: skip
         setattr(sse_server, name, atheris.instrument_func(getattr(sse_server, name)))
-    for name in ("feed", "_decode", "_read_chunks", "_read_content", "_read_trailers"):
+    for name in ("read", "_read_part", "_read_size_line", "_read_content",
+                 "_read_chunk_end", "_read_trailers"):  # fmt: skip
         method = atheris.instrument_func(getattr(sse_server._BodyReader, name))
         setattr(sse_server._BodyReader, name, method)
     corpus = pathlib.Path(folder)
