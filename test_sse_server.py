@@ -2,6 +2,7 @@
 
     python -m unittest                        all of them
     SSE_TEST_SEED=7 python -m unittest        the random ones, repeated with this seed
+    SSE_TEST_FACTOR=10 python -m unittest     ten times as much of what is random
 
 The event stream and the chunked body are read by two decoders of their own, written
 from the HTML standard and RFC 9112 and never as the inverse of what the module writes.
@@ -57,6 +58,14 @@ from sse_server import EVERYBODY, HTTPError, Request, SSEServer, format_event
 
 GZIP = zlib.MAX_WBITS | 16  # how zlib's functions are told that it is gzip
 SEED = int(os.environ.get("SSE_TEST_SEED") or random.randrange(1_000_000))
+_FACTOR = int(os.environ.get("SSE_TEST_FACTOR", "1"))
+
+
+def setUpModule():
+    """Let no collection of garbage look at the modules and tables again."""
+    gc.collect()
+    gc.freeze()
+    unittest.addModuleCleanup(gc.unfreeze)
 
 
 def slicings(data, step=1):
@@ -1279,7 +1288,7 @@ class EventLogModelTest(unittest.TestCase):
     CHANNELS = (None, "x", "y", "z", "w")
 
     def test_random_histories_agree_with_a_plain_list(self):
-        for seed in range(SEED, SEED + 300):
+        for seed in range(SEED, SEED + 100 * _FACTOR):
             with self.subTest(seed=seed):
                 self.run_history(random.Random(seed))
 
@@ -2460,7 +2469,7 @@ class FuzzTest(unittest.TestCase):
         corpus = [data for data, _, _ in ACCEPTED if len(data) < 1000]
         corpus += [data for data, _, _ in REFUSED_HEADS if len(data) < 1000]
         corpus += [CHUNKED + body for body, _, _ in REFUSED_BODIES]
-        for seed in range(SEED, SEED + 4000):
+        for seed in range(SEED, SEED + 1000 * _FACTOR):
             random_ = random.Random(seed)
             data = bytearray(random_.choice(corpus))
             for _ in range(random_.choice((1, 1, 2, 3, 8))):
@@ -2469,7 +2478,7 @@ class FuzzTest(unittest.TestCase):
                 self.check(random_, bytes(data))
 
     def test_random_bytes(self):
-        for seed in range(SEED, SEED + 1000):
+        for seed in range(SEED, SEED + 250 * _FACTOR):
             random_ = random.Random(seed)
             pieces = random_.choices(self.FRAGMENTS, k=random_.randrange(30))
             with self.subTest(seed=seed, pieces=pieces):
@@ -2853,6 +2862,7 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
         self._watch_warnings()
         self._watch_log()
         self._watch_connections()
+        self._take_over_the_clock()
         self.addAsyncCleanup(self._check_nothing_is_left, *self._what_there_is())
         self.addCleanup(self._close_clients)
 
@@ -2930,6 +2940,12 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
 
         self.change(asyncio, start_server=start)
 
+    def _take_over_the_clock(self):
+        """Only pass_time() makes it differ; the event loop goes by it as well."""
+        monotonic = time.monotonic
+        self.passed = 0.0  # seconds
+        self.change(time, monotonic=lambda: monotonic() + self.passed)
+
     def _close_clients(self):
         for client in self.clients:
             client.close()
@@ -2995,10 +3011,12 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
             task.cancel()
             await asyncio.wait([task], timeout=0.1)
 
-    async def let_pass(self, seconds, since):
-        """Give a timer its time, counted from a moment: it must do nothing."""
-        over = since + seconds
-        await self.until(lambda: time.monotonic() > over, "the timer's time")
+    async def pass_time(self, seconds):
+        """Have so many seconds pass at once, in steps: a timer may set itself again."""
+        for _ in range(20):
+            self.passed += seconds / 20
+            for _ in range(5):
+                await asyncio.sleep(0)
 
     def give_way_after(self, writes):
         """Have a sweep's turn end after so many writes, and not after a time."""
@@ -3212,7 +3230,7 @@ class SubscriberModelTest(unittest.TestCase):
     a gap in its place that says so; and in the end everybody knows all that is
     retained; each opening and closing is told once."""
 
-    SCHEDULES = 1000
+    SCHEDULES = 200 * _FACTOR
     CHANNELS = ("a", "b", None)
 
     def test_random_schedules(self):
@@ -4122,7 +4140,7 @@ class SlowClientTest(ServerTestCase):
 
     async def test_who_never_reads_harms_nobody_and_is_dropped(self):
         """Rules 1 and 4."""
-        server = await self.start(write_timeout=0.6, history=100_000)
+        server = await self.start(write_timeout=6, history=100_000)
         stalled = [await self.stream(server, receive_buffer=BUFFER) for _ in range(2)]
         reading = [await self.stream(server) for _ in range(4)]
         expected = [f"{n} ".ljust(8 * KIB, "x") for n in range(250)]
@@ -4140,10 +4158,12 @@ class SlowClientTest(ServerTestCase):
         largest = sse_server._BATCH_BYTES + 64 * KIB
         for transport in self.transports:
             self.assertLess(transport.get_write_buffer_size(), largest)
+        self.assertEqual((server.stats.behind, server.stats.dropped), (2, 0))
+        await self.pass_time(8)
         await self.until_stats(server, live=4, behind=0, dropped=2)
         left = [line for line in self.logged() if " left, " in line]
         self.assertEqual(len(left), 2)
-        self.assertIn("left, took nothing for 0.6 s; 5 remain", left[0])
+        self.assertIn("left, took nothing for 6 s; 5 remain", left[0])
         events = await stalled[0].rest_of_cut()
         self.assertEqual([e.data for e in events], expected[: len(events)])
 
@@ -4212,8 +4232,9 @@ class SlowClientTest(ServerTestCase):
         self.assertEqual(server.stats.gaps, gaps)
 
     async def test_one_who_left_while_behind_finds_its_events_again(self):
-        server = await self.start(write_timeout=0.3, history=100_000)
+        server = await self.start(history=100_000)
         client, expected = await self.stall(server)
+        await self.pass_time(40)
         await self.until_stats(server, behind=0, dropped=1)
         events = await client.rest_of_cut()
         position = events[-1].last_event_id
@@ -4222,18 +4243,15 @@ class SlowClientTest(ServerTestCase):
         self.assertEqual([e.data for e in events] + rest, expected)
 
     async def test_a_slow_reader_that_takes_something_is_not_dropped(self):
-        server = await self.start(write_timeout=0.6, history_bytes=4 * 1024 * KIB)
+        server = await self.start(write_timeout=6, history_bytes=4 * 1024 * KIB)
         client = await self.stream(server, version="1.0", receive_buffer=BUFFER)
         expected = ["x" * 1000 * KIB, "y"]  # the first: one write, long under way
         for data in expected:
             server.publish(data)
         await self.until_stats(server, live=0, behind=1)
-        began = time.monotonic()
-        wanted = 0
-        while time.monotonic() - began < 1.2:
-            await asyncio.sleep(0.1)  # the pace of the client
-            wanted += 40 * KIB
-            while len(client.content) < wanted:
+        for number in range(1, 13):
+            await self.pass_time(1)
+            while len(client.content) < number * 40 * KIB:
                 await client.read_stream()
             self.assertEqual(server.stats.behind, 1)
         self.assertEqual(server.stats.dropped, 0)
@@ -4318,11 +4336,15 @@ class SlowClientTest(ServerTestCase):
         self.assertEqual(server.stats.behind, 0)
 
     async def test_drain_of_those_behind_ends_when_they_are_dropped(self):
-        server = await self.start(write_timeout=0.3, history=100_000)
+        server = await self.start(write_timeout=6, history=100_000)
         await self.stall(server)
         for n in range(200):
             server.publish(str(n).ljust(8 * KIB, "x"))
-        await asyncio.wait_for(server.drain(behind=True), DEADLINE)
+        draining = asyncio.ensure_future(server.drain(behind=True))
+        await self.pass_time(5)
+        self.assertFalse(draining.done())
+        await self.pass_time(3)
+        await asyncio.wait_for(draining, DEADLINE)
         await self.until_stats(server, behind=0, dropped=1)
 
     async def test_who_has_not_read_the_answers_before_is_not_given_a_stream_yet(self):
@@ -4949,10 +4971,10 @@ class FailureTest(ServerTestCase):
         self.assertTrue(timer.cancelled())
 
     async def test_after_the_last_deadline_come_others(self):
-        self.change(sse_server, _LINGER_SECONDS=0.05)
-        server = await self.start(header_timeout=0.05)
+        server = await self.start(header_timeout=1)
         for _ in range(2):
             client = await self.connect(server)
+            await self.pass_time(2)
             self.assertEqual((await client.read_answer()).status, 408)
             self.assertTrue(await client.ended())
             client.close()
@@ -5673,26 +5695,28 @@ class ConnectionTest(ServerTestCase):
 
     async def test_a_silent_connection_gets_408(self):
         """Rule 4."""
-        self.change(sse_server, _LINGER_SECONDS=0.2)
-        server = await self.start(header_timeout=0.1)
+        server = await self.start(header_timeout=1)
         client = await self.connect(server)
+        await self.pass_time(2)
         answer = await client.read_answer()
         self.assertEqual(answer.status, 408)
+        await self.pass_time(2 * sse_server._LINGER_SECONDS)
         self.assertTrue(await client.ended())
 
     async def test_an_idle_kept_connection_is_closed_without_a_word(self):
         """Rule 4."""
-        server = await self.start(keepalive_timeout=0.1)
+        server = await self.start(keepalive_timeout=10)
         client = await self.connect(server)
         await client.request(ask("/"))
-        began = time.monotonic()
-        self.assertTrue(await client.ended())
-        self.assertGreater(time.monotonic() - began, 0.05)
+        ended = asyncio.ensure_future(client.ended())
+        await self.pass_time(9)
+        self.assertFalse(ended.done())
+        await self.pass_time(2)
+        self.assertTrue(await ended)
 
     async def test_a_head_that_is_not_complete_in_time_gets_408(self):
         """Rule 4."""
-        self.change(sse_server, _LINGER_SECONDS=0.2)
-        server = await self.start(header_timeout=0.2)
+        server = await self.start(header_timeout=2)
         for before in (b"", ask("/")):
             with self.subTest(before=before):
                 client = await self.connect(server)
@@ -5701,38 +5725,53 @@ class ConnectionTest(ServerTestCase):
                     await client.read_answer()
                 else:
                     await client.send(b"GET")
+                await self.pass_time(4)
                 answer = await client.read_answer()
                 self.assertEqual(answer.status, 408)
-                self.assertEqual(answer.body, b"request head not complete in 0.2 s\n")
+                self.assertEqual(answer.body, b"request head not complete in 2 s\n")
                 self.assertTrue(await client.ended())
 
     async def test_a_body_that_is_not_complete_in_time_gets_408(self):
         """Rule 4."""
-        server = await self.start(body_timeout=0.1)
-        answer = await self.ask(server, post("/", b"12345", token=None)[:-1])
+        server = await self.start(body_timeout=2)
+        client = await self.connect(server)
+        await client.send(post("/", b"12345", token=None)[:-1])
+        await self.pass_time(4)
+        answer = await client.read_answer()
         self.assertEqual(answer.status, 408)
-        self.assertEqual(answer.body, b"request body not complete in 0.1 s\n")
+        self.assertEqual(answer.body, b"request body not complete in 2 s\n")
 
     async def test_who_asks_and_does_not_read_is_cut(self):
         """Rule 4."""
         self.send_buffer = BUFFER
-        server = await self.start(write_timeout=0.3)
+        server = await self.start(write_timeout=6)
         client = await self.connect(server, receive_buffer=BUFFER)
-        with self.assertRaises(ConnectionError):
+
+        async def send():
             while True:
                 await client.send(ask("/sse", "Accept: text/html") * 10)
-        await self.until(self.transports[0].is_closing, "the server to close")
+
+        sending = asyncio.ensure_future(send())
+        await self.until(
+            lambda: self.transports and self.transports[0].get_write_buffer_size(),
+            "an answer that is not taken",
+        )
+        await self.pass_time(5)
+        self.assertFalse(self.transports[0].is_closing())
+        await self.pass_time(3)
+        with self.assertRaises(ConnectionError):
+            await sending
+        self.assertTrue(self.transports[0].is_closing())
 
     async def test_who_reads_the_last_answer_slowly_gets_all_of_it(self):
         """Rule 4: the timer of a connection that has ended does nothing."""
         self.send_buffer = 4 * KIB
-        self.change(sse_server, _LINGER_SECONDS=0.2)
         server = await self.start()
         client = await self.connect(server, receive_buffer=4 * KIB)
         await client.send(ask("/sse", "Accept: text/html", "Connection: close"))
         await self.until(lambda: server._registry.count("leaving"), "the end")
         self.assertGreater(self.transports[0].get_write_buffer_size(), 0)
-        await self.let_pass(0.3, since=time.monotonic())
+        await self.pass_time(2 * sse_server._LINGER_SECONDS)
         answer = await client.read_answer()
         self.assertTrue(answer.body.endswith(b"</html>\n"))
         self.assertTrue(await client.ended())
@@ -5740,18 +5779,17 @@ class ConnectionTest(ServerTestCase):
     async def test_who_does_not_read_the_last_answer_is_cut(self):
         """Rule 4."""
         self.send_buffer = 4 * KIB
-        server = await self.start(write_timeout=0.1)
+        server = await self.start(write_timeout=6)
         client = await self.connect(server, receive_buffer=4 * KIB)
         await client.send(ask("/sse", "Accept: text/html", "Connection: close"))
+        await self.until(
+            lambda: self.transports and self.transports[0].get_write_buffer_size(),
+            "an answer that is not taken",
+        )
+        await self.pass_time(5)
+        self.assertGreater(self.transports[0].get_write_buffer_size(), 0)
+        await self.pass_time(3)
         with self.assertRaises((ConnectionError, EOFError)):
-            await self.until(
-                lambda: (
-                    self.transports
-                    and self.transports[0].is_closing()
-                    and not self.transports[0].get_write_buffer_size()
-                ),
-                "the cut",
-            )
             await client.read_answer()
 
     async def test_100_continue_where_the_body_is_wanted(self):
@@ -5786,9 +5824,7 @@ class ConnectionTest(ServerTestCase):
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
             self.assertEqual((await client.request(ask("/"))).status, 200)
             await client.send(data)
-            answer = await client.read_answer()
-            self.assertTrue(await client.ended())
-            return answer.status
+            return (await client.read_answer()).status
 
         found = await asyncio.gather(
             upload(post("/sse", body, token="wrong")),
@@ -5796,11 +5832,14 @@ class ConnectionTest(ServerTestCase):
             upload(post("/ /", body)),
         )
         self.assertEqual(found, [401, 413, 400])
+        await self.pass_time(2 * sse_server._LINGER_SECONDS)
+        for client in self.clients:
+            self.assertTrue(await client.ended())
 
     async def test_lingering_is_bounded_in_time_and_in_bytes(self):
         """Rule 4."""
         for limit in (
-            {"_LINGER_SECONDS": 0.1},
+            {"_LINGER_SECONDS": 1},
             {"_LINGER_SECONDS": 1000, "_LINGER_BYTES": 100_000},
         ):
             with self.subTest(limit), mock.patch.multiple(sse_server, **limit):
@@ -5812,6 +5851,10 @@ class ConnectionTest(ServerTestCase):
                     self.assertEqual(server._registry.count("lingering"), 1)
                     with contextlib.suppress(ConnectionError):
                         await client.send(b"x" * 100_000)
+                else:
+                    await self.pass_time(0.9)
+                    self.assertFalse(self.transports[-1].is_closing())
+                    await self.pass_time(0.2)
                 await self.until(
                     lambda server=server: not server._registry.count("lingering"),
                     "the server to close",
@@ -5948,7 +5991,7 @@ class SeamTest(ServerTestCase):
 
     async def test_blocking_hooks_do_not_refuse_those_who_wait_their_turn(self):
         def authorize(request):
-            time.sleep(0.01)  # for all, 0.2 s; the call alone has its time
+            time.sleep(0.005)  # for all, 0.1 s; the call alone has its time
             return True
 
         with (
@@ -6028,10 +6071,7 @@ class SeamTest(ServerTestCase):
                 await self.visit_without_cycles(alive, targets, hook)
 
     async def visit_without_cycles(self, alive, targets, authorize):
-        self.change(sse_server, _LINGER_SECONDS=0.1)
-        server = await self.start(
-            authorize=authorize, publish_token="secret", body_timeout=0.5
-        )
+        server = await self.start(authorize=authorize, publish_token="secret")
         logging.getLogger("sse_server").setLevel(logging.CRITICAL)
         gc.collect()
         gc.disable()
@@ -6048,6 +6088,8 @@ class SeamTest(ServerTestCase):
             client.close()
         late = await self.connect(server)
         await late.send(post("/sse", b"a" * 100)[:-1])
+        await self.until(lambda: server._registry.count("body"), "a body")
+        await self.pass_time(40)
         self.assertEqual((await late.read_answer()).status, 408)
         late.close()
         for _ in range(5):
@@ -6612,15 +6654,14 @@ class AuthorizeTest(ServerTestCase):
         self.assertEqual(await slow.data(1), ["b"])
 
     async def test_it_may_take_longer_than_every_timeout(self):
-        began = time.monotonic()
         server, client, gate = await self.asking(
             ask(),
-            header_timeout=0.1,
-            body_timeout=0.1,
-            keepalive_timeout=0.1,
-            write_timeout=0.1,
+            header_timeout=1,
+            body_timeout=1,
+            keepalive_timeout=1,
+            write_timeout=1,
         )
-        await self.let_pass(0.3, since=began)
+        await self.pass_time(3)
         gate.set()
         await client.open(b"")
         server.publish("a")
@@ -6811,29 +6852,28 @@ class DisconnectTest(ServerTestCase):
 
     async def test_from_a_thread_and_of_those_behind(self):
         self.send_buffer = BUFFER
-        server = await self.start(history=100_000, write_timeout=0.5)
+        server = await self.start(history=100_000, write_timeout=6)
         client, sent = await self.stall(server)
         for n in range(50):
             server.publish(str(n))
         await self.in_thread(server.disconnect, lambda request: True)
         await self.until_stats(server, live=0, behind=0)
-        began = time.monotonic()
         events = await client.rest()
         self.assertEqual([e.data for e in events], sent[: len(events)])
         self.assertGreater(len(events), 0)
-        await self.let_pass(0.7, since=began)
+        await self.pass_time(8)
 
     async def test_of_one_that_never_reads(self):
         """Rule 4."""
         self.send_buffer = BUFFER
-        server = await self.start(history=100_000, write_timeout=0.3)
-        await self.stall(server)
+        server = await self.start(history=100_000, write_timeout=6)
+        client, _ = await self.stall(server)
         server.disconnect(lambda request: True)
         await self.until_stats(server, live=0, behind=0)
-        descriptor = self.transports[0]
-        await self.until(
-            lambda: not descriptor.get_write_buffer_size(), "the connection to be cut"
-        )
+        await self.pass_time(5)
+        self.assertGreater(self.transports[0].get_write_buffer_size(), 0)
+        await self.pass_time(3)
+        await client.rest_of_cut()
 
     async def test_a_predicate_that_fails_is_logged(self):
         server = await self.start()
@@ -6865,14 +6905,14 @@ class DisconnectTest(ServerTestCase):
 class DisconnectOverTLSTest(OverTLS, DisconnectTest):
     async def test_a_stream_that_ended_does_not_wait_for_who_does_not_answer(self):
         """Rule 4."""
-        self.change(sse_server, _LINGER_SECONDS=0.2)
-        server = await self.start(write_timeout=0.3)
+        server = await self.start()
         before = len(os.listdir(DESCRIPTORS)) if os.path.isdir(DESCRIPTORS) else None
         if before is None:
             self.skipTest(f"no {DESCRIPTORS}")
         await self.stream(server)
         server.disconnect(lambda request: True)
         await self.until_stats(server, live=0)
+        await self.pass_time(40)
         # The client's own descriptor stays.
         await self.until(
             lambda: len(os.listdir(DESCRIPTORS)) <= before + 1, "the server to close"
@@ -7450,17 +7490,19 @@ class EndingTest(ServerTestCase):
 
     async def test_a_close_that_is_cancelled_goes_on(self):
         self.send_buffer = BUFFER
-        server = await self.start(shutdown_timeout=0.3)
+        server = await self.start(shutdown_timeout=3)
         await self.stall(server)
         with self.assertRaises(asyncio.TimeoutError):
             await asyncio.wait_for(server.close(), 0.01)
-        await asyncio.wait_for(server.close(), DEADLINE)
+        closing = asyncio.ensure_future(server.close())
+        await self.pass_time(4)
+        await asyncio.wait_for(closing, DEADLINE)
         self.assertEqual(server.stats.behind, 0)
 
     async def test_stalled_clients_are_cut_within_the_shutdown_timeout(self):
         """Rule 4."""
         self.send_buffer = BUFFER
-        server = await self.start(shutdown_timeout=0.3, history=100_000)
+        server = await self.start(shutdown_timeout=10, history=100_000)
         stalled, _ = await self.stall(server)
         for n in range(100):
             server.publish("x" * 8 * KIB)
@@ -7469,9 +7511,11 @@ class EndingTest(ServerTestCase):
         for data in (b"GET", ask("/"), post("/", b"body")[:-1]):
             await (await self.connect(server)).send(data)
         await self.until(lambda: len(self.transports) == 5, "the connections")
-        began = time.monotonic()
-        await asyncio.wait_for(server.close(), DEADLINE)
-        self.assertTrue(0.25 < time.monotonic() - began < 1.3)
+        closing = asyncio.ensure_future(server.close())
+        await self.pass_time(9)
+        self.assertFalse(closing.done())
+        await self.pass_time(2)
+        await asyncio.wait_for(closing, DEADLINE)
         self.assertEqual(await reading.rest(), [])
         await stalled.rest_of_cut()
         for transport in self.transports:
@@ -7480,19 +7524,18 @@ class EndingTest(ServerTestCase):
     async def test_one_that_was_told_and_reads_late_is_no_error(self):
         """Rule 4: the timer of a stream that has ended does nothing."""
         self.send_buffer = BUFFER
-        server = await self.start(write_timeout=0.4, shutdown_timeout=5)
+        server = await self.start(shutdown_timeout=5)
         client = await self.stream(server, receive_buffer=BUFFER)
         transport = self.transports[0]
         while not transport.get_write_buffer_size():
             server.publish("x" * 8 * KIB)
             await server.drain()
-        began = time.monotonic()
         closing = asyncio.ensure_future(server.close())
         await asyncio.sleep(0)
         events = await client.rest()
         self.assertEqual(len(events), server.stats.published)
         await closing
-        await self.let_pass(0.5, since=began)
+        await self.pass_time(40)
 
     async def test_idle_connections_are_closed_at_once(self):
         server = await self.start()
@@ -7657,14 +7700,16 @@ class EndingTest(ServerTestCase):
 class EndingOverTLSTest(OverTLS, EndingTest):
     async def test_the_end_does_not_wait_for_who_does_not_answer(self):
         """Rule 4: a client that never says close_notify."""
-        server = await self.start(shutdown_timeout=0.4)
+        server = await self.start(shutdown_timeout=10)
         await self.stream(server)
         silent = await self.connect(server)
         await silent.request(ask("/"))
         await self.stall(server)
-        began = time.monotonic()
-        await asyncio.wait_for(server.close(), DEADLINE)
-        self.assertLess(time.monotonic() - began, 1.5)
+        closing = asyncio.ensure_future(server.close())
+        await self.pass_time(9)
+        self.assertFalse(closing.done())
+        await self.pass_time(2)
+        await asyncio.wait_for(closing, DEADLINE)
 
 
 class ListenTest(ServerTestCase):
@@ -7853,13 +7898,13 @@ class LifeTest(ServerTestCase):
         self.assertEqual(await client.rest(), [])
 
     async def test_a_close_from_another_event_loop_while_its_own_is_stopped(self):
-        self.change(sse_server, _CLOSE_MARGIN_SECONDS=0.1)
-        server = SSEServer("127.0.0.1", 0, shutdown_timeout=0.1)
+        self.change(sse_server, _CLOSE_MARGIN_SECONDS=0.02)
+        server = SSEServer("127.0.0.1", 0, shutdown_timeout=0.03)
         loop = asyncio.new_event_loop()
         await self.in_thread(loop.run_until_complete, server.__aenter__())
         with self.assertRaises(RuntimeError) as caught:
             await asyncio.wait_for(server.close(), DEADLINE)
-        text = "the server did not end within 0.2 s; does its event loop run?"
+        text = "the server did not end within 0.05 s; does its event loop run?"
         self.assertEqual(str(caught.exception), text)
         await self.in_thread(loop.run_until_complete, server.close())
         loop.close()
@@ -7918,28 +7963,23 @@ class LifeTest(ServerTestCase):
             await self.in_thread(asyncio.run, server.close())
 
     async def test_drain_waits_once_for_one_who_takes_little(self):
-        server = await self.start(write_timeout=0.5, history=10_000)
+        server = await self.start(write_timeout=10, history=10_000)
         client, _ = await self.stall(server)
         for _ in range(1000):
             server.publish("x" * 8 * KIB)
-
-        async def trickle():
-            while True:
-                await client.receive()  # enough for the server to see it
-                await asyncio.sleep(0.05)  # the pace of the client
-
-        trickling = asyncio.ensure_future(trickle())
-        began = time.monotonic()
-        await server.drain(behind=True)
-        first = time.monotonic() - began
+        draining = asyncio.ensure_future(server.drain(behind=True))
+        for _ in range(9):
+            await client.receive()  # enough for the server to see it
+            await self.pass_time(1)
+        self.assertFalse(draining.done())
+        await client.receive()
+        await self.pass_time(2)
+        await asyncio.wait_for(draining, DEADLINE)
         server.publish("a")
         began = time.monotonic()
         await asyncio.wait_for(server.drain(behind=True), DEADLINE)
-        again = time.monotonic() - began
+        self.assertLess(time.monotonic() - began, 5)
         self.assertEqual((server.stats.behind, server.stats.dropped), (1, 0))
-        await self.cancel(trickling)
-        self.assertGreater(first, 0.4)
-        self.assertLess(again, first / 2)
         while server.stats.behind:
             await client.receive()
         # The next time that it falls behind, it is waited for again.
@@ -8250,12 +8290,13 @@ class TLSTest(OverTLS, ServerTestCase):
         self.assertEqual(self.logged(logging.WARNING), [])
 
     async def test_who_does_not_speak_tls(self):
-        server = await self.start(header_timeout=0.3)
+        server = await self.start()
         plain = await self.visit(server.port)
         await plain.send(ask("/"))
         with contextlib.suppress(ConnectionResetError):
             self.assertNotIn(b"HTTP", await plain.receive())
         silent = await self.visit(server.port)
+        await self.pass_time(20)
         self.assertTrue(await silent.ended())
 
 
