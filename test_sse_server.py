@@ -3084,9 +3084,22 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
 
 @unittest.skipUnless(OPENSSL, "the openssl program is not here")
 class OverTLS:
-    """Before a class of tests, in the bases of another: the same tests over TLS."""
+    """Before a class of tests, in the bases of another: some of them over TLS.
+
+    `again` names the tests whose way through asyncio or through a connection is another
+    one over TLS.  The others would only be run twice.
+    """
 
     tls = True
+    again = ()
+
+    def __init_subclass__(cls):
+        inherited = {name for name in dir(cls) if name.startswith("test_")}
+        inherited -= set(vars(cls))
+        unknown = set(cls.again) - inherited
+        assert not unknown, unknown
+        for name in inherited - set(cls.again):
+            setattr(cls, name, None)
 
 
 # ------------------------------------------------------------------------------------
@@ -3785,7 +3798,14 @@ class BroadcastTest(ServerTestCase):
 
 
 class BroadcastOverTLSTest(OverTLS, BroadcastTest):
-    pass
+    again = (
+        "test_everybody_receives_every_event_in_order",
+        "test_a_burst_is_one_chunk_of_whole_events",
+        "test_who_joins_during_a_sweep_misses_nothing_and_gets_nothing_twice",
+        "test_heartbeats_reach_the_live_ones_at_their_interval",
+        "test_stats_count_what_was_written",
+        "test_open_streams_have_no_tasks",
+    )
 
 
 class ResumeTest(ServerTestCase):
@@ -4361,10 +4381,23 @@ class SlowClientTest(ServerTestCase):
 
 
 class SlowClientOverTLSTest(OverTLS, SlowClientTest):
-    pass
+    again = (
+        "test_who_never_reads_harms_nobody_and_is_dropped",
+        "test_who_reads_again_catches_up_and_is_live",
+        "test_who_reads_again_too_late_is_told_of_the_gap",
+        "test_one_who_left_while_behind_finds_its_events_again",
+        "test_a_slow_reader_that_takes_something_is_not_dropped",
+        "test_heartbeats_keep_nobody_who_never_reads",
+        "test_a_little_that_is_read_late_is_no_harm",
+        "test_who_reads_again_among_heartbeats_catches_up",
+        "test_drain_of_those_behind_ends_when_they_leave",
+        "test_who_has_not_read_the_answers_before_is_not_given_a_stream_yet",
+    )
 
 
 class DepartureTest(ServerTestCase):
+    rounds = 10  # of many visits
+
     async def test_ways_to_leave_are_noticed_without_a_write(self):
         """Rule 6."""
         ways = {"close": Client.close, "reset": Client.reset}
@@ -4399,9 +4432,9 @@ class DepartureTest(ServerTestCase):
                     self.assertTrue(2500 <= client.decoder.retry <= 7500)
                 await self.until_stats(server, live=0)
 
-    async def test_two_hundred_visits_leave_nothing(self):
+    async def test_many_visits_leave_nothing(self):
         server = await self.start()
-        for n in range(10):
+        for n in range(self.rounds):
             clients = [await self.stream(server) for _ in range(20)]
             server.publish(str(n))
             for number, client in enumerate(clients):
@@ -4415,7 +4448,7 @@ class DepartureTest(ServerTestCase):
             await self.until_stats(server, live=0, behind=0)
             for client in clients:
                 client.close()
-        self.assertEqual(server.stats.published, 10)
+        self.assertEqual(server.stats.published, self.rounds)
 
     async def test_one_that_leaves_in_the_midst_of_writes_is_no_error(self):
         server = await self.start()
@@ -4475,7 +4508,15 @@ class DepartureTest(ServerTestCase):
 
 
 class DepartureOverTLSTest(OverTLS, DepartureTest):
-    pass
+    rounds = 3
+    again = (
+        "test_ways_to_leave_are_noticed_without_a_write",
+        "test_who_ends_its_input_is_told_to_come_back",
+        "test_many_visits_leave_nothing",
+        "test_one_that_leaves_in_the_midst_of_writes_is_no_error",
+        "test_one_that_leaves_while_it_is_authorized_is_no_subscriber",
+        "test_one_that_sent_much_while_it_was_authorized_is_seen_to_leave",
+    )
 
 
 class ChannelTest(ServerTestCase):
@@ -5869,7 +5910,18 @@ class ConnectionTest(ServerTestCase):
 
 
 class ConnectionOverTLSTest(OverTLS, ConnectionTest):
-    pass
+    again = (
+        "test_pipelined_requests_are_answered_in_order",
+        "test_a_request_in_pieces",
+        "test_a_silent_connection_gets_408",
+        "test_an_idle_kept_connection_is_closed_without_a_word",
+        "test_who_asks_and_does_not_read_is_cut",
+        "test_who_reads_the_last_answer_slowly_gets_all_of_it",
+        "test_who_does_not_read_the_last_answer_is_cut",
+        "test_an_error_is_read_by_who_still_uploads_megabytes",
+        "test_lingering_is_bounded_in_time_and_in_bytes",
+        "test_a_client_that_leaves_within_a_request",
+    )
 
 
 class SeamTest(ServerTestCase):
@@ -6221,7 +6273,13 @@ class StreamTest(ServerTestCase):
 
 
 class StreamOverTLSTest(OverTLS, StreamTest):
-    pass
+    again = (
+        "test_to_http_1_0_it_is_unframed_and_ended_by_the_close",
+        "test_what_the_client_sends_is_ignored",
+        "test_what_the_client_sends_with_the_request_is_ignored",
+        "test_the_options_of_the_sockets",
+        "test_timeouts_longer_than_the_kernel_knows",
+    )
 
 
 class IteratorTest(ServerTestCase):
@@ -6905,6 +6963,13 @@ class DisconnectTest(ServerTestCase):
 
 
 class DisconnectOverTLSTest(OverTLS, DisconnectTest):
+    again = (
+        "test_it_ends_the_chosen_streams",
+        "test_from_a_thread_and_of_those_behind",
+        "test_of_one_that_never_reads",
+        "test_just_before_the_end",
+    )
+
     async def test_a_stream_that_ended_does_not_wait_for_who_does_not_answer(self):
         """Rule 4."""
         server = await self.start()
@@ -7700,6 +7765,19 @@ class EndingTest(ServerTestCase):
 
 
 class EndingOverTLSTest(OverTLS, EndingTest):
+    again = (
+        "test_everybody_is_told_when_to_come_back",
+        "test_one_that_catches_up_in_time_is_given_all_and_told",
+        "test_twice_and_at_once",
+        "test_stalled_clients_are_cut_within_the_shutdown_timeout",
+        "test_one_that_was_told_and_reads_late_is_no_error",
+        "test_idle_connections_are_closed_at_once",
+        "test_who_asks_while_it_ends_is_told_to_come_back",
+        "test_a_request_in_progress_is_answered_and_the_connection_closed",
+        "test_a_stream_that_was_being_authorized_does_not_open",
+        "test_serve_forever_ends_with_close",
+    )
+
     async def test_the_end_does_not_wait_for_who_does_not_answer(self):
         """Rule 4: a client that never says close_notify."""
         server = await self.start(shutdown_timeout=10)
