@@ -404,13 +404,16 @@ class _EventLog:
     """The events that are held, in order, and the newest retained events.
 
     `max_events` limits the number of held events; events that the live subscribers were
-    not given yet do not count.  `max_bytes` limits the bytes of all events, held and
-    retained, with their names, plus _EVENT_OVERHEAD_BYTES for each.  When a limit is
-    exceeded, the log forgets its oldest event, but it always holds the newest.  The
-    publisher's ids may have keys, which ascend.  With the key of an id that is not
-    held, find() knows between which two held ids it belongs.  Call the methods under
-    the server's lock; `base`, `sent`, `newest`, `newest_id` and retains() do not need
-    it.
+    not given yet do not count.  `max_bytes` limits their bytes, with their names, plus
+    _EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log forgets its
+    oldest event, but it always holds the newest.  `max_retained` and `max_bytes` limit
+    the retained events in the same way, apart from the others.
+
+    The publisher's ids may have keys, which ascend.  With the key of an id that is not
+    held, find() knows between which two held ids it belongs.
+
+    Call the methods under the server's lock; `base`, `sent`, `newest`, `newest_id` and
+    retains() do not need it.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
@@ -524,7 +527,7 @@ class _EventLog:
         newest = self._newest
         if newest.number - self.base > self._max_events and self.base < self.sent:
             return True
-        size = newest.total - self._entries[self.base].total + self._retained_bytes
+        size = newest.total - self._entries[self.base].total
         return size > self._max_bytes and newest.number - self.base > 1
 
     def _replace_retained(self, key: tuple[str | None, str], by: _Entry | None) -> None:
@@ -2816,7 +2819,7 @@ class SSEServer:
         path: str = "/sse",
         # History, for clients that come back
         history: int = 1000,  # events
-        history_bytes: int = 16 * _MIB,
+        history_bytes: int = 16 * _MIB,  # and as much for the retained events
         retained: int = 1000,  # events, of those published with retain=True
         replay: float = 0,  # events for a new client; math.inf: all
         # Timing, in seconds
