@@ -380,11 +380,11 @@ _HEARTBEAT = b":\n"
 #    subscriber was given: at position 7, the next one is event 8.  The log holds the
 #    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
-#    Ctrl-C may interrupt append() at any point, and a signal handler, a `__del__` or a
-#    logging handler may call append() while another call runs.  Therefore append() adds
-#    an event with one indivisible operation, a dict's setdefault().  A generator does
-#    the rest, for two reasons.  Python does not let a generator run inside itself.  And
-#    if Ctrl-C ends the generator, a new one repeats the step that was not finished.
+#    Ctrl-C may interrupt any method between two instructions.  So append() computes
+#    everything first, and its last assignment makes the event exist.  What follows from
+#    that, _settle() does: it retains the event and forgets old ones.  What Ctrl-C leaves
+#    undone, the next call of _settle() does.  A call from within, of a signal's handler
+#    or a `__del__`, the broadcaster refuses.
 # ------------------------------------------------------------------------------------
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
@@ -419,13 +419,16 @@ class _EventLog:
     """The events that are held, in order, and the newest retained events.
 
     `max_events` limits the number of held events; events that the live subscribers were
-    not given yet do not count.  `max_bytes` limits the bytes of all events, held and
-    retained, with their names, plus _EVENT_OVERHEAD_BYTES for each.  When a limit is
-    exceeded, the log forgets its oldest event, but it always holds the newest.  The
-    publisher's ids may have keys, which ascend.  With the key of an id that is not
-    held, find() knows between which two held ids it belongs.  Call the methods under
-    the server's lock; `base`, `sent`, `newest`, `newest_id` and retains() do not need
-    it.  In a block of `with log:` all events that are held now stay.
+    not given yet do not count.  `max_bytes` limits their bytes, with their names, plus
+    _EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log forgets its
+    oldest event, but it always holds the newest.  `max_retained` and `max_bytes` limit
+    the retained events in the same way, apart from the others.
+
+    The publisher's ids may have keys, which ascend.  With the key of an id that is not
+    held, find() knows between which two held ids it belongs.
+
+    Call the methods under the server's lock; `base`, `sent`, `newest`, `newest_id` and
+    retains() do not need it.
     """
 
     def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
@@ -439,16 +442,16 @@ class _EventLog:
         self._epoch = secrets.token_hex(4)
         # An id that this log made, in its group 1 the event's number.
         self.own_id = re.compile(self._epoch + "-(0|[1-9][0-9]{0,18})")
-        # By channel and name, oldest first: the event without its id field, its cost.
+        # By channel and name, oldest first: the event and its cost.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
+        self._retained_bytes = 0  # their sum; below 0: not known
         self.retained_changes = 0  # by unretain(); other changes change `newest`
+        self._settled = 0  # the number of the last event that was retained if it asks
         # The number of the last forgotten event of each channel, the oldest first.
         self._forgotten = collections.OrderedDict[Optional[str], int]()
         self._forgotten_floor = 0  # the same, for all channels not in `_forgotten`
         self.base = 0  # the position before the oldest event that is held
         self.sent = 0
-        self._keeper: Any = self._keep()  # a generator
-        self._readers = 0  # `with` statements of this log that run now
 
     @property
     def newest(self) -> int:
@@ -486,33 +489,32 @@ class _EventLog:
         of an event that is held, for one like those that the log makes, and for a key
         that is not above the newest key.
         """
-        if id is not None and self.own_id.fullmatch(id):
-            raise ValueError(f"id {id!r} has the form of this server's own ids")
-        held, newest = self._entries, self._newest
-        entry: _Entry | None = None
-        while newest is not entry:
-            number, place = newest.number + 1, newest.place
-            # A gap has the id before it, which other processes know too.
-            id = newest.id if is_gap else id
-            name = id or f"{self._epoch}-{number}"
-            frame = b"id: %b\n%b" % (_encode(name), body)
-            if id is not None and not is_gap:
-                if (self._find_published(id) or 0) > self.base:
-                    raise ValueError(f"id {id!r} is that of an event that is held")
-                if place and not place[0] < key:
-                    raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
-                place = None if key is None else (key, number)
-                self._numbers[id] = number
-            total = newest.total + _cost(frame, id, channel, retain, key)
-            entry = _Entry(number, frame, channel, id, place, total, retain, is_gap)
-            # A signal handler's append() may have used this number meanwhile.  Then
-            # this event needs another one, even if the log has forgotten that event
-            # already and so has let this one take its place.
-            newest = held.setdefault(number, entry)
-            if newest is entry and number < self.base and held.pop(number, False):
-                entry = None
+        self._settle()
+        number, place = self.newest + 1, self._newest.place
+        if is_gap:
+            id = self._newest.id  # with which other processes find this place, too
+        elif id is not None:
+            self._check_id(id, key)
+            place = None if key is None else (key, number)
+        name = id or f"{self._epoch}-{number}"
+        frame = b"id: %b\n%b" % (_encode(name), body)
+        total = self._newest.total + _cost(frame, id, channel, retain, key)
+        entry = _Entry(number, frame, channel, id, place, total, retain, is_gap)
+        self._entries[number] = entry
+        if id is not None and not is_gap:
+            self._numbers[id] = number
+        self._newest = entry  # from here on the event exists
         self._settle()
         return name
+
+    def _check_id(self, id: str, key: Any) -> None:
+        place = self._newest.place
+        if self.own_id.fullmatch(id):
+            raise ValueError(f"id {id!r} has the form of this server's own ids")
+        if (self._find_published(id) or 0) > self.base:
+            raise ValueError(f"id {id!r} is that of an event that is held")
+        if place and not place[0] < key:
+            raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
 
     def advance(self, position: int) -> None:
         self.sent = position
@@ -520,85 +522,76 @@ class _EventLog:
 
     def unretain(self, channel: str | None, name: str) -> bool:
         """Drop a retained event.  Return whether there was one."""
+        self._settle()
         self.retained_changes += 1
-        found = self._retained.pop((channel, name), None)
-        self._settle()
-        return found is not None
-
-    def __enter__(self) -> None:
-        """Hold what is held now: a signal handler may publish at any step."""
-        self._readers += 1
-
-    def __exit__(self, *raised: object) -> None:
-        self._readers -= 1
-        self._settle()
+        found = (channel, name) in self._retained
+        self._replace_retained((channel, name), None)
+        return found
 
     def _settle(self) -> None:
-        while not self._keeper.gi_running:  # if it runs, the outer call does this
-            if not next(self._keeper, False):
-                self._keeper = self._keep()  # an exception ended the last one
-            elif self.newest + 1 not in self._entries:
-                break
+        """Retain the newest event if it asks for that, and keep to all bounds."""
+        newest = self._newest
+        if self._settled < newest.number:
+            if newest.retain is not None:
+                self._replace_retained((newest.channel, newest.retain), newest)
+            self._settled = newest.number
+        while self._exceeds_a_bound():
+            self._forget(self.base + 1)
 
-    def _keep(self) -> Generator[bool, None, None]:
-        """Take in the added events, and drop old ones until all bounds are met."""
-        count = size = -1  # of the retained events and their bytes; not known yet
-        self._entries.pop(self.base - 1, None)  # Ctrl-C may have left it
-        while True:
-            entry = self._entries.get(self.newest + 1)
-            if entry and entry.retain is not None:
-                body = entry.frame.partition(b"\n")[2]
-                cost = _cost(body, entry.channel, entry.retain)
-                key = entry.channel, entry.retain
-                _, freed = self._retained.pop(key, (None, 0))
-                retained = entry._replace(frame=body, id=None, place=None)
-                self._retained[key] = retained, cost
-                size += cost - freed
-                count += not freed
-            self._newest = entry or self._newest
-            if count != len(self._retained):  # not known, or changed by unretain()
-                costs = [cost for _, cost in list(self._retained.values())]
-                count, size = len(costs), sum(costs)
-            while count and (count > self._max_retained or size > self._max_bytes):
-                _, (_, freed) = self._retained.popitem(last=False)
-                size -= freed
-                count -= 1
-            while not self._readers and self._forget(size):
-                pass
-            yield True
+    def _exceeds_a_bound(self) -> bool:
+        newest = self._newest
+        if newest.number - self.base > self._max_events and self.base < self.sent:
+            return True
+        size = newest.total - self._entries[self.base].total
+        return size > self._max_bytes and newest.number - self.base > 1
 
-    def _forget(self, retained_bytes: int) -> bool:
-        """Forget the oldest event if a limit is exceeded.  Return whether it was."""
-        base, number, newest = self.base, self.base + 1, self._newest
-        is_full = newest.number - base > self._max_events and base < self.sent
-        size = newest.total - self._entries[base].total + retained_bytes
-        if not is_full and (size <= self._max_bytes or newest.number <= number):
-            return False
+    def _replace_retained(self, key: tuple[str | None, str], by: _Entry | None) -> None:
+        """Retain `by` under this channel and name, or nothing; keep to the bounds."""
+        retained, size = self._retained, self._retained_bytes
+        self._retained_bytes = -1  # Ctrl-C may come before it is known again
+        if size < 0:
+            size = sum(cost for _, cost in retained.values())
+        size -= retained.pop(key, (None, 0))[1]
+        if by:
+            cost = _cost(by.frame, *key)
+            retained[key] = by._replace(id=None, place=None), cost
+            size += cost
+        while retained and (
+            len(retained) > self._max_retained or size > self._max_bytes
+        ):
+            size -= retained.popitem(last=False)[1][1]
+        self._retained_bytes = size
+
+    def _forget(self, number: int) -> None:
+        """Forget the oldest event.  Ctrl-C may come after each step."""
         entry = self._entries[number]
-        channel = entry.channel
-        # Note the loss before the event is gone: Ctrl-C may come in between.
-        self._forgotten.pop(channel, None)
-        self._forgotten[channel] = number
+        self._forgotten[entry.channel] = number  # before the event is gone
+        self._forgotten.move_to_end(entry.channel)
         if len(self._forgotten) > _MAX_TRACKED_CHANNELS:
             oldest, self._forgotten_floor = next(iter(self._forgotten.items()))
             del self._forgotten[oldest]
         self.base = number  # from here on it is not held
         self._entries[number] = entry._replace(frame=b"", retain=None)
-        before = self._entries.pop(base)
-        if before.id is not None and self._numbers.get(before.id) == base:
-            del self._numbers[before.id]
-        return True
+        for gone in (number - 2, number - 1):  # Ctrl-C may have left the first
+            self._remove(gone)
+
+    def _remove(self, number: int) -> None:
+        entry = self._entries.get(number)
+        if entry:
+            if entry.id is not None and self._numbers.get(entry.id) == number:
+                del self._numbers[entry.id]
+            del self._entries[number]
 
     def _find_published(self, id: str) -> int | None:
         """The number of the event, held or at `base`, that has this published id."""
-        entry = self._entries.get(self._numbers.get(id, self.base))
-        # Not a gap: its id is that of another event, perhaps of one that is forgotten.
-        found = entry and entry.id == id and not entry.is_gap
-        return entry.number if entry and found else None
+        entry = self._entries.get(self._numbers.get(id, -1))
+        if not entry or entry.id != id or entry.number > self.newest:
+            return None
+        # A gap's id is that of another event, perhaps of one that is forgotten.
+        return None if entry.is_gap else entry.number
 
     def find(self, id: str, key: Any = None) -> int | None:
         """The position of an id, even one below `base`; None: the id is unknown."""
-        self._settle()  # Ctrl-C may have left an event that was not taken in
         number = self._find_published(id)
         if number is not None:
             return number
@@ -645,12 +638,16 @@ class _EventLog:
         return min(itertools.islice(found, count), default=newest + 1) - 1
 
     def retains(self, channels: Channels) -> bool:
+        """Whether there may be retained events of these channels."""
+        if self._settled < self.newest:  # the newest may be one
+            return True
         return any(channel in channels for channel, _ in list(self._retained))
 
     def snapshot(
         self, after: int, upto: int, channels: Channels
     ) -> tuple[list[bytes], int]:
         """The next batch of retained events, without ids, and the position reached."""
+        self._settle()
         found = [
             entry
             for entry, _ in list(self._retained.values())
@@ -658,7 +655,7 @@ class _EventLog:
         ]
         batch = _take_batch(found)
         reached = batch[-1].number if len(batch) < len(found) else upto
-        return [entry.frame for entry in batch], reached
+        return [entry.frame.partition(b"\n")[2] for entry in batch], reached
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
@@ -2120,6 +2117,7 @@ class _Broadcaster:
         self.log = log
         self.registry = registry
         # Guards the log, and whether the bell is rung.
+        # Nothing is logged under it, because a logging handler may publish.
         self.lock = threading.RLock()
         self.connected = 0  # open streams
         self.events_written = self.bytes_written = self.gaps = self.dropped = 0
@@ -2167,11 +2165,21 @@ class _Broadcaster:
             raise TypeError(f"id_order gave {key!r}; allowed are {allowed}")
         return key
 
-    def refuse_fork(self) -> None:
-        """RuntimeError in a forked process, where nobody may ever release the lock."""
+    def check_caller(self) -> None:
+        """RuntimeError for a call that must not use the log.
+
+        That is one in a forked process, where nobody may ever release the lock, and one
+        from within the log: a signal's handler, or a `__del__`, that has interrupted
+        this thread while it holds the lock.
+        """
         if self._loop and os.getpid() != self._process:
             fault = "this process was forked from the one in which the server runs"
             raise RuntimeError(f"{fault}; publish there")
+        # An attribute of our own for this might be left wrong by Ctrl-C.
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            fault = "a signal's handler or a __del__ has interrupted the event log"
+            hint = "publish from loop.add_signal_handler() or from another thread"
+            raise RuntimeError(f"{fault}; {hint}")
 
     def publish(
         self,
@@ -2182,7 +2190,7 @@ class _Broadcaster:
         is_gap: bool = False,
     ) -> str:
         """Append to the log and ring the bell; never waits for a client."""
-        self.refuse_fork()
+        self.check_caller()
         key = None if id is None else self.key_of(id)
         with self.lock:
             loop = self._loop
@@ -3619,7 +3627,7 @@ class SSEServer:
         path: str = "/sse",
         # History, for clients that come back
         history: int = 1000,  # events
-        history_bytes: int = 16 * _MIB,
+        history_bytes: int = 16 * _MIB,  # and as much for the retained events
         retained: int = 1000,  # events, of those published with retain=True
         replay: float = 0,  # events for a new client; math.inf: all
         # Timing, in seconds
@@ -3733,13 +3741,17 @@ class SSEServer:
         gets the newest retained event of each name of its channels, and so does a
         client that missed something, after its gap.  forget() ends that.
 
-        It may be called from any thread, from a signal's handler, and before the server
-        is started (then the event is there for clients that resume).  It never waits
-        for a client.  `data` and `event` are as in format_event, but None is sent as
-        JSON's null.  Do not name events `open`, `error` or `gap`: a client cannot tell
-        them from those of the stream itself.  `channel` may be EVERYBODY.  `id` is an
-        id of your own, which a Last-Event-ID then finds.  By default the server numbers
-        the events.
+        It may be called from any thread, and before the server is started (then the
+        event is there for clients that resume).  It never waits for a client.  For a
+        signal, use loop.add_signal_handler(): a handler of signal.signal(), like a
+        `__del__`, may interrupt the server while it uses its log.  Then this raises
+        RuntimeError, which a handler of signal.signal() raises in the code that it has
+        interrupted.
+
+        `data` and `event` are as in format_event, but None is sent as JSON's null.  Do
+        not name events `open`, `error` or `gap`: a client cannot tell them from those
+        of the stream itself.  `channel` may be EVERYBODY.  `id` is an id of your own,
+        which a Last-Event-ID then finds.  By default the server numbers the events.
 
         If a burst is larger than `history_bytes`, its first events are lost, and
         clients that miss them get a gap.  A fast producer should await drain().
@@ -3750,7 +3762,8 @@ class SSEServer:
         or channel that is empty, is longer than 256 bytes, or has a control character
         or a space at an end (a header field could not carry it);
         TypeError for data that is not JSON; RuntimeError once the server is closed,
-        has failed, or has lost its event loop, and in a process forked from its own.
+        has failed, or has lost its event loop, in a process forked from its own, and
+        for a call that has interrupted another one in the same thread.
         """
         for what, name in (("event", event), ("id", id), ("channel", channel)):
             if name is not None and not (what == "channel" and name == EVERYBODY):
@@ -3777,9 +3790,10 @@ class SSEServer:
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
 
-        From any thread.  Nothing is sent.  RuntimeError in a forked process.
+        From any thread.  Nothing is sent.  RuntimeError in a forked process, and for a
+        call that has interrupted another one in the same thread; see publish().
         """
-        self._broadcaster.refuse_fork()
+        self._broadcaster.check_caller()
         with self._broadcaster.lock:
             return self._broadcaster.log.unretain(channel, event or "message")
 

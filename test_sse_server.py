@@ -1156,11 +1156,14 @@ class EventLogTest(unittest.TestCase):
                         (id[:3], id + "") if key else None,
                         retain and f"{number:03}{retain[3:]}",
                     )
+                if retain:  # so that no retained event is in the history any more
+                    for number in range(2000, 3000):
+                        log.append(b"data: a\n\n", None, f"~{number}", (f"~{number}",))
                 gc.collect()  # Python keeps some tuples that are in use no longer
                 used = tracemalloc.get_traced_memory()[0]
                 tracemalloc.stop()
                 self.assertLess(size_of(log), 1000)
-                self.assertLess(used, 1.1 * limit)
+                self.assertLess(used, 1.1 * limit * (2 if retain else 1))
 
     def test_the_default_is_16_mib(self):
         log = new_log()
@@ -1188,6 +1191,21 @@ class EventLogTest(unittest.TestCase):
             ([e.frame[:12] for e in batch], last),
             ([b"id: " + log.newest_id[:8].encode()], 5),
         )
+
+    def test_retained_events_have_bytes_of_their_own(self):
+        body = b"data: %b\n\n" % (b"a" * 20_000)
+        cost = cost_of(b"id: 01234567-1\n" + body, "n1")
+        log = new_log(max_events=100, max_bytes=4 * cost + 4, max_retained=100)
+        for number in range(8):
+            log.append(body, None, None, None, f"n{number}")
+        self.assertHolds(log, 5, 8)
+        self.assertEqual(set(log._retained), {(None, f"n{n}") for n in (4, 5, 6, 7)})
+        append_many(log, 60)  # some 30 kB
+        self.assertHolds(log, 7, 68)
+        self.assertEqual(len(log._retained), 4)
+        self.assertTrue(log.unretain(None, "n7"))
+        log.append(body, None, None, None, "n0")
+        self.assertEqual(len(log._retained), 4)
 
     def test_missed_asks_only_for_the_channels_of_the_subscriber(self):
         log = new_log(max_events=1)
@@ -1425,46 +1443,48 @@ class EventLogModelTest(unittest.TestCase):
         )
 
 
+def interrupted(classes, at, interrupt, call):
+    """Call `call`, and `interrupt` at the instruction of this number of the classes.
+
+    Returns whether there was one.
+    """
+    left = [at]
+    functions = [
+        getattr(function, "fget", function)  # properties, too
+        for kind in classes
+        for function in vars(kind).values()
+    ]
+    code = {f.__code__ for f in functions if hasattr(f, "__code__")}
+
+    def trace(frame, event, argument):
+        if frame.f_code not in code:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left[0] -= 1
+            if left[0] == 0:
+                sys.settrace(None)
+                interrupt()
+        return trace
+
+    # Python 3.12 asks for this before settrace().
+    sys._getframe().f_trace_opcodes = True
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(None)
+    return left[0] <= 0
+
+
+A = frozenset(["a"])
+
+
 class InterruptedLogTest(unittest.TestCase):
-    """Ctrl-C, or calls from within, between any two instructions of append()."""
+    """Ctrl-C between any two instructions of the log's methods."""
 
     BODY = b"data: a\n\n"
     NEW = (BODY, "a", "new", None, "name")  # retained
-
-    def setUp(self):
-        # It would end an earlier log's generator, of the same code, within a call.
-        gc.disable()
-        self.addCleanup(gc.enable)
-
-    def interrupted(self, log, at, interrupt, call):
-        """Call, and call `interrupt` at the instruction of the log of this number, if
-        there is one; whether there was."""
-        left = [at]
-        functions = [
-            getattr(function, "fget", function)  # properties, too
-            for function in vars(sse_server._EventLog).values()
-        ]
-        code = {f.__code__ for f in functions if hasattr(f, "__code__")}
-
-        def trace(frame, event, argument):
-            if frame.f_code not in code:
-                return None
-            frame.f_trace_opcodes = True
-            if event == "opcode":
-                left[0] -= 1
-                if left[0] == 0:
-                    sys.settrace(None)
-                    interrupt()
-            return trace
-
-        # Python 3.12 asks for this before settrace().
-        sys._getframe().f_trace_opcodes = True
-        sys.settrace(trace)
-        try:
-            call()
-        finally:
-            sys.settrace(None)
-        return left[0] <= 0
 
     def assertWhole(self, log, count=2):
         """What is held can be read to its end, found by its ids, and is bounded."""
@@ -1480,28 +1500,32 @@ class InterruptedLogTest(unittest.TestCase):
             position = end
         self.assertLessEqual(size_of(log), count)
         self.assertEqual(len(set(ids)), len(ids))
-        self.assertEqual(set(log._entries), {log.base, *range(position, log.base, -1)})
-        retained, _ = log.snapshot(0, log.newest, frozenset(["a", "b"]))
+        # Two may be left, which the next events remove.
+        entries = set(log._entries) - {log.base - 1, log.newest + 1}
+        self.assertEqual(entries, {log.base, *range(position, log.base, -1)})
+        retained, _ = log.snapshot(0, log.newest, A)
         self.assertLessEqual(len(retained), 2)
         return ids
 
-    def log(self, max_events=2):
-        log = new_log(max_events=max_events, max_bytes=5 * 600, max_retained=2)
+    def log(self):
+        log = new_log(max_events=2, max_bytes=5 * 600, max_retained=2)
         for number in range(4):
             log.append(self.BODY, "a", f"old {number}")
         log.sent = log.newest
         return log
 
-    def ctrl_c(self):
-        raise KeyboardInterrupt
-
-    def each_instruction(self, call, interrupt=None, max_events=2):
+    def each_instruction(self, call):
         """Logs whose `call` was interrupted, at one instruction each."""
+
+        def ctrl_c():
+            raise KeyboardInterrupt
+
         for at in range(1, 10_000):
-            log = self.log(max_events)
-            within = functools.partial(interrupt, log) if interrupt else self.ctrl_c
+            log = self.log()
             with contextlib.suppress(KeyboardInterrupt):
-                if not self.interrupted(log, at, within, lambda log=log: call(log)):
+                if not interrupted(
+                    [sse_server._EventLog], at, ctrl_c, lambda log=log: call(log)
+                ):
                     break
             with self.subTest(at):
                 yield log
@@ -1515,130 +1539,122 @@ class InterruptedLogTest(unittest.TestCase):
         log.append(*self.NEW)
         log.advance(log.newest)
 
-    def test_what_is_read_stays_while_a_signal_publishes(self):
-        log = new_log(max_events=2)
-        append_many(log, 2)
-        log.advance(2)
-        with log:
-            append_many(log, 2)  # as the handler of a signal would
-            log.advance(4)
-            self.assertEqual([e.number for e in log.read(0, 2)[0]], [1, 2])
-        self.assertEqual(log.base, 2)
-
-    def test_ctrl_c_at_any_instruction(self):
+    def test_at_any_instruction(self):
         for log in self.each_instruction(self.append_new):
+            lost = [log.missed(position, A) for position in range(5)]
+            self.assertEqual(lost[: log.base], [True] * log.base)
             ids = self.assertWhole(log)
             before = log.newest
             log.append(self.BODY, "a", "next")
             self.assertEqual(self.assertWhole(log), [ids[-1], "next"])
             self.assertEqual(log.newest, before + 1)
-            self.assertTrue(log.missed(log.base - 1, frozenset(["a"])))
+            self.assertTrue(log.missed(log.base - 1, A))
 
-    def test_after_ctrl_c_it_is_all_there_or_can_be_done_again(self):
+    def test_it_is_all_there_or_nothing_is(self):
+        for then in (
+            lambda log: self.assertTrue(log.retains(A) or log.find("new") is None),
+            lambda log: log.append(self.BODY, "a", "next"),
+            lambda log: log.unretain("a", "other"),
+            lambda log: log.unretain("a", "name"),
+        ):
+            outcomes = set()
+            for log in self.each_instruction(self.append_and_advance):
+                exists = log.find("new") == 5
+                self.assertEqual(log.newest, 5 if exists else 4)
+                forgotten = then(log) is True
+                self.assertEqual(log.find("new"), 5 if exists else None)
+                retained = log.snapshot(0, log.newest, A)[0]
+                expected = exists and not forgotten
+                self.assertEqual(retained, [self.BODY] if expected else [])
+                outcomes.add(exists)
+            self.assertEqual(outcomes, {True, False})
+
+    def test_it_can_be_done_again(self):
         for log in self.each_instruction(self.append_and_advance):
-            self.assertIn(log.find("new"), (None, 5))
             with contextlib.suppress(ValueError):
                 log.append(*self.NEW)
             self.assertEqual(self.assertWhole(log), ["old 3", "new"])
             self.assertEqual(log.find("new"), 5)
-            retained = log.snapshot(0, log.newest, frozenset(["a"]))
+            retained = log.snapshot(0, log.newest, A)
             self.assertEqual(retained, ([self.BODY], 5))
 
-    def test_a_call_from_within_at_any_instruction(self):
-        def within(log):
-            log.append(self.BODY, "b", "within", None, "name")
-
-        for log in self.each_instruction(self.append_new, within):
-            self.assertEqual(sorted(self.assertWhole(log)), ["new", "within"])
-            self.assertTrue(log.missed(3, frozenset(["a"])))
-            self.assertFalse(log.missed(0, frozenset(["b"])))
-
-    def test_calls_from_within_that_fill_the_log_at_any_instruction(self):
-        def within(log):
-            for _ in range(2):
-                log.append(self.BODY, "b")
-                log.advance(log.newest)
-
-        for max_events in (0, 1, 2):
-            for log in self.each_instruction(
-                self.append_and_advance, within, max_events
-            ):
-                ids = self.assertWhole(log, max_events)
-                self.assertEqual(len(ids), max_events)
-                self.assertEqual(log.newest, 7)
-                for channel in "ab":
-                    missed = log.missed(log.base - 1, frozenset([channel]))
-                    lost = log._forgotten.get(channel, 0)
-                    self.assertEqual(missed, lost == log.base)
-
-    def test_the_newest_of_a_name_is_retained_whatever_is_called_from_within(self):
-        def within(log):
-            log.append(b"data: within\n\n", "a", None, None, "name")
-
-        for log in self.each_instruction(self.append_and_advance, within):
-            self.assertWhole(log)
-            batch, _ = log.read(4, 6)
-            body = batch[-1].frame.partition(b"\n")[2]
-            retained = log.snapshot(0, log.newest, frozenset(["a"]))
-            self.assertEqual(retained, ([body], 6))
-
-    def test_an_id_is_used_once_whatever_is_called_from_within(self):
-        for log in self.each_instruction(self.append_new, self.append_new_too):
-            self.assertEqual(self.assertWhole(log), ["old 3", "new"])
-
-    def append_new_too(self, log):
-        try:
-            log.append(*self.NEW)
-        except ValueError:
-            return
-        raise KeyboardInterrupt  # so that the outer call is not refused
-
-    def test_what_is_retained_is_counted_whatever_interrupts(self):
-        def refill(log):
-            for name in ("name", "other"):
-                log.append(self.BODY, "a", None, None, name)
-
-        def within(log):
-            log.unretain("a", "first")
-            refill(log)
-
+    def test_what_is_retained_is_counted(self):
         def call(log):
             log.append(self.BODY, "a", None, None, "first")
             log.append(self.BODY, "a", None, None, "name")
+            log.unretain("a", "first")
 
-        for interrupt in (None, within):
-            for log in self.each_instruction(call, interrupt):
-                refill(log)
-                self.assertEqual(set(log._retained), {("a", "name"), ("a", "other")})
-                # Of the 3000 bytes two events leave just what two more need.
-                size = 3000 - sum(
-                    cost_of(self.BODY, "a", name) for name in ("name", "other")
-                )
-                body = b"a" * (size // 2 - cost_of(f"id: {id_at(log, 99)}\n", "a"))
-                for _ in range(3):
-                    log.append(body, "a", None)
-                self.assertEqual(size_of(log), 2)
+        for log in self.each_instruction(call):
+            for name in ("name", "other"):
+                log.append(self.BODY, "a", None, None, name)
+            self.assertEqual(set(log._retained), {("a", "name"), ("a", "other")})
+            costs = [cost for _, cost in log._retained.values()]
+            self.assertEqual(log._retained_bytes, sum(costs))
 
-    def test_the_newest_may_be_read_by_other_threads(self):
-        log = new_log(max_events=3)
-        interval = sys.getswitchinterval()
-        self.addCleanup(sys.setswitchinterval, interval)
-        sys.setswitchinterval(1e-6)
+    def test_what_each_channel_has_lost_is_known(self):
+        """Also where more channels have lost events than are tracked."""
+        channels = ["a", "a", "a", "a", *"cabdcabdca"]
 
-        def publish():
-            for _ in range(20_000):
-                log.append(self.BODY, None)
+        def publish(log, upto):
+            while log.newest < upto:
+                log.append(self.BODY, channels[log.newest])
                 log.advance(log.newest)
 
-        thread = threading.Thread(target=publish)
-        thread.start()
-        last = 0
-        while thread.is_alive():
-            newest = log.newest
-            self.assertLessEqual(last, newest)
-            self.assertLessEqual(log.base, log.newest)
-            last = newest
-        thread.join()
+        with mock.patch.object(sse_server, "_MAX_TRACKED_CHANNELS", 2):
+            for log in self.each_instruction(lambda log: publish(log, 10)):
+                for upto in range(log.newest, len(channels)):
+                    publish(log, upto)
+                    for number, channel in enumerate(channels[: log.base], 1):
+                        self.assertTrue(log.missed(number - 1, frozenset([channel])))
+
+
+class CallFromWithinTest(unittest.TestCase):
+    """A signal's handler or a `__del__` publishes while the log is used."""
+
+    def test_at_any_instruction_of_publish_it_is_refused_or_done(self):
+        published = 0
+        for at in range(1, 10_000):
+            server, done = SSEServer(), []
+
+            def within(server=server, done=done):
+                try:
+                    done.append(server.publish("within"))
+                except RuntimeError as error:
+                    self.assertRegex(str(error), r"loop\.add_signal_handler\(\)")
+
+            if not interrupted(
+                [sse_server._EventLog, sse_server._Broadcaster],
+                *(at, within, lambda server=server: server.publish("a")),
+            ):
+                break
+            with self.subTest(at):
+                log = server._broadcaster.log
+                frames = [entry.frame for entry in log.read(0, log.newest)[0]]
+                self.assertEqual(len(frames), 1 + len(done))
+                thread = threading.Thread(target=server.publish, args=["free"])
+                thread.start()
+                thread.join(DEADLINE)
+                self.assertEqual(log.newest, len(frames) + 1)
+                published += len(done)
+        self.assertTrue(0 < published < at - 100, (published, at))
+
+    def test_while_the_log_is_only_read_it_is_refused(self):
+        server = SSEServer()
+        server.publish("a", event="a", retain=True)
+        for call in (server.publish, server.publish_gap, server.forget):
+            with (
+                self.subTest(call),
+                self.assertRaises(RuntimeError) as caught,
+                server._broadcaster.lock,
+            ):
+                call("a")
+            self.assertEqual(
+                str(caught.exception),
+                "a signal's handler or a __del__ has interrupted the event log; publish "
+                "from loop.add_signal_handler() or from another thread",
+            )
+        self.assertTrue(server.forget("a"))
+        self.assertEqual(server.stats.published, 1)
 
 
 # ------------------------------------------------------------------------------------
@@ -4892,14 +4908,40 @@ class RetainedTest(ServerTestCase):
             expected = [f"n{number}" for number in range(1, bound + 1)]
             self.assertEqual(sorted(name for _, name in retained), expected)
 
+    async def test_they_do_not_shorten_the_history(self):
+        server = await self.start(history_bytes=100_000)
+        for number in range(10):
+            server.publish("x" * 20_000, event=f"n{number}", retain=True)
+        await server.drain()
+        client = await self.stream(server, "/sse", "Last-Event-ID: unknown")
+        await client.events(5)  # the gap, and the retained events, held or not
+        before = server.last_event_id
+        small = [str(number) for number in range(60)]
+        for data in small:
+            server.publish(data)
+        self.assertEqual(await client.data(60), small)
+        late = await self.stream(server, f"/sse?lastEventId={before}")
+        self.assertEqual(await late.data(60), small)
+        self.assertEqual(server.stats.gaps, 1)
+
+    async def test_after_a_gap_those_that_are_held_come_once(self):
+        server = await self.start(history=2)
+        for name in "abc":
+            server.publish(name, event=name, retain=True)
+        await server.drain()
+        client = await self.stream(server, "/sse", "Last-Event-ID: unknown")
+        server.publish("end")
+        events = await client.events(5)
+        self.assertEqual([e.type for e in events], ["gap", *"abc", "message"])
+
     async def test_the_bound_on_their_bytes_is_that_of_the_history(self):
-        size = cost_of(b"event: s\ndata: \n\n", "s") + 100
+        size = cost_of(b"id: 01234567-1\nevent: s\ndata: \n\n", "s") + 100
         for bound, kept in ((2 * size - 1, 1), (2 * size, 2), (2 * size + 1, 2)):
             server = await self.start(history_bytes=bound)
             for name in "abc":
                 server.publish("x" * 100, event=name, retain=True)
             self.assertEqual(len(server._broadcaster.log._retained), kept)
-            self.assertEqual(size_of(server._broadcaster.log), 1)  # never less than one
+            self.assertEqual(size_of(server._broadcaster.log), kept)
 
     async def test_a_large_snapshot_goes_out_in_batches(self):
         server = await self.start()
@@ -4920,15 +4962,14 @@ class RetainedTest(ServerTestCase):
         for name in "abc":
             server.publish("x" * 15_000, event=name, retain=True)
         await server.drain()
-        next_batch = sse_server._Cursor.next_batch
+        send = server._broadcaster._send
 
-        def next_batch_and_forget(*arguments):
-            batch = next_batch(*arguments)
+        def send_and_forget(*arguments):
+            send(*arguments)
             for name in "bc":
                 server.forget(name)
-            return batch
 
-        self.change(sse_server._Cursor, next_batch=next_batch_and_forget)
+        self.change(server._broadcaster, _send=send_and_forget)
         client = await self.stream(server)
         (state,) = await client.events(1)
         self.assertEqual((state.type, state.last_event_id), ("a", ""))
@@ -5701,6 +5742,8 @@ class FailureTest(ServerTestCase):
         lock = broadcaster.lock
 
         class SlowLock:
+            _is_owned = lock._is_owned
+
             def __enter__(self):
                 if threading.current_thread().name == "publisher":
                     waits.set()
@@ -5979,15 +6022,30 @@ class FailureTest(ServerTestCase):
                 call("a")
             call("a")
 
-    async def test_a_logging_handler_and_a_signal_may_publish(self):
+    async def test_a_logging_handler_may_publish(self):
         server = await self.start()
+        logger = logging.getLogger("sse_server")
+        handler = logging.Handler()
+        published, refused = [], []
+
+        def emit(record):
+            try:
+                published.append(server.publish("a"))
+            except RuntimeError as error:
+                refused.append(str(error))
+
+        handler.emit = emit
+        logger.addHandler(handler)
+        self.addCleanup(logger.removeHandler, handler)
         client = await self.stream(server)
-        lock = server._broadcaster.lock
-        with lock:  # as if within publish()
-            self.assertTrue(lock.acquire(blocking=False), "it would wait for ever")
-            lock.release()
-            server.publish("a")
+        other = await self.stream(server)
+        other.close()
+        await self.until(lambda: len(published) > 2, "a departure that is logged")
         self.assertEqual(await client.data(1), ["a"])
+        self.assertEqual(refused, [])
+        await server.close()
+        closed = "the server is closed; nothing can be published"
+        self.assertLessEqual(set(refused), {closed})
 
     async def test_who_publishes_outside_of_a_task_wakes_the_loop(self):
         server = await self.start()
@@ -6029,7 +6087,8 @@ class FailureTest(ServerTestCase):
                 left.pop()
                 if not left:
                     sys.settrace(None)
-                    server.publish("within")
+                    with contextlib.suppress(RuntimeError):  # it is refused
+                        server.publish("within")
             return trace
 
         for number in range(1, 1000):
