@@ -4676,12 +4676,13 @@ _PAGE_HEADERS: _Headers = (
 # ------------------------------------------------------------------------------------
 
 
-async def _publish_clock(publish: Callable[[Any], str]) -> None:
-    """Publish the time every second: the feed of the demo."""
+async def _publish_clock(server: SSEServer, publish: Callable[[Any], str]) -> None:
+    """Publish the time and the number of open streams every second: the demo."""
     while True:
         now = datetime.datetime.now(datetime.timezone.utc)
         timestamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        publish({"timestamp": timestamp})
+        clients = server.stats.live + server.stats.behind
+        publish({"timestamp": timestamp, "clients": clients})
         await asyncio.sleep(1)
 
 
@@ -4885,7 +4886,7 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
             feed = server, publish, loop, options
             threading.Thread(target=_publish_lines, args=feed, daemon=True).start()
         elif not options.publish_token:  # POST requests publish instead
-            tasks.append(_publish_clock(publish))
+            tasks.append(_publish_clock(server, publish))
         work = asyncio.gather(*tasks)
         for number in signals:
             with contextlib.suppress(NotImplementedError):  # Windows

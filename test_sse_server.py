@@ -9252,7 +9252,8 @@ class PageTest(ServerTestCase):
 # ------------------------------------------------------------------------------------
 
 TIMESTAMP = (
-    r'\{"timestamp":"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}Z"\}'
+    r'\{"timestamp":"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}Z",'
+    r'"clients":[0-9]+\}'
 )
 OPTIONS = (
     *("--version", "--host", "--port", "--certfile", "--keyfile", "--event"),
@@ -9456,6 +9457,7 @@ class CommandLineTest(CommandLineTestCase):
             for e in events
         )
         self.assertTrue(0.5 < (second - first).total_seconds() < 1.9)
+        self.assertEqual([json.loads(e.data)["clients"] for e in events], [2, 2])
         age = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None) - second
         self.assertTrue(-1 < age.total_seconds() < DEADLINE)
         process.terminate()
