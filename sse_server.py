@@ -4399,124 +4399,117 @@ def _set_socket_options(listening: socket.socket, write_timeout: float) -> None:
 
 _PAGE = rb"""<!doctype html>
 <html lang="en">
-<head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Event stream</title>
-<link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg'
-viewBox='0 0 4 4'><circle cx='2' cy='2' r='2' fill='%230a66c2'/></svg>">
+<link rel="icon" href="data:,">
 <style>
-:root { color-scheme: light dark; --tone: 38%; --back: #fbfbfa; --card: #fff;
-  --text: #1d1f21; --quiet: #686c71; --line: #e3e4e2; --accent: #0a66c2;
-  --alert: #b3470b; --alert-back: #fdf1e7; }
-@media (prefers-color-scheme: dark) { :root { --tone: 68%; --back: #131517;
-  --card: #1a1d20; --text: #e4e6e8; --quiet: #959ba1; --line: #2b2f33;
-  --accent: #6db3f8; --alert: #f2a365; --alert-back: #30221a; } }
-* { box-sizing: border-box; margin: 0; padding: 0; }
-[hidden] { display: none !important; }
-body { background: var(--back); color: var(--text); height: 100vh; height: 100dvh;
-  font: 14px/1.45 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
-body, main { display: flex; flex-direction: column; }
-header, main { width: 100%; max-width: 1400px; margin: 0 auto; padding: 12px 20px; }
-header, #status, #bar { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; }
-main { position: relative; flex: 1; min-height: 0; padding-top: 0; }
+:root { color-scheme: light dark; --hue: 210;
+  --quiet: color-mix(in srgb, CanvasText 65%, Canvas);
+  --line: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); }
+* { box-sizing: border-box; margin: 0; padding: 0; font: inherit; color: inherit; }
+[hidden] { display: none; }
+body { display: flex; flex-direction: column; gap: 8px; height: 100vh; height: 100dvh;
+  max-width: 1400px; margin: 0 auto; padding: 12px 20px; background: Canvas;
+  color: CanvasText; font: 14px/1.45 system-ui, sans-serif; }
+header, p { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 14px; }
 h1, ol { font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; }
-h1 { font-size: 16px; font-weight: 600; overflow-wrap: anywhere; }
-figure span, .name, .id { overflow: hidden; text-overflow: ellipsis; white-space: pre; }
+h1 { font-size: 16px; overflow-wrap: anywhere; }
+h1, b { font-weight: 600; }
+bdi, .name, .id { overflow: hidden; text-overflow: ellipsis; white-space: pre; }
 #status { flex: 1 1 200px; flex-wrap: nowrap; min-height: 32px; line-height: 1.2; }
-#state { color: var(--alert); }
-.live #state { color: var(--accent); }
 #state::before, .legend span::before { content: "\25cf\a0"; }
-button, [type="search"] { font: inherit; color: inherit; background: none; border: 0; }
-#again, #newest, [type="search"] { height: 32px; padding: 0 12px; border-radius: 6px;
-  background: var(--card); border: 1px solid var(--line); }
-[type="search"] { flex: 0 1 300px; }
-button { cursor: pointer; align-self: start; white-space: nowrap; }
-button:hover { color: var(--accent); }
-main p button { text-decoration: underline; text-underline-offset: 3px; }
+button, input { background: none; border: 0; white-space: nowrap; }
+button, summary, label { cursor: pointer; }
+p button { text-decoration: underline; text-underline-offset: 3px; }
+details, #filter { border: var(--line); border-radius: 8px; padding: 6px 12px; }
+#filter { flex: 0 1 300px; }
 #charts { display: grid; gap: 12px; flex: none; max-height: 45%; overflow-y: auto;
-  grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); }
-figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 8px 14px; min-width: 0; }
-figcaption, figure p { display: flex; justify-content: space-between; gap: 0 12px; }
-figcaption span { direction: rtl; }  /* too long a label loses its beginning */
-figure p { flex-wrap: wrap; font-size: 12px; }
+  align-items: start; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); }
+summary { display: flex; }
+summary::before { content: "\25b8\a0"; }
+[open] summary::before { content: "\25be\a0"; }
+summary b { margin-left: auto; padding-left: 12px; }
+summary b, bdi + bdi { flex: none; }  /* too long a label loses its middle */
+details p { gap: 0 12px; font-size: 12px; justify-content: space-between; }
 svg { display: block; width: 100%; height: 56px; margin: 10px 0; overflow: visible; }
 path { fill: none; stroke: currentColor; stroke-width: 1.5; stroke-linejoin: round;
   stroke-linecap: round; vector-effect: non-scaling-stroke; }
-path, .legend span::before { color: hsl(var(--hue) 70% var(--tone)); }
-#bar, #empty { gap: 2px 14px; padding: 8px 0; }
-main p, #detail, time, .id, .plain .name, .note, .copy { color: var(--quiet); }
+p, time, .id, .copy, [data-name="message"] .name, [data-name=""] {
+  color: var(--quiet); }
+path, .legend span::before, #state, button:hover {
+  color: color-mix(in srgb, hsl(var(--hue) 90% 50%) 75%, CanvasText); }
+#status:not(.live, .finished) { --hue: 25; }
 ol { flex: 1; min-height: 45vh; overflow-y: auto; overflow-anchor: none;
-  list-style: none; border-top: 1px solid var(--line); }
-main:has(#first:checked) ol { display: flex; flex-direction: column-reverse; }
+  list-style: none; border-top: var(--line); }
+body:has(#first:checked) ol { display: flex; flex-direction: column-reverse; }
 li:first-child { margin-bottom: auto; }  /* reversed, a short list begins at the top */
 li { display: grid; grid-template-columns: 13ch 12ch 20ch minmax(0, 1fr) auto;
-  gap: 0 16px; padding: 5px 8px; border-bottom: 1px solid var(--line); flex: none; }
-pre { font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; }
+  gap: 0 16px; padding: 5px 8px; border-bottom: var(--line); flex: none;
+  align-items: start; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; }
 li:not(.open) pre { max-height: 13em; }
 pre span { display: inline-block; }  /* a field of JSON stays in one line if it can */
 li:not(:hover, .open) .copy:not(:focus) { opacity: 0; }
-.gap { background: var(--alert-back); box-shadow: inset 3px 0 var(--alert); }
-#newest { position: absolute; bottom: 24px; left: 50%; transform: translateX(-50%); }
+[data-name="gap"] { background: color-mix(in srgb, hsl(25 90% 50%) 12%, Canvas); }
 @media (max-width: 720px) {
-  [type="search"] { flex: 1 1 100%; }
+  #filter { flex: 1 1 100%; }
   #charts { gap: 8px; overflow: auto; grid: auto / auto-flow minmax(180px, 1fr); }
   li { grid-template-columns: auto auto minmax(0, 1fr) auto; }
   pre { grid-area: 2 / 1 / 3 / -1; }
 }
 </style>
-</head>
-<body>
 <header>
   <h1 id="url"></h1>
   <p id="status"><b id="state" role="status"></b> <span id="detail"></span>
-    <button id="again" hidden>Try again</button></p>
+    <button id="again">Try again</button> <button id="newest">To the newest</button></p>
   <input id="filter" type="search" placeholder="Filter by name, id or text"
-    aria-label="Filter by name, id or text" autocomplete="off" spellcheck="false">
+    autocomplete="off" spellcheck="false">
 </header>
-<main>
-  <section id="charts" aria-label="Numbers in the data"></section>
-  <p id="bar"><span><b id="total"></b> events</span> <span id="zone"></span>
-    <label><input id="pause" type="checkbox"> Pause</label>
-    <label><input id="utc" type="checkbox"> UTC</label>
-    <label><input id="first" type="checkbox"> Newest first</label>
-    <button class="replay">Earlier</button> <button id="curl">Copy curl</button>
-    <button id="save">Download</button></p>
-  <p id="empty"><span></span>
-    <button class="replay">Show what the server still holds</button></p>
-  <ol id="list" aria-label="Events"></ol>
-  <button id="newest" hidden>To the newest</button>
-  <noscript>This page needs JavaScript. The stream itself does not.</noscript>
-</main>
+<section id="charts" aria-label="Numbers in the data"></section>
+<p id="bar"><span><b id="total"></b> events</span>
+  <label><input id="pause" type="checkbox"> Pause</label>
+  <label><input id="first" type="checkbox"> Newest first</label>
+  <label><input id="utc" type="checkbox"> UTC instead of <span id="zone"></span></label>
+  <button id="replay">Show earlier events</button> <button id="curl">Copy curl</button>
+  <button id="save">Download</button></p>
+<p id="empty"></p>
+<ol id="list" aria-label="Events"></ol>
+<noscript>This page needs JavaScript. The stream itself does not.</noscript>
 <template id="row"><li><time><button></button></time> <span class="name"></span>
   <span class="id"></span> <pre></pre><button class="copy">Copy</button></li></template>
-<template id="chart"><figure><figcaption><span><bdi></bdi></span><b></b></figcaption>
-  <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"><path/></svg>
-  <p><span></span><span></span></p><p class="legend"></p></figure></template>
+<template id="chart"><details open><summary><bdi></bdi><bdi></bdi><b></b></summary>
+  <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"></svg>
+  <p><span></span><span></span></p><p class="legend"></p></details></template>
 <script>
 "use strict";
-const ROWS = 500;            // events in the list; twice as many while scrolled away
-const TEXT = 8000;           // characters of an event's data that are kept and read
-const NAME = 256;            // characters of a name, of an id, of a chart's label
-const CHARTS = 12;           // numeric fields that are drawn: the first to appear
-const POINTS = 240;          // values in a chart
+const ROWS = 500;         // events in the list; twice as many while scrolled away
+const TEXT = 8000;        // characters of an event's data that are kept and read
+const NAME = 256;         // characters of a name, of an id, of a field's path
+const CHARTS = 12;        // numeric fields that are drawn: the first to appear
+const POINTS = 240;       // values in a chart
 const HUES = [210, 25, 150, 290, 340, 55, 180, 0];  // of the lines in a chart
-const WORD = 32;             // characters of a text that may name a line
+const WORD = 32;          // characters of a text that may name a line
 const NAMING = /sensor|device|host|node|room|station|symbol|^(name|id)$/i;
-const PAINT_EVERY = 100;     // ms
-const BACK_OFF = 30000;      // ms between attempts, unless `retry` asks for more
-const SILENT = 35000;        // ms: two heartbeats at the usual 15 s are overdue
-const REFUSALS = {
-  204: "the server asks not to come back.",
+const PAINT_EVERY = 100;  // ms
+const BACK_OFF = 30000;   // ms between attempts, unless `retry` asks for more
+const SILENT = 35000;     // ms: two heartbeats at the usual 15 s are overdue
+const MOMENT = 500;       // ms after its opening, a stream has begun with what it owes
+const SHOWN = "li:not([hidden], [data-name=''])";
+const MEANINGS = {
+  204: "the server has nothing more to send.",
   401: "the server wants to know who you are. Log in, then try again.",
   403: "the server does not let you see this stream.",
   421: `the server does not go by the name ${location.hostname}.`};
 const $ = (id) => document.getElementById(id);
-const list = $("list"), address = location.origin + location.pathname + location.search;
+const list = $("list"), pending = [], charts = new Map();
+const address = location.href.split("#")[0], query = new URL(address).searchParams;
+const asks = ["replay", "last_event_id", "lastEventId"].some((one) => query.has(one));
+let total = 0, fresh = 0, gaps = 0, following = true, paintDue = false;
+let state = "", reason = "", failures = 0, opened = 0, heard = 0, retry = 2000, wake;
+let lastId = "", firstId = "", newestId = "", caughtUp = false, rest = "", fields = {};
 
 // The stream as this server writes it, with LF alone (HTML standard, 9.2.6).
-let lastId = "", retry = 2000, rest = "", fields = {};
 function decode(text) {
   const lines = (rest + text).split("\n");
   rest = lines.pop();
@@ -4526,138 +4519,127 @@ function decode(text) {
     else if (field === "retry") retry = Math.min(Math.max(value, 250), 864e5);
     else if (line !== "") fields[field] = value;
     else {
-      const {event = "message", id = lastId, data} = fields;
-      [lastId, fields] = [id, {}];
-      if (data) receive(event, id, data.slice(0, -1));
+      const {event, id, data} = fields, name = event || "message";
+      [lastId, firstId, fields] = [id ?? lastId, "", {}];
+      if (data) receive(name, lastId, data.slice(0, -1), isEarlier(name, id));
     }
   }
+}
+// Whether an event was published before this connection opened. One that is retained
+// comes without an id. The server numbers its own ids, and the head of its answer has
+// the newest. Other ids do not tell: then it is what comes in the first moment, until
+// the newest or a new event has come.
+function isEarlier(name, id) {
+  if (name === "gap" || id === undefined) return name !== "gap";
+  const [epoch] = /^[0-9a-f]{8}-/.exec(id) ?? [];
+  const earlier = epoch && newestId.startsWith(epoch)
+    ? Number(id.slice(9)) <= Number(newestId.slice(9))
+    : !caughtUp && Date.now() - opened < MOMENT;
+  caughtUp ||= !earlier || id === newestId;
+  return earlier;
 }
 
 // The list, oldest first in the document. What arrives waits in `pending`, which is
 // bounded, for the next painting. The view follows until it is scrolled away.
-const pending = [];
-let total = 0, gaps = 0, painted = -PAINT_EVERY;
-let following = true, paintDue = false;
-function receive(name, id, data) {
+function receive(name, id, data, earlier) {
   let value;
   try { value = data.length <= TEXT ? JSON.parse(data) : undefined; } catch {}
-  total += 1;
-  if (name === "gap") gaps += 1;
-  if (name === "gap") charts.forEach((chart) => addPoint(chart, NaN));
-  else eachNumber(value, name === "message" ? [] : [name]);
-  const kind = name === "gap" ? "gap" : name === "message" ? "plain" : "";
-  add(kind, name, id, data, value !== undefined);
+  const at = earlier ? 0 : Date.now();
+  [total, fresh, gaps] = [total + 1, fresh + !earlier, gaps + (name === "gap")];
+  if (name !== "gap") eachNumber(name === "message" ? "" : name, value, at);
+  add(data, name, id, at, value !== undefined);
 }
-function add(kind, name, id, data, isJSON) {
-  const event = {kind, isJSON, at: Date.now(), size: data.length, skipped: 0,
-    name: copy(name, NAME), id: copy(id, NAME), text: copy(data, TEXT)};
+function add(data, name = "", id = "", at = Date.now(), isJSON = false) {  // or a note
+  // A mere slice would keep the whole long text that it was cut from in memory.
+  const copy = (text, most) => JSON.parse(JSON.stringify(text.slice(0, most)));
+  const event = {name: copy(name, NAME), id: copy(id, NAME), text: copy(data, TEXT),
+    at, isJSON, size: data.length, skipped: 0};
   if (matches(event)) pending.push(event);
   if (pending.length >= ROWS)
     pending[ROWS / 5].skipped += ROWS / 5 + pending.splice(0, ROWS / 5)[0].skipped;
   paintSoon();
 }
-function note(text) { add("note", "", "", text, false); }
-// A mere slice would keep the whole long text that it was cut from in memory.
-const copy = (text, most) => JSON.parse(JSON.stringify(text.slice(0, most)));
 function matches({name, id, text}) {
   const wanted = $("filter").value.toLowerCase();
   return !wanted || visible(`${name} ${id} ${text}`).toLowerCase().includes(wanted);
 }
 // A terminal's colours are dropped. Characters that cannot be seen, or that reorder
 // others, become their code points.
-function visible(text) {
-  return text.replace(/(\x1b|\\u001b)\[[\d;:]*[mK]/gi, "").replace(
-    /[\0-\x08\v-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g,
-    (c) => "[U+" + c.charCodeAt().toString(16).toUpperCase().padStart(4, "0") + "]");
-}
-const clone = (template) => $(template).content.firstElementChild.cloneNode(true);
+const visible = (text) => text.replace(/(\x1b|\\u001b)\[[\d;:]*[mK]/gi, "").replace(
+  /[\u2028\u2029]|[^\P{C}\t\n\u200c\u200d]/gu,
+  (one) => `[U+${one.codePointAt().toString(16).toUpperCase().padStart(4, "0")}]`);
 const span = (text) => Object.assign(document.createElement("span"),
   {textContent: visible(text)});
+const clone = (template) => $(template).content.firstElementChild.cloneNode(true);
+const count = (number) => number.toLocaleString("en");
 function fill(row) {
-  row.hidden = !matches(row.event);
-  const {at, text, size, skipped, isJSON} = row.event;
-  const [time, name, id, pre] = row.children;
+  const {event: {at, text, size, skipped, isJSON}, event} = row;
+  const pre = row.querySelector("pre"), button = row.querySelector("button");
   const shift = $("utc").checked ? 0 : new Date(at).getTimezoneOffset() * 60000;
-  time.title = new Date(at - shift).toISOString().slice(0, -1).replace("T", " ");
-  time.firstElementChild.textContent = time.title.slice(11);
-  name.textContent = name.title = visible(row.event.name);
-  id.textContent = id.title = visible(row.event.id);
-  const open = time.firstElementChild.ariaExpanded = row.classList.contains("open");
+  const time = new Date(at - shift).toISOString().slice(0, -1).replace("T", " ");
+  [row.dataset.name, row.hidden] = [event.name, !matches(event)];
+  button.textContent = at ? time.slice(11) : "earlier";
+  button.title = at ? time : "";
+  for (const cell of row.querySelectorAll(".name, .id"))
+    cell.textContent = cell.title = visible(event[cell.className]);
+  const open = button.ariaExpanded = row.classList.contains("open");
   const parts = isJSON && !/\n/.test(text) && text.match(/("(\\.|[^"\\])*"|[^",])+,?/g);
-  const asWritten = (key, value, {source} = {}) =>  // where the browser can say so
+  const exactly = (key, value, {source} = {}) =>  // as it was sent, where that is known
     typeof value === "number" ? JSON.rawJSON?.(source) ?? value : value;
-  if (isJSON && open) pre.textContent = visible(
-    JSON.stringify(JSON.parse(text, asWritten), null, 2));
+  if (isJSON && open)
+    pre.textContent = visible(JSON.stringify(JSON.parse(text, exactly), null, 2));
   else if (parts && parts.length < TEXT / 40) pre.replaceChildren(...parts.map(span));
   else pre.textContent = visible(text);
-  if (size > TEXT) pre.prepend(`[the first ${TEXT} of ${format(size)} characters]\n`);
-  if (skipped) pre.prepend(`[${format(skipped)} events before this are not shown]\n`);
+  if (size > TEXT) pre.prepend(`[the first ${TEXT} of ${count(size)} characters]\n`);
+  if (skipped) pre.prepend(`[${count(skipped)} events before this are not shown]\n`);
   return row;
 }
-function refill() {
-  for (const row of list.children) fill(row);
-  paintSoon();
-}
-// Never more often than each PAINT_EVERY, and not at all while the tab is hidden.
-function paintSoon() {
-  const wait = painted + PAINT_EVERY - performance.now();
-  if (!paintDue) setTimeout(requestAnimationFrame, wait, paint);
+function paintSoon() {  // and not at all while the tab is hidden
+  if (!paintDue) setTimeout(requestAnimationFrame, PAINT_EVERY, paint);
   paintDue = true;
 }
 function paint() {
-  [paintDue, painted] = [false, performance.now()];
-  const paused = $("pause").checked;
-  if (!paused) charts.forEach((chart) => chart.changed && drawChart(chart));
-  if (!paused && (following || list.childElementCount < 2 * ROWS)) {
+  paintDue = false;
+  const paused = $("pause").checked, filtered = $("filter").value !== "";
+  if (!paused) charts.forEach(drawChart);
+  if (!paused && (following || list.childElementCount < 2 * ROWS))
     list.append(...pending.splice(0).map((event) =>
-      fill(Object.assign(clone("row"), {className: event.kind, event}))));
-  }
+      fill(Object.assign(clone("row"), {event}))));
   if (following) {
     while (list.childElementCount > ROWS) list.firstElementChild.remove();
     list.scrollTop = list.scrollHeight * ($("first").checked ? -1 : 1);
   }
+  const shown = list.querySelectorAll(SHOWN).length;
   $("newest").hidden = following;
-  $("total").textContent = format(total);
-  const zone = new Date().toLocaleTimeString("en-GB", {timeZoneName: "short"})
-    .replace(/^[\d:]+ /, "");
-  $("zone").textContent = "Times: " + ($("utc").checked ? "UTC" : zone);
-  $("empty").hidden = list.querySelector("li:not([hidden])") !== null;
-  $("empty").firstElementChild.textContent = total > 0 ? "No event matches the filter."
-    : "No events yet.";
+  $("total").textContent = (filtered ? count(shown) + " of " : "") + count(total);
+  $("empty").hidden = shown > 0 || total > 0 && !filtered;
+  $("empty").textContent = filtered ? "No event matches the filter."
+    : query.has("channel") ? "No events yet."
+    : "No events yet. Those of a channel need ?channel=NAME in the address.";
 }
 function look() {
   following = list.scrollHeight - list.clientHeight - Math.abs(list.scrollTop) < 8;
-  if (following !== $("newest").hidden) paintSoon();
+  paintSoon();
 }
 
 // The charts: the rate, then one for each numeric field, by the event's name and the
 // field's path, with a line for each value of the text that names its numbers.
-const charts = new Map([[null, makeChart("events/s")]]);
-function eachNumber(value, path, words = new Map(), depth = 2) {
-  const label = path.join(".").slice(0, NAME) || "data";
-  if (Number.isFinite(value) && (charts.has(label) || charts.size <= CHARTS)) {
-    if (!charts.has(label)) charts.set(label, makeChart(label));
-    addPoint(charts.get(label), value, words);
-  }
-  if (depth === 0 || typeof value !== "object" || value === null) return;
+function eachNumber(name, value, at, path = [], words = new Map()) {
+  if (Number.isFinite(value)) addPoint(name, path.join("."), value, at, words);
+  if (path.length > 1 || Array.isArray(value) || !(value instanceof Object)) return;
   const inner = Object.entries(value);
   const own = inner.filter(([, one]) => typeof one === "string" && one.length <= WORD);
   words = new Map([...words, ...own.slice(0, WORD)]);
-  for (const [key, one] of inner) eachNumber(one, [...path, key], words, depth - 1);
+  for (const [key, one] of inner) eachNumber(name, one, at, [...path, key], words);
 }
-function makeChart(label) {
-  const figure = clone("chart");
-  const [title, value, line, range, time, legend] =
-    figure.querySelectorAll("bdi, b, path, p span, .legend");
-  title.textContent = title.title = visible(label);
-  $("charts").append(figure);
-  return {value, line, svg: line.parentNode, range, time, legend, points: []};
-}
-function addPoint(chart, number, words = new Map()) {  // NaN, for a gap, breaks a line
-  if (isNaN(number) && isNaN(chart.points.at(-1)?.number)) return;
-  chart.points.push({number, words, at: Date.now()});
-  if (chart.points.length > POINTS) chart.points.shift();
-  chart.changed = true;
+function addPoint(name, field, number, at, words = new Map()) {
+  const key = `${name}.${field}`.slice(0, NAME);
+  if (!charts.has(key) && charts.size <= CHARTS)
+    charts.set(key, {name, field: field.slice(0, NAME), points: [],
+      box: $("charts").appendChild(clone("chart"))});
+  const points = charts.get(key)?.points;
+  points?.push({number, at, words, gaps});
+  points?.splice(0, points.length - POINTS);
 }
 // The field that names the numbers: one that is usually called so, or else the first
 // that takes the same few values again and again.
@@ -4669,56 +4651,63 @@ function namingField(points) {
   return few.find((field) => NAMING.test(field))
     ?? few.find((field) => points.length >= 3 * seen.get(field).size);
 }
-function drawChart(chart) {
-  const {points} = chart, naming = namingField(points), lines = new Map();
-  const known = points.map(({number}) => number).filter(Number.isFinite);
-  const low = Math.min(...known), high = Math.max(...known);
-  const height = high / 2 - low / 2;  // halves, because high - low may overflow
-  points.forEach(({number, words}, i) => {
-    if (isNaN(number)) return lines.forEach((line) => { line.next = "M"; });
-    const x = 100 - (points.length - 1 - i) / (Math.max(30, points.length) - 1) * 100;
-    const y = height ? 100 - (number / 2 - low / 2) / height * 100 : 50;
-    const name = words.get(naming) ?? "", {d = "", next = "M"} = lines.get(name) ?? {};
-    const place = `${x.toFixed(2)} ${y.toFixed(2)}h0`;  // h0: a dot where it is alone
-    lines.set(name, {number, d: d + next + place, next: "L"});
+function drawChart({name, field, points, box}) {
+  const [head, tail, value, svg, range, time, legend] =
+    box.querySelectorAll("bdi, b, svg, svg + p span, .legend");
+  // The event's name is left out where all have the same. The rate has none.
+  const names = new Set([...charts.values()].map((one) => one.name));
+  const label = names.size > 2 && name && field ? `${name}.${field}` : field || name;
+  [box.title, head.textContent, tail.textContent] =
+    /^(.*?)(.{0,9})$/su.exec(visible(label || "data"));
+  const numbers = points.map(({number}) => number), naming = namingField(points);
+  const low = Math.min(...numbers), high = Math.max(...numbers);
+  const height = high / 2 - low / 2 || 1;  // halves, because high - low may overflow
+  points.forEach((point, x) => {
+    const y = 100 - (point.number / 2 - low / 2) / height * 100;
+    point.place = `${x} ${y.toFixed(2)}h0`;  // h0: where it is alone, it is a dot
   });
-  const sorted = [...lines].sort(([one], [other]) => one < other ? -1 : 1);
-  chart.svg.replaceChildren();
-  chart.legend.replaceChildren();
-  sorted.forEach(([name, {number, d}], i) => {
-    const line = chart.line.cloneNode(), value = format(number);
-    const label = span(`${name || "other"} ${value}`);
-    line.setAttribute("d", d);
-    for (const one of [line, label]) one.style.setProperty("--hue", HUES[i]);
-    chart.svg.append(line);
-    if (sorted.length > 1) chart.legend.append(label);
-    chart.value.textContent = sorted.length > 1 ? "" : value;
+  const lines = [...Map.groupBy(points, ({words}) => words.get(naming) ?? "")];
+  svg.setAttribute("viewBox",
+    `${Math.min(0, points.length - 30)} 0 ${Math.max(29, points.length - 1)} 100`);
+  svg.replaceChildren();
+  legend.replaceChildren();
+  lines.sort(([one], [other]) => one < other ? -1 : 1).forEach(([word, its], i) => {
+    const line = svg.appendChild(document.createElementNS(svg.namespaceURI, "path"));
+    const entry = span(`${word || "other"} ${format(its.at(-1).number)}`);
+    line.setAttribute("d", its.map(({place, gaps}, k) =>
+      (gaps === its[k - 1]?.gaps ? "L" : "M") + place).join(""));
+    for (const one of [line, entry]) one.style.setProperty("--hue", HUES[i]);
+    if (lines.length > 1) legend.append(entry);
   });
-  chart.range.textContent = `${format(low, true)} to ${format(high, true)}`;
-  chart.time.textContent = "in " + duration(points.at(-1).at - points[0].at);
-  chart.changed = false;
+  const times = points.map(({at}) => at).filter(Boolean);
+  value.textContent = lines.length > 1 ? "" : format(numbers.at(-1));
+  range.textContent = `${format(low)} to ${format(high)}`;
+  time.textContent = times[0] ? `in ${duration(times.at(-1) - times[0])}` : "earlier";
 }
-function format(number, brief) {
-  const size = Math.abs(number), notation = size >= 1e4 ? "compact" : "standard";
-  if (size >= 1e12 || size < 1e-3 && size > 0) return number.toExponential(2);
-  return number.toLocaleString("en", brief ? {notation, maximumSignificantDigits: 4}
-    : {maximumFractionDigits: 4});
+function format(number) {
+  const size = Math.abs(number), large = size >= 1e5;
+  if (size >= 1e15 || size < 1e-3 && size > 0) return number.toExponential(2);
+  const text = number.toLocaleString("en", {maximumSignificantDigits: large ? 4 : 6,
+    notation: large ? "compact" : "standard"});
+  return text.replace(/[A-Z]/, " $&");
 }
 const duration = (ms) => ms < 12e4 ? `${Math.round(ms / 1e3)} s`
   : ms < 72e5 ? `${Math.round(ms / 6e4)} min` : `${Math.round(ms / 36e5)} h`;
 
 // The connection. EventSource would not do: it hides events whose names it is not told.
-let state = "", reason = "", failures = 0, heard = 0, resumeAt = 0, wake = () => {};
-let before = 0, then = performance.now();
 async function follow() {
   for (;; failures += 1) {
-    show("connecting", reason);
+    show("connecting", "");
     const [next, why] = await connect().catch(() =>
       ["reconnecting", state === "live" ? "the connection broke" : "no answer"]);
-    if (state === "live") note(why);
+    // Who is cut before the first event goes on from the newest id of the first answer,
+    // unless more may be owed to a new client: what its address asks for, or what is
+    // retained, which begins to come within the first moment.
+    const owed = asks || rest || fields.data || Date.now() - opened < MOMENT;
+    if (state === "live" && total === 0 && !owed) firstId ||= newestId;
+    if (state === "live" || next === "finished") add(why);
     const wait = Math.max(retry, Math.min(BACK_OFF, retry * 2 ** failures));
-    resumeAt = Date.now() + wait;
-    show(next, why);
+    show(next, next === "reconnecting" ? `in ${duration(wait)}: ${why}` : why);
     await new Promise((resolve) => {
       wake = resolve;
       if (next === "reconnecting") setTimeout(resolve, wait);
@@ -4727,17 +4716,19 @@ async function follow() {
 }
 async function connect() {  // until it ends; returns what comes next, and why
   // Header values are bytes: UTF-8, each byte in the place of one Latin-1 character.
-  const id = String.fromCharCode(...new TextEncoder().encode(lastId));
+  const id = String.fromCharCode(...new TextEncoder().encode(lastId)) || firstId;
   const headers = {Accept: "text/event-stream", ...id && {"Last-Event-ID": id}};
   const answer = await fetch(address, {headers, cache: "no-store"});
   const {status, body} = answer, type = answer.headers.get("Content-Type") || "no type";
-  const why = `${status}: ${REFUSALS[status] ?? answer.statusText}`;
+  const why = `${status}: ${MEANINGS[status] ?? answer.statusText}`;
   if (status >= 500) return ["reconnecting", why];  // a proxy while the server restarts
-  if (status !== 200) return ["stopped", why];
+  if (status !== 200) return [status === 204 ? "finished" : "stopped", why];
   if (!/^text\/event-stream\b/i.test(type)) return ["stopped", "not events: " + type];
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  if (reason) note("connected");
-  [rest, fields, heard, failures] = ["", {}, Date.now(), 0];
+  if (opened) add("connected");
+  newestId = answer.headers.get("Last-Event-ID") ?? "";
+  [rest, fields, failures, caughtUp] = ["", {}, 0, false];
+  opened = heard = Date.now();
   show("live", "");
   for (let rested = performance.now(); ;) {
     const {value, done} = await reader.read();
@@ -4754,20 +4745,20 @@ async function connect() {  // until it ends; returns what comes next, and why
 function show(newState = state, why = reason) {
   [state, reason] = [newState, why];
   const said = state === "live" && $("pause").checked ? "paused" : state;
+  const silent = Date.now() - heard;
   if ($("state").textContent !== said) $("state").textContent = said;
   $("status").className = said;
   $("again").hidden = state === "live" || state === "connecting";
-  const now = Date.now(), left = Math.max(0, Math.ceil((resumeAt - now) / 1000));
-  $("detail").textContent = state === "reconnecting" ? `in ${left} s: ${reason}`
-    : state !== "live" ? reason
-    : now - heard >= SILENT ? `silent for ${duration(now - heard)}`
+  $("detail").textContent = state !== "live" ? reason
+    : silent >= SILENT ? `silent for ${duration(silent)}`
     : gaps > 0 ? `events were missed ${gaps === 1 ? "once" : gaps + " times"}` : "";
 }
+let before = 0, then = 0;
 function eachSecond() {
   const now = performance.now();
-  const rate = Math.round((total - before) * 1e4 / (now - then)) / 10 || 0;
-  [before, then] = [total, now];
-  addPoint(charts.get(null), rate);
+  const rate = Math.round((fresh - before) * 1e4 / (now - then)) / 10;
+  [before, then] = [fresh, now];
+  addPoint(null, "events/s", rate, Date.now());
   document.title = (state === "live" ? `${rate}/s ` : state + " ") + location.pathname;
   show();
   paintSoon();
@@ -4782,16 +4773,20 @@ function copyText(text, button) {
   if (document.execCommand("copy")) button.textContent = "Copied";
 }
 const actions = {  // what a click does, by the id or the class of its target
-  again: () => wake(), pause: () => show(), utc: refill,
+  again: () => wake(), pause: () => show(), utc: () => [...list.children].forEach(fill),
   newest() { following = true; paint(); },
   first() { actions.newest(); },
-  replay() { location.search += (location.search ? "&" : "?") + "replay=all"; },
+  replay() {
+    for (const one of ["last_event_id", "lastEventId"]) query.delete(one);  // they win
+    query.set("replay", "all");
+    location.search = query;
+  },
   curl(button) { copyText(`curl -N '${address.replaceAll("'", "%27")}'`, button); },
   copy(button) { copyText(button.parentNode.event.text, button); },
   save() {
-    const rows = [...list.querySelectorAll("li:not([hidden], .note)")];
-    const lines = rows.map(({event: {at, name, id, text}}) =>
-      JSON.stringify({time: new Date(at), event: name, id, data: text}) + "\n");
+    const rows = [...list.querySelectorAll(SHOWN)];
+    const lines = rows.map(({event: {at, name, id, text}}) => JSON.stringify(
+      {time: at ? new Date(at) : null, event: name, id, data: text}) + "\n");
     const href = URL.createObjectURL(new Blob(lines, {type: "application/x-ndjson"}));
     Object.assign(document.createElement("a"), {href, download: "sse.ndjson"}).click();
     setTimeout(() => URL.revokeObjectURL(href), 60000);
@@ -4808,17 +4803,19 @@ addEventListener("click", ({target}) => {
   paintSoon();
 });
 addEventListener("online", () => state === "reconnecting" && wake());
-$("filter").addEventListener("input", refill);
+$("filter").addEventListener("input", () => { actions.utc(); paintSoon(); });
 list.addEventListener("scroll", look);
 new ResizeObserver(paintSoon).observe(list);
-for (const button of document.querySelectorAll(".replay"))
-  button.hidden = /[?&]replay=/.test(address);
+const local = new Date();
+$("zone").textContent =
+  local.toLocaleTimeString("en-GB", {timeZoneName: "short"}).split(" ")[1];
+$("zone").parentNode.hidden = local.getTimezoneOffset() === 0;
+$("replay").hidden = query.has("replay");
 $("url").textContent = location.pathname + location.search;
 setInterval(eachSecond, 1000);
 eachSecond();
 follow();
 </script>
-</body>
 </html>
 """
 
@@ -4852,12 +4849,13 @@ _PAGE_HEADERS: _Headers = (
 # ------------------------------------------------------------------------------------
 
 
-async def _publish_clock(publish: Callable[[Any], str]) -> None:
-    """Publish the time every second: the feed of the demo."""
+async def _publish_clock(server: SSEServer, publish: Callable[[Any], str]) -> None:
+    """Publish the time and the number of open streams every second: the demo."""
     while True:
         now = datetime.datetime.now(datetime.timezone.utc)
         timestamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        publish({"timestamp": timestamp})
+        clients = server.stats.live + server.stats.behind
+        publish({"timestamp": timestamp, "clients": clients})
         await asyncio.sleep(1)
 
 
@@ -5062,7 +5060,7 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
             feed = server, publish, loop, options
             threading.Thread(target=_publish_lines, args=feed, daemon=True).start()
         elif not options.publish_token:  # POST requests publish instead
-            tasks.append(_publish_clock(publish))
+            tasks.append(_publish_clock(server, publish))
         work = asyncio.gather(*tasks)
         for number in signals:
             with contextlib.suppress(NotImplementedError):  # Windows

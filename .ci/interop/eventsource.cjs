@@ -305,7 +305,7 @@ async function allSeeTheSameDemo(browsers) {
     for (const [type, data] of one) {
       same(type, "message", "type");
       expect(
-        /^{"timestamp":"[-0-9]+T[:.0-9]+Z"}$/.test(data),
+        /^{"timestamp":"[-0-9]+T[:.0-9]+Z","clients":[0-9]+}$/.test(data),
         `the event's data is ${data}`,
       );
     }

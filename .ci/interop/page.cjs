@@ -2,7 +2,7 @@
 "use strict";
 
 const path = require("node:path");
-const { expect, same, until } = require("./harness.cjs");
+const { expect, same, startDemo, until } = require("./harness.cjs");
 
 const MEGABYTE = 1_000_000;
 const PUMP = { rate: 1000, seconds: 10 };
@@ -42,14 +42,13 @@ async function inState(page, state) {
   await until(async () => (await textOf(page, "#state")) === state, `state "${state}"`);
 }
 
-/** The list, oldest first: [kind, name, id, text] of each row. */
+/** The list, oldest first: [when, name, id, text] of each row; a note has no name. */
 async function rowsOf(page) {
   return page.evaluate(() =>
     Array.from(document.querySelectorAll("#list li"), (row) => {
-      const [, name, id, text] = Array.from(row.children, (part) => part.textContent);
-      const kinds = ["plain", "gap", "note"];
-      const kind = kinds.find((one) => row.classList.contains(one)) ?? "";
-      return [kind, name, id, text];
+      const [time, ...others] = Array.from(row.children, (part) => part.textContent);
+      const isTime = /^[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}$/.test(time);
+      return [isTime ? "a time" : time, ...others.slice(0, 3)];
     }),
   );
 }
@@ -62,12 +61,26 @@ async function rowWith(page, text) {
 /** The charts: [label, value, drawn] of each; the first is the rate of events. */
 const chartsOf = (page) =>
   page.evaluate(() =>
-    Array.from(document.querySelectorAll("#charts figure"), (chart) => {
-      const box = chart.querySelector("svg path").getBoundingClientRect();
-      const drawn = box.width > 0 && chart.querySelector("svg").clientHeight > 20;
-      const [label, value] = chart.querySelector("figcaption").children;
-      return [label.textContent, value.textContent, drawn];
+    Array.from(document.querySelectorAll("#charts details"), (chart) => {
+      const box = chart.querySelector("svg path")?.getBoundingClientRect();
+      const drawn = box?.width > 0 && chart.querySelector("svg").checkVisibility();
+      const [head, tail, value] = chart.querySelector("summary").children;
+      return [head.textContent + tail.textContent, value.textContent, drawn];
     }),
+  );
+
+async function chartWith(page, label, value) {
+  const found = async () =>
+    (await chartsOf(page)).some((one) => one[0] === label && one[1] === value);
+  await until(found, `a chart of ${label} with ${value}`);
+}
+
+/** What stands below the line of each chart: the range and the time. */
+const spansOf = (page) =>
+  page.evaluate(() =>
+    Array.from(document.querySelectorAll("#charts details"), (chart) =>
+      Array.from(chart.querySelectorAll("svg + p span"), (one) => one.textContent),
+    ),
   );
 
 async function picture({ page, name, options }, title) {
@@ -88,9 +101,9 @@ async function pageShowsEvents({ page, startServer }) {
   same(
     await rowsOf(page),
     [
-      ["plain", "message", ids[0], "plain"],
-      ["", "news", ids[1], "two\nlines"],
-      ["plain", "message", "row 7", '{"a":"b"}'],
+      ["a time", "message", ids[0], "plain"],
+      ["a time", "news", ids[1], "two\nlines"],
+      ["a time", "message", "row 7", '{"a":"b"}'],
     ],
     "rows",
   );
@@ -102,11 +115,12 @@ async function pageDrawsNumbers({ page, startServer }) {
   const faults = await visit(page, server);
   for (const n of [20, 22, 21]) {
     await server.publish(
-      { data: { temperature: n + 0.5, inner: { humidity: 2 * n }, text: "no number" } },
+      { data: { temperature: n + 0.5, inner: { humidity: 2 * n }, list: [n, { n }] } },
+      { data: [n] },
       { data: `${n / 100}`, event: "cpu" },
     );
   }
-  await until(async () => (await chartsOf(page))[3]?.[1] === "0.21", "the last value");
+  await chartWith(page, "cpu", "0.21");
   same(
     (await chartsOf(page)).slice(1),
     [
@@ -116,7 +130,23 @@ async function pageDrawsNumbers({ page, startServer }) {
     ],
     "charts",
   );
+  await page.click("#charts details:nth-child(2) summary");
+  await server.publish({ data: { temperature: 30 } });
+  await chartWith(page, "temperature", "30");
+  const drawn = (await chartsOf(page)).map((chart) => chart[2]);
+  same(drawn.slice(1), [false, true, true], "which are drawn when one is folded away");
   same(faults, [], "faults");
+}
+
+async function pageShowsTheDemo({ page }) {
+  const demo = await startDemo();
+  try {
+    const faults = await visit(page, demo);
+    await chartWith(page, "clients", "1");
+    same(faults, [], "faults");
+  } finally {
+    await demo.stop();
+  }
 }
 
 async function pageSurvivesARestart({ page, startServer, name, options }) {
@@ -133,10 +163,12 @@ async function pageSurvivesARestart({ page, startServer, name, options }) {
   await again.publish("live again");
   await rowWith(page, "live again");
   await inState(page, "live");
-  const kinds = (await rowsOf(page)).map(([kind]) => kind);
-  same(kinds.filter((kind) => kind === "gap").length, 1, "gaps shown");
-  expect(kinds.indexOf("gap") > 59, "the gap is not shown behind what came before it");
-  same(kinds.length - 1 - kinds.lastIndexOf("gap"), 21, "rows behind the gap");
+  const rows = await rowsOf(page);
+  const names = rows.map((row) => row[1]);
+  same(rows[names.indexOf("gap")][0], "a time", "when the gap was told");
+  same(names.filter((name) => name === "gap").length, 1, "gaps shown");
+  expect(names.indexOf("gap") > 59, "the gap is not shown behind what came before it");
+  same(names.length - 1 - names.lastIndexOf("gap"), 21, "rows behind the gap");
   same(faults, [], "faults");
   await picture({ page, name, options }, "after-outage");
 }
@@ -360,6 +392,15 @@ const scroll = (page, by) =>
 const hidden = (page, selector) =>
   page.evaluate((chosen) => document.querySelector(chosen).hidden, selector);
 
+/** Whether the other begins below the one. */
+const below = (page, ...selectors) =>
+  page.evaluate((chosen) => {
+    const [one, other] = chosen.map((selector) =>
+      document.querySelector(selector).getBoundingClientRect(),
+    );
+    return one.height > 0 && one.bottom <= other.top;
+  }, selectors);
+
 async function pageFollowsLikeALog({ page, startServer, name, options }) {
   const server = await startServer();
   const faults = await visit(page, server);
@@ -392,6 +433,7 @@ async function pageFollowsLikeALog({ page, startServer, name, options }) {
     await mark();
     const { place } = await seen();
     expect(!(await hidden(page, "#newest")), `${order}: no way back to the newest`);
+    expect(await below(page, "#newest", "#list"), `${order}: a button covers a row`);
     await more(450);
     await more(450);
     await more(450);
@@ -417,11 +459,12 @@ async function pageFollowsLikeALog({ page, startServer, name, options }) {
 const linesOf = (page) =>
   page.evaluate(() =>
     Object.fromEntries(
-      Array.from(document.querySelectorAll("#charts figure"), (chart) => {
+      Array.from(document.querySelectorAll("#charts details"), (chart) => {
         const paths = Array.from(chart.querySelectorAll("path"));
         const colours = new Set(paths.map((path) => getComputedStyle(path).stroke));
         const legends = Array.from(chart.querySelectorAll(".legend span"));
-        const label = chart.querySelector("bdi").textContent;
+        const [head, tail] = chart.querySelectorAll("bdi");
+        const label = head.textContent + tail.textContent;
         return [label, [colours.size, ...legends.map((legend) => legend.textContent)]];
       }),
     ),
@@ -430,6 +473,7 @@ const linesOf = (page) =>
 async function pageDrawsALineForEachSensor({ page, startServer, name, options }) {
   const server = await startServer();
   const faults = await visit(page, server);
+  await chartWith(page, "events/s", "0");
   same(await linesOf(page), { "events/s": [1] }, "the charts before any event");
   const events = Array.from({ length: 60 }, (_, n) => [
     { event: "one", data: { sensor: n % 2 ? "attic" : "cellar", t: (n % 2) * 9 + n } },
@@ -462,31 +506,33 @@ async function pageLabelsItsCharts({ page, startServer }) {
   const long = "a_long_name_of_what_is_measured_in_the_cellar_of_the_house_at_its_end";
   await server.publish(
     ...[1012, 1014].map((n) => ({
-      data: { hpa: n, large: 1000 * n + 345, [long]: n },
+      event: "meter",
+      data: { hpa: n, bytes: 3_000_000 + 1_000_000 * (n - 1012.94), [long]: n },
     })),
   );
-  await counted(page, 2);
-  const [, hpa, large, cut] = await page.evaluate(() =>
-    Array.from(document.querySelectorAll("#charts figure"), (chart) => {
-      const text = chart.querySelector("bdi").firstChild;
-      const range = document.createRange();
-      const seen = (from, to) => {
-        range.setStart(text, from);
-        range.setEnd(text, to);
-        const { left, right } = range.getBoundingClientRect();
-        const box = text.parentNode.parentNode.getBoundingClientRect();
-        return left >= box.left - 1 && right <= box.right + 1;
-      };
-      const { length } = text;
-      const spans = Array.from(chart.querySelectorAll("p span"));
-      const texts = spans.map((one) => one.textContent);
-      return [seen(0, 1), seen(length - 1, length), ...texts];
-    }),
+  await chartWith(page, "bytes", "4.06 M");
+  same(
+    (await chartsOf(page)).map((chart) => chart[0]),
+    ["events/s", "hpa", "bytes", long],
+    "labels where all events have the same name",
   );
-  same(hpa.slice(0, 3), [true, true, "1,012 to 1,014"], "a small number");
-  expect(/^in [0-9]+ s$/.test(hpa[3]), `the time that it spans is ${hpa[3]}`);
-  same(large[2], "1.012M to 1.014M", "a large number");
-  same(cut.slice(0, 2), [false, true], "the beginning and the end of a long label");
+  const spans = await spansOf(page);
+  same(spans[1][0], "1,012 to 1,014", "the range of small numbers");
+  same(spans[2][0], "2.06 M to 4.06 M", "the range of large numbers");
+  expect(/^in [0-9]+ s$/.test(spans[1][1]), `the time that it spans is ${spans[1][1]}`);
+  const seen = await page.evaluate(() => {
+    const [head, tail] = document.querySelectorAll("#charts details:last-child bdi");
+    const whole = [head, tail].map((one) => one.scrollWidth <= one.clientWidth);
+    return [...whole, head.clientWidth > 20, tail.textContent];
+  });
+  same(seen, [false, true, true, "t_its_end"], "a long label lost its middle");
+  await server.publish({ event: "other", data: { hpa: 1 } }, { data: "2" });
+  await chartWith(page, "data", "2");
+  same(
+    (await chartsOf(page)).map((chart) => chart[0]),
+    ["events/s", "meter.hpa", "meter.bytes", `meter.${long}`, "other.hpa", "data"],
+    "labels where the names differ",
+  );
 }
 
 async function pageNamesTheTimeZone({ page, startServer }) {
@@ -500,16 +546,156 @@ async function pageNamesTheTimeZone({ page, startServer }) {
     );
   const minutes = (time) => Number(time.slice(0, 2)) * 60 + Number(time.slice(3, 5));
   const [zone, local] = await seen();
-  same(zone, "Times: GMT+5:30", "the zone"); // that of the browsers, see harness.cjs
+  same(zone, "GMT+5:30", "the zone"); // that of the browsers, see harness.cjs
   expect(/^[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}$/.test(local), `a time is ${local}`);
   await page.click("#utc");
   await settled(page);
-  const [utcZone, utc] = await seen();
-  same(utcZone, "Times: UTC", "the other zone");
+  const [, utc] = await seen();
   same((minutes(local) - minutes(utc) + 1440) % 1440, 330, "minutes between them");
   const clock = new Date().toISOString();
   const behind = (minutes(clock.slice(11)) - minutes(utc) + 1440) % 1440;
   expect(behind <= 1, `UTC is ${utc} at ${clock}`);
+}
+
+async function pageInUtcHasNoSwitch({ page, startServer }) {
+  const server = await startServer();
+  const shown = () =>
+    page.evaluate(() => document.querySelector("#utc").getClientRects().length > 0);
+  await visit(page, server);
+  expect(await shown(), "there is no switch to UTC");
+  await page.emulateTimezone("UTC");
+  await visit(page, server);
+  expect(!(await shown()), "there is a switch from UTC to UTC");
+}
+
+/** The time of each event is known, or the row says that it is not. */
+async function pageTellsWhatIsEarlier({ page, startServer, startRelay }) {
+  const server = await startServer({ retry: 0.2 });
+  const relay = await startRelay(server);
+  await server.publish(
+    { data: { kept: 1 }, event: "state", retain: true },
+    ...Array.from({ length: 50 }, (_, n) => ({ data: { n } })),
+  );
+  const rows = async () => (await rowsOf(page)).map(([when, , , text]) => [when, text]);
+  const faults = await visit(page, relay);
+  await rowWith(page, '{"kept":1}');
+  await server.publish({ data: { n: 50 } });
+  await chartWith(page, "n", "50");
+  same(
+    await rows(),
+    [
+      ["earlier", '{"kept":1}'],
+      ["a time", '{"n":50}'],
+    ],
+    "a retained event, and a new one",
+  );
+  same((await spansOf(page))[1][1], "earlier", "the time of the chart of the former");
+  relay.cut();
+  await rowWith(page, "the connection broke");
+  await server.publish({ data: { n: 51 } });
+  await rowWith(page, '{"n":51}');
+  await server.publish({ data: { n: 52 } });
+  await rowWith(page, '{"n":52}');
+  const resumed = (await rows()).filter(([, text]) => text.startsWith('{"n":5'));
+  same(
+    resumed.map(([when]) => when),
+    ["a time", "earlier", "a time"],
+    "an event that was missed, between two that were not",
+  );
+  await page.click("#replay");
+  await inState(page, "live");
+  await chartWith(page, "n", "52");
+  await settled(page);
+  const replayed = (await rows()).map(([when]) => when);
+  same(replayed, Array(54).fill("earlier"), "what is replayed");
+  same((await spansOf(page))[2][1], "earlier", "the time of a chart of it");
+  await page.waitForFunction(() => charts.get("null.events/s").points.length > 2);
+  await settled(page);
+  same((await spansOf(page))[0][0], "0 to 0", "the rate of new events");
+  same(faults, [], "faults");
+}
+
+/** The ids of a publisher tell no order. */
+async function pageTellsWhatIsEarlierByItsArrival({ page, startServer }) {
+  const server = await startServer();
+  await server.publish({ data: "one", id: "b" }, { data: "two", id: "a" });
+  const { origin, url } = server;
+  const faults = await visit(page, server);
+  await page.waitForFunction(() => Date.now() - opened > MOMENT);
+  await server.publish({ data: "three", id: "c" });
+  await rowWith(page, "three");
+  same((await rowsOf(page))[0][0], "a time", "what comes after the first moment");
+  await visit(page, { origin, url: `${url}?replay=2` });
+  await rowWith(page, "three");
+  await server.publish({ data: "four", id: "0" });
+  await rowWith(page, "four");
+  const times = (await rowsOf(page)).map(([when]) => when);
+  same(times, ["earlier", "earlier", "a time"], "what comes after the newest");
+  // Retained events have no ids, and may come late.
+  await giveFirst(page, ": open\n", "data: retained\n\n", "data: new\nid: n\n\n");
+  await visit(page, server);
+  await rowWith(page, "new");
+  same(
+    (await rowsOf(page)).slice(0, 2).map(([when]) => when),
+    ["earlier", "a time"],
+    "a retained event that comes late, and a new one",
+  );
+  same(faults, [], "faults");
+}
+
+/** Give the page these pieces, one a second, in place of its first stream; cut it. */
+const giveFirst = (page, ...pieces) =>
+  page.evaluateOnNewDocument((texts) => {
+    const { fetch } = window;
+    window.fetch = async (...request) => {
+      window.fetch = fetch;
+      const { headers } = await fetch(...request);
+      const pull = async (body) => {
+        if (texts.length === 0) return body.error();
+        body.enqueue(new TextEncoder().encode(texts.shift()));
+        if (texts.length > 0) await new Promise((resolve) => setTimeout(resolve, 1000));
+      };
+      return new Response(new ReadableStream({ pull }), { headers });
+    };
+  }, pieces);
+
+async function pageGoesOnFromItsOpening({ page, startServer, startRelay }) {
+  const server = await startServer({ retry: 0.5 });
+  const relay = await startRelay(server);
+  await server.publish("before");
+  const faults = await visit(page, relay);
+  await page.waitForFunction(() => Date.now() - opened > MOMENT);
+  relay.cut();
+  await rowWith(page, "the connection broke");
+  await server.publish("meanwhile");
+  await rowWith(page, "meanwhile");
+  const texts = async () => (await rowsOf(page)).map((row) => row[3]);
+  const wanted = ["the connection broke", "connected", "meanwhile"];
+  same(await texts(), wanted, "rows of a client that was cut before its first event");
+  // Cut so early that it may have been owed a retained event, it begins anew.
+  await server.publish({ data: "retained", retain: true });
+  await giveFirst(page, ": open\n");
+  await page.goto(relay.url);
+  await rowWith(page, "retained");
+  same(await texts(), ["the connection broke", "connected", "retained"], "rows");
+  same(faults, [], "faults");
+}
+
+async function pageCountsWhatItShows({ page, startServer }) {
+  const server = await startServer();
+  await visit(page, server);
+  const names = ["even", "odd"];
+  await server.publish(
+    ...Array.from({ length: 7 }, (_, n) => ({ data: `line ${n}`, event: names[n % 2] })),
+  );
+  await counted(page, 7);
+  await page.type("#filter", "odd");
+  await until(async () => (await textOf(page, "#total")) === "3 of 7", "3 of 7");
+  await server.publish({ data: "line 7", event: "odd" });
+  await until(async () => (await textOf(page, "#total")) === "4 of 8", "4 of 8");
+  await page.type("#filter", "x");
+  await until(async () => (await textOf(page, "#total")) === "0 of 8", "0 of 8");
+  same(await textOf(page, "#empty"), "No event matches the filter.", "what it says");
 }
 
 async function pageSaysThatItIsPaused({ page, startServer }) {
@@ -588,23 +774,23 @@ async function pageOffersWhatTheServerHolds({ page, startServer }) {
   const server = await startServer();
   await server.publish("one", "two", "three");
   const faults = await visit(page, server);
-  // It is painted after the state is.
-  const empty = async () => (await textOf(page, "#empty span")) === "No events yet.";
-  await until(empty, "an empty page");
+  const empty = async (text) => // it is painted after the state is
+    until(async () => (await textOf(page, "#empty")) === text, `"${text}"`);
+  await empty("No events yet. Those of a channel need ?channel=NAME in the address.");
   await server.publish("four");
   await rowWith(page, "four");
   same((await rowsOf(page)).length, 1, "rows of a quiet stream");
   expect(await hidden(page, "#empty"), "a page with an event says that it has none");
-  for (const offer of ["#bar .replay", "#empty .replay"]) {
-    await visit(page, server);
-    if (offer.startsWith("#bar")) await server.publish("another");
-    await settled(page);
-    await Promise.all([page.waitForNavigation(), page.click(offer)]);
+  await visit(page, { ...server, url: `${server.url}?channel=news` });
+  await empty("No events yet.");
+  for (const query of ["", "?last_event_id=1"]) {
+    await visit(page, { ...server, url: server.url + query });
+    await Promise.all([page.waitForNavigation(), page.click("#replay")]);
     await inState(page, "live");
-    await rowWith(page, "another");
+    await rowWith(page, "four");
     const texts = (await rowsOf(page)).map((row) => row[3]);
-    same(texts, ["one", "two", "three", "four", "another"], "rows");
-    expect(await hidden(page, offer), "it offers again what it shows");
+    same(texts, ["one", "two", "three", "four"], "rows");
+    expect(await hidden(page, "#replay"), "it offers again what it shows");
   }
   same(faults, [], "faults");
 }
@@ -665,16 +851,19 @@ async function pageExplainsARefusal({ page, startServer, startRelay, name, optio
     401: /log in/i,
     403: /does not let you/,
     421: /name localhost/,
-    204: /not to come back/,
+    204: /nothing more to send/,
   };
   for (const [status, sentence] of Object.entries(sentences)) {
     await server.ask("turn_away", { status: Number(status) });
     relay.cut();
-    await inState(page, "stopped");
+    await inState(page, status === "204" ? "finished" : "stopped");
     const detail = await textOf(page, "#detail");
     const said = detail.startsWith(status) && sentence.test(detail);
     expect(said, `${status}: "${detail}"`);
     await picture({ page, name, options }, `refused-${status}`);
+    await settled(page);
+    const [, , , last] = (await rowsOf(page)).at(-1);
+    same(last === detail, status === "204", `${status} is told in the list`);
     await server.ask("turn_away", { status: null });
     await page.click("#again");
     await inState(page, "live");
@@ -753,6 +942,7 @@ module.exports = {
   checks: [
     pageShowsEvents,
     pageDrawsNumbers,
+    pageShowsTheDemo,
     pageSurvivesARestart,
     pageIsHarmedByNoEvent,
     pageFitsAPhone,
@@ -760,13 +950,18 @@ module.exports = {
     pageDrawsALineForEachSensor,
     pageLabelsItsCharts,
     pageNamesTheTimeZone,
+    pageTellsWhatIsEarlier,
+    pageTellsWhatIsEarlierByItsArrival,
+    pageGoesOnFromItsOpening,
+    pageCountsWhatItShows,
     pageSaysThatItIsPaused,
     pageSetsJsonForReading,
     pageOffersWhatTheServerHolds,
     pageGivesCopies,
     pageExplainsARefusal,
   ],
-  // Firefox lets nobody choose its colours, or ask for its memory, from outside.
-  checksOfChromium: [pageIsLightOrDark, pageKeepsItsMemory],
+  // Firefox lets nobody choose its colours or its zone, or ask for its memory, from
+  // outside.
+  checksOfChromium: [pageIsLightOrDark, pageInUtcHasNoSwitch, pageKeepsItsMemory],
   checksOfSpeed: [pageKeepsUpWithAThousandEventsASecond],
 };
