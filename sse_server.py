@@ -48,7 +48,7 @@ The rules from which the rest follows:
    idle        the next request may come               head
    lingering   after an error, input is discarded      leaving
    ready       behind, and its socket has room         ready, full, live
-   full        behind, and its socket has no room      full, ready
+   full        behind, and its socket has no room      full, ready, live
    ahead       its last event is not published here    ready, full
    live        it was sent all, and its socket took it full, ready
    leaving     the last bytes are being sent           closed
@@ -390,17 +390,24 @@ _HEARTBEAT = b":\n"
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
 _NO_CHANNEL: Channels = frozenset([None])
 EVERYBODY = "\0everybody"  # as a channel: all subscribers; no channel has this name
+_ALL: Channels = frozenset([EVERYBODY])
+
+
+# What an entry of the log is.  Each has a number, and so a place among the others.
+_EVENT = "event"
+_GAP = "gap"  # events are missing here
+_END = "end"  # nothing more will come on this channel; it has no frame
 
 
 class _Entry(NamedTuple):
     number: int
     frame: bytes
     channel: str | None
-    id: str | None  # the publisher's; a gap has that of the event before it
+    id: str | None  # the publisher's; what is no event has that of the one before it
     place: tuple[Any, int] | None  # the newest key up to here, and its event's number
     total: int  # the sum of the costs of all events up to this one, in bytes
     retain: str | None = None  # the name under which the event is retained
-    is_gap: bool = False
+    kind: str = _EVENT
 
 
 def _cost(frame: bytes, *names: Any) -> int:
@@ -446,7 +453,8 @@ class _EventLog:
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self._retained_bytes = 0  # their sum; below 0: not known
         self.retained_changes = 0  # by unretain(); other changes change `newest`
-        self._settled = 0  # the number of the last event that was retained if it asks
+        self._finished: dict[str | None, int] = {}  # by channel, its end's number
+        self._settled = 0  # the number of the last entry that _settle() has noted
         # The number of the last forgotten event of each channel, the oldest first.
         self._forgotten = collections.OrderedDict[Optional[str], int]()
         self._forgotten_floor = 0  # the same, for all channels not in `_forgotten`
@@ -469,7 +477,7 @@ class _EventLog:
         of that event.  So a gap is given an id of this log's own here.
         """
         entry = self._entries[number]
-        return self._id_of(entry._replace(id=None) if entry.is_gap else entry)
+        return self._id_of(entry if entry.kind == _EVENT else entry._replace(id=None))
 
     def _id_of(self, entry: _Entry) -> str:
         return entry.id or f"{self._epoch}-{entry.number}"
@@ -481,7 +489,7 @@ class _EventLog:
         id: str | None = None,
         key: Any = None,
         retain: str | None = None,
-        is_gap: bool = False,
+        kind: str = _EVENT,
     ) -> str:
         """Add an event (without an id field) and return the id that it now has.
 
@@ -491,17 +499,17 @@ class _EventLog:
         """
         self._settle()
         number, place = self.newest + 1, self._newest.place
-        if is_gap:
+        if kind != _EVENT:
             id = self._newest.id  # with which other processes find this place, too
         elif id is not None:
             self._check_id(id, key)
             place = None if key is None else (key, number)
         name = id or f"{self._epoch}-{number}"
-        frame = b"id: %b\n%b" % (_encode(name), body)
+        frame = b"id: %b\n%b" % (_encode(name), body) if kind != _END else b""
         total = self._newest.total + _cost(frame, id, channel, retain, key)
-        entry = _Entry(number, frame, channel, id, place, total, retain, is_gap)
+        entry = _Entry(number, frame, channel, id, place, total, retain, kind)
         self._entries[number] = entry
-        if id is not None and not is_gap:
+        if id is not None and kind == _EVENT:
             self._numbers[id] = number
         self._newest = entry  # from here on the event exists
         self._settle()
@@ -529,11 +537,14 @@ class _EventLog:
         return found
 
     def _settle(self) -> None:
-        """Retain the newest event if it asks for that, and keep to all bounds."""
+        """Note what the newest entry changes, and keep to all bounds."""
         newest = self._newest
         if self._settled < newest.number:
             if newest.retain is not None:
                 self._replace_retained((newest.channel, newest.retain), newest)
+            self._finished.pop(newest.channel, None)
+            if newest.kind == _END:
+                self._finished[newest.channel] = newest.number
             self._settled = newest.number
         while self._exceeds_a_bound():
             self._forget(self.base + 1)
@@ -565,11 +576,14 @@ class _EventLog:
     def _forget(self, number: int) -> None:
         """Forget the oldest event.  Ctrl-C may come after each step."""
         entry = self._entries[number]
-        self._forgotten[entry.channel] = number  # before the event is gone
-        self._forgotten.move_to_end(entry.channel)
+        if entry.kind != _END:
+            self._forgotten[entry.channel] = number  # before the event is gone
+            self._forgotten.move_to_end(entry.channel)
         if len(self._forgotten) > _MAX_TRACKED_CHANNELS:
             oldest, self._forgotten_floor = next(iter(self._forgotten.items()))
             del self._forgotten[oldest]
+        if self._finished.get(entry.channel) == number:
+            del self._finished[entry.channel]
         self.base = number  # from here on it is not held
         self._entries[number] = entry._replace(frame=b"", retain=None)
         for gone in (number - 2, number - 1):  # Ctrl-C may have left the first
@@ -588,7 +602,7 @@ class _EventLog:
         if not entry or entry.id != id or entry.number > self.newest:
             return None
         # A gap's id is that of another event, perhaps of one that is forgotten.
-        return None if entry.is_gap else entry.number
+        return entry.number if entry.kind == _EVENT else None
 
     def find(self, id: str, key: Any = None) -> int | None:
         """The position of an id, even one below `base`; None: the id is unknown."""
@@ -624,6 +638,17 @@ class _EventLog:
         last, floor = self._forgotten, self._forgotten_floor
         return any(last.get(channel, floor) > position for channel in channels)
 
+    def is_finished(self, channels: Channels, position: int) -> bool:
+        """Whether each of these channels has ended at or before the position."""
+        ends = [self._finished.get(channel, math.inf) for channel in channels]
+        return bool(ends) and max(ends) <= position
+
+    def follows(self, position: int, channels: Channels) -> bool:
+        """Whether any event of these channels follows the position."""
+        numbers = range(self.newest, max(position, self.base), -1)
+        entries = map(self._entries.__getitem__, numbers)
+        return any(entry.frame and entry.channel in channels for entry in entries)
+
     def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
         """The next batch after `position`, up to `end`, and its last event's number."""
         start = max(position, self.base)
@@ -634,7 +659,8 @@ class _EventLog:
         """The position before the newest `count` events of these channels."""
         newest = self.newest
         numbers = range(newest, max(self.base, newest - _MAX_REPLAY_SCAN), -1)
-        found = (n for n in numbers if self._entries[n].channel in channels)
+        entries = map(self._entries.__getitem__, numbers)
+        found = (e.number for e in entries if e.frame and e.channel in channels)
         return min(itertools.islice(found, count), default=newest + 1) - 1
 
     def retains(self, channels: Channels) -> bool:
@@ -1232,6 +1258,10 @@ class _Site:
     # Whether the event that is held under this id has this body and channel; None: no
     # event is held under it.
     is_repeated: Callable[[str, bytes, str | None], bool | None]
+    finish: Callable[[str | None], str]
+    # Whether a stream of these channels, after this id or with this replay, would end
+    # at once because nothing more will come.
+    has_ended: Callable[[Channels, str | None, float], bool]
     stats: Callable[[], Stats]
     newest_id: Callable[[], str]
     closed_because: Callable[[], str]  # why nothing is served now; "": it is
@@ -1357,6 +1387,8 @@ class _Site:
         replay = self.replay if request.replay is None else request.replay
         last_id = request.last_event_id
         channels = permit.channels if permit else request.channels
+        if self.has_ended(channels, last_id, replay):
+            return _Response(204, (("Cache-Control", "no-store"),), b"", newest_id)
         chunked, gzip = request.version >= (1, 1), self.compresses(request)
         headers = (*_STREAM_HEADERS, _GZIP) if gzip else _STREAM_HEADERS
         head = _Response(200, headers, None, newest_id)
@@ -1475,7 +1507,10 @@ class _Site:
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
         try:
-            id = self.publish(data, **fields)
+            if fields.pop("finish", False):
+                id = self.finish(_finished_channel(data, **fields))
+            else:
+                id = self.publish(data, **fields)
         except RuntimeError as error:  # it was closed meanwhile
             raise HTTPError(503, str(error)) from None
         except ValueError as error:
@@ -1532,17 +1567,25 @@ def _event_fields(parameters: dict[str, list[str]]) -> dict[str, Any]:
     """The arguments of publish() that a query names; ValueError for others."""
     fields: dict[str, Any] = {}
     for name, values in parameters.items():
-        if name == "retain" and len(values) == 1:
+        if name in ("retain", "finish") and len(values) == 1:
             if values != ["1"]:
-                raise ValueError(f"retain is {values[0][:80]!a}; allowed is 1")
+                raise ValueError(f"{name} is {values[0][:80]!a}; allowed is 1")
             fields[name] = True
         elif name in ("event", "channel", "id") and len(values) == 1:
             fields[name] = _check_name(name, values[0])  # so not EVERYBODY
         else:
             seen = f"parameter {name[:80]!a}, {len(values)} times"
-            allowed = "event, channel, id and retain=1, each once"
+            allowed = "event, channel, id, retain=1 and finish=1, each once"
             raise ValueError(f"{seen}; allowed are {allowed}")
     return fields
+
+
+def _finished_channel(data: str, channel: str | None = None, **others: Any) -> Any:
+    """The channel that a POST finishes; ValueError if it also publishes something."""
+    if data or others:
+        found = ", ".join([*others, "a body"] if data else others)
+        raise ValueError(f"finish=1 together with {found}; allowed is channel")
+    return channel
 
 
 def _is_navigation(request: Request) -> bool:
@@ -1672,7 +1715,7 @@ _TRANSITIONS = {
     _IDLE: {_HEAD, _LEAVING, _CLOSED},
     _LINGERING: {_LEAVING, _CLOSED},
     _READY: {_READY, _FULL, _LIVE, _LEAVING, _CLOSED},
-    _FULL: {_FULL, _READY, _LEAVING, _CLOSED},
+    _FULL: {_FULL, _READY, _LIVE, _LEAVING, _CLOSED},
     _AHEAD: {_READY, _FULL, _LEAVING, _CLOSED},
     _LIVE: {_FULL, _READY, _LEAVING, _CLOSED},
     _LEAVING: {_CLOSED},
@@ -2187,7 +2230,7 @@ class _Broadcaster:
         channel: str | None,
         id: str | None = None,
         retain: str | None = None,
-        is_gap: bool = False,
+        kind: str = _EVENT,
     ) -> str:
         """Append to the log and ring the bell; never waits for a client."""
         self.check_caller()
@@ -2199,7 +2242,7 @@ class _Broadcaster:
                 fault = "the server's event loop was closed before the server"
             if fault:
                 raise RuntimeError(f"{fault}; nothing can be published")
-            id = self.log.append(body, channel, id, key, retain, is_gap)
+            id = self.log.append(body, channel, id, key, retain, kind)
             if loop is None:
                 self.log.advance(self.log.newest)
             elif not self._rung:
@@ -2312,6 +2355,7 @@ class _Broadcaster:
             batch, end = self.log.read(before, self.log.newest)
             # The frames themselves: the log may forget them before they are written.
             frames: _Frames = {}
+            ended = [entry.channel for entry in batch if entry.kind == _END]
             for number, entry in enumerate(batch):
                 frames.setdefault(entry.channel, []).append((number, entry.frame))
             has_lost = before < self.log.base  # before the live were given it
@@ -2334,6 +2378,9 @@ class _Broadcaster:
         yield from self._write_to(
             taken, lambda wish: _payload_for(wish.channels, frames), _Cursor(before)
         )
+        for channel in ended:
+            for audience in list(self._audiences_of(channel)):
+                yield from self._end_if_finished(audience)
         self._written = end
         yield from self._end_being_ahead()
 
@@ -2390,6 +2437,41 @@ class _Broadcaster:
             self.events_written += written * events
             self.bytes_written += written * size
 
+    def _end_if_finished(self, audience: _Audience) -> Iterator[None]:
+        """End the streams of which nothing more will come."""
+        if self._is_finished(audience):
+            for subscriber in [*audience.live, *audience.young]:
+                if subscriber.state == _LIVE:
+                    self._end_finished(subscriber)
+                yield
+
+    def _is_finished(self, audience: _Audience | None) -> bool:
+        """Whether those who are at `sent` have got all that will come."""
+        if audience is None:
+            return False
+        return self.log.is_finished(audience.wish.channels - _ALL, self.log.sent)
+
+    def _end_finished(self, subscriber: _Subscriber) -> None:
+        # It comes back soon, and then it is told that there is nothing more.
+        self.end(subscriber, "finished", self._retry)
+
+    def has_ended(
+        self, channels: Channels, last_event_id: str | None, replay: float
+    ) -> bool:
+        """Whether all that a stream would get is its end."""
+        wanted = channels | _ALL
+        with self.lock:
+            log = self.log
+            if not log.is_finished(channels, log.newest):
+                return False
+            if last_event_id:
+                position = log.find(last_event_id, self._key_of_seen(last_event_id))
+                return position is not None and not (
+                    log.missed(position, wanted) or log.follows(position, wanted)
+                )
+            position = log.base if replay else log.sent
+            return not (log.retains(wanted) or log.follows(position, wanted))
+
     def _write_failed(
         self, subscriber: _Subscriber, payload: bytes, error: Exception
     ) -> None:
@@ -2440,7 +2522,7 @@ class _Broadcaster:
             subscriber.timer = self._loop.call_later(seconds, self._outlive, subscriber)
         if is_ahead:
             self.registry.enter(subscriber, _AHEAD)
-        elif self._is_in_step(subscriber) and subscriber.has_room():
+        elif self._may_go_live(subscriber) and subscriber.has_room():
             self.registry.enter(subscriber, _LIVE)
         else:
             self._fall_behind(subscriber)
@@ -2499,9 +2581,7 @@ class _Broadcaster:
         """Find where to go on after `id`; False if that event is yet to come."""
         position = None
         if len(id) <= _MAX_NAME_BYTES:
-            key = None
-            with contextlib.suppress(Exception):  # the publisher never gave such an id
-                key = None if self.log.own_id.fullmatch(id) else self.key_of(id)
+            key = self._key_of_seen(id)
             with self.lock:
                 position = self.log.find(id, key)
                 if self.log.is_ahead(key):
@@ -2512,6 +2592,12 @@ class _Broadcaster:
         else:
             subscriber.cursor = _Cursor(position)
         return True
+
+    def _key_of_seen(self, id: str) -> Any:
+        """The sort key of an id that a client has seen; None: it has none."""
+        with contextlib.suppress(Exception):  # the publisher never gave such an id
+            return None if self.log.own_id.fullmatch(id) else self.key_of(id)
+        return None
 
     def _after_unknown_id(self) -> _Cursor:
         return _Cursor(self.log.base, "unknown id")
@@ -2543,6 +2629,10 @@ class _Broadcaster:
         """Whether it was given everything that the live were given."""
         return subscriber.cursor == _Cursor(self.log.sent)
 
+    def _may_go_live(self, subscriber: _Subscriber) -> bool:
+        is_finished = self._is_finished(subscriber.audience)
+        return self._is_in_step(subscriber) and not is_finished
+
     def _fall_behind(self, subscriber: _Subscriber) -> None:
         """Let it catch up from its own position when its socket has room."""
         if subscriber.has_room():
@@ -2567,7 +2657,18 @@ class _Broadcaster:
     def resume(self, subscriber: _Subscriber) -> None:
         """Its socket has room again."""
         if subscriber.state == _FULL:
-            self._get_ready(subscriber)
+            # During a sweep that has not written to it yet, it must not end now.
+            if self._may_go_live(subscriber):
+                self._go_live(subscriber)
+                if self._watchers or self.closed_because:
+                    self._ring()
+            else:
+                self._get_ready(subscriber)
+
+    def _go_live(self, subscriber: _Subscriber) -> None:
+        self._not_waited_for.discard(subscriber)
+        subscriber.expect_acknowledgements(self._write_timeout)
+        self.registry.enter(subscriber, _LIVE)
 
     def _get_ready(self, subscriber: _Subscriber) -> None:
         self.registry.enter(subscriber, _READY)
@@ -2606,9 +2707,10 @@ class _Broadcaster:
             if position < self.log.sent or gap or snapshot:
                 yield from self._write_next(subscriber)
             if subscriber.state == _READY and self._is_in_step(subscriber):
-                self._not_waited_for.discard(subscriber)
-                subscriber.expect_acknowledgements(self._write_timeout)
-                self.registry.enter(subscriber, _LIVE)
+                if self._is_finished(subscriber.audience):
+                    self._end_finished(subscriber)
+                else:
+                    self._go_live(subscriber)
             if self.turn_is_over():
                 return
 
@@ -3200,7 +3302,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.received, self.permit = bytearray(), None
         connection = "keep-alive" if request.keep_alive else "close"
         head = stream.head.render(time.time(), request, connection)
-        channels = stream.channels | {EVERYBODY}
+        channels = stream.channels | _ALL
         wish = _Wish(channels, stream.chunked, stream.gzip, direct=sock is not None)
         last_id, first = stream.last_event_id, rooms.site.first_bytes()
         rooms.broadcaster.add(self, wish, last_id, stream.replay, head, first)
@@ -3684,6 +3786,8 @@ class SSEServer:
             publish=self.publish,
             is_repeated=self._is_repeated,
             stats=lambda: self.stats,
+            finish=self.finish,
+            has_ended=lambda *stream: self._broadcaster.has_ended(*stream),
             newest_id=lambda: self.last_event_id,
             closed_because=lambda: self._broadcaster.closed_because,
         )
@@ -3806,7 +3910,20 @@ class SSEServer:
         called from any thread.
         """
         body = format_event({"reason": reason}, event="gap")
-        return self._broadcaster.publish(body, EVERYBODY, is_gap=True)
+        return self._broadcaster.publish(body, EVERYBODY, kind=_GAP)
+
+    def finish(self, channel: str | None = None) -> str:
+        """Say that nothing more will come on the channel; return the id at this place.
+
+        A stream whose channels are all finished gets what was published before, and
+        then it ends.  A client that comes back and has missed nothing is answered with
+        204, and an EventSource does not reconnect after that (HTML standard, 9.2.3).
+        Publishing on the channel begins it anew.  The end is known while the log holds
+        it.  From any thread; raises what publish() raises.
+        """
+        if channel is not None:
+            _check_name("channel", channel)
+        return self._broadcaster.publish(b"", channel, kind=_END)
 
     def stream(
         self,
@@ -3842,7 +3959,7 @@ class SSEServer:
         self._require_own_loop("stream()")
         path = self._site.path
         request = _request_for_stream(path, last_event_id, names, accept_encoding)
-        wanted = (names or _NO_CHANNEL) | {EVERYBODY}
+        wanted = (names or _NO_CHANNEL) | _ALL
         wish = _Wish(wanted, False, self._site.compresses(request), False)
         return self._read_stream(request, wish, replay)
 

@@ -997,10 +997,12 @@ class EventLogTest(unittest.TestCase):
     def test_a_gap_of_the_publisher_has_an_id_that_other_processes_know(self):
         log = new_log(max_events=2)
         self.assertEqual(
-            log.append(b"data: a\n\n", EVERYBODY, is_gap=True), id_at(log, 1)
+            log.append(b"data: a\n\n", EVERYBODY, kind=sse_server._GAP), id_at(log, 1)
         )
         log.append(b"data: a\n\n", None, "7", 7)
-        self.assertEqual(log.append(b"data: a\n\n", EVERYBODY, is_gap=True), "7")
+        self.assertEqual(
+            log.append(b"data: a\n\n", EVERYBODY, kind=sse_server._GAP), "7"
+        )
         self.assertEqual(log.find("7", 7), 2)  # and not 3: it may not have seen the gap
         self.assertEqual(log.find("8", 8), 2)
         log.append(b"data: a\n\n", None, "9", 9)
@@ -1015,7 +1017,7 @@ class EventLogTest(unittest.TestCase):
         for key in (None, 7):
             log = new_log(max_events=1)
             log.append(b"data: a\n\n", None, "7", key)
-            log.append(b"data: a\n\n", EVERYBODY, is_gap=True)
+            log.append(b"data: a\n\n", EVERYBODY, kind=sse_server._GAP)
             log.append(b"data: a\n\n", None, "8", key and 8)
             log.advance(3)
             position = log.find("7", key)
@@ -2682,7 +2684,7 @@ POST_405 = (
 ANOTHER_NAME = (
     "this server does not answer to 'a'; its names are set by hosts (--allow-host)"
 )
-ALLOWED_PARAMETERS = "allowed are event, channel, id and retain=1, each once"
+ALLOWED_PARAMETERS = "allowed are event, channel, id, retain=1 and finish=1, each once"
 
 
 def new_site(**policy):
@@ -2706,6 +2708,8 @@ def new_site(**policy):
         "replay": 0,
         "publish": publish,
         "is_repeated": lambda id, body, channel: None,
+        "finish": lambda channel: publish("", finish=channel),
+        "has_ended": lambda channels, last_event_id, replay: False,
         "stats": lambda: sse_server.Stats(1, 2, 3, 4, 5, 6, 7, 8),
         "newest_id": lambda: "newest",
         "closed_because": lambda: "",
@@ -4101,7 +4105,9 @@ class SubscriberModelTest(unittest.TestCase):
             on_close=lambda request: self.told.append((request.query, -1)),
         )
         server = self.server
-        self.told, self.opened = [], 0
+        self.told, self.opened, self.finished = [], 0, {}
+        self.end_stream = server._broadcaster.end
+        server._broadcaster.end = self.end
         self.tables = [{}]  # what is retained after each event
         self.evicted = False
         server._loop = asyncio.get_running_loop()
@@ -4118,7 +4124,7 @@ class SubscriberModelTest(unittest.TestCase):
         acts = [self.publish] * 4 + [self.step] * 8 + [self.give_room] * 4 + [
             self.arrive, self.arrive, self.leave, self.disconnect, self.look,
             *[self.pause] * 4, self.rarely_forget, self.beat, self.fill, self.fill,
-            self.say_gap,
+            self.say_gap, self.rarely_end,
         ]  # fmt: skip
         # Several of one audience, of which some have room and some have none.
         self.alike = random_.random() < 0.4
@@ -4160,6 +4166,13 @@ class SubscriberModelTest(unittest.TestCase):
     def say_gap(self):
         self.server.publish_gap("lost")
         self.note(EVERYBODY, (None, None), None)
+
+    def rarely_end(self):
+        """A channel ends; what is published on it later begins it anew."""
+        if self.random.random() < 0.1:
+            channel = self.random.choice(self.CHANNELS)
+            self.server.finish(channel)
+            self.note(f"the end of {channel}", (None, None), None)
 
     def beat(self):
         self.server._broadcaster._heartbeat_due = True
@@ -4210,8 +4223,31 @@ class SubscriberModelTest(unittest.TestCase):
             client.table = self.table(client, position)
         self.clients.append(client)
         self.everybody.append(client)
-        self.opened += 1
         connection.data_received(ask(f"/sse?{query}", *fields))
+        if connection.audience:
+            self.opened += 1
+        else:
+            self.take_end(client, position, newest)
+
+    def take_end(self, client, position, newest):
+        """It is answered 204: nothing will come, and it has missed nothing."""
+        self.assertEqual(client.transport.protocol.state in ("idle", "answering"), True)
+        for channel in client.channels:
+            end = f"the end of {channel}"
+            found = [name for name in self.published if name in (channel, end)]
+            self.assertEqual(found[-1:], [end])
+        if position:
+            self.assertEqual(self.owed(client, position, newest), [])
+        self.clients.remove(client)
+        self.everybody.remove(client)
+        client.transport.lose()
+
+    def end(self, connection, why, *retry):
+        """Who is told that a stream is finished has everything."""
+        self.finished[connection] = self.server._broadcaster.log.sent
+        if why != "finished":
+            del self.finished[connection]
+        self.end_stream(connection, why, *retry)
 
     def pause(self):
         """A transport may pause without being written to, as TLS does."""
@@ -4278,6 +4314,11 @@ class SubscriberModelTest(unittest.TestCase):
         self.assertEqual(len(server._registry), len(self.clients))
         for client in [*self.clients, *self.gone]:
             self.read(client)
+        for client in self.gone:
+            end = self.finished.get(client.transport.protocol, 0)
+            start = client.owed_from if client.position is None else client.position
+            if start < end and not client.transport.held:
+                self.assertEqual(self.owed(client, start, end), [], "ended too soon")
         self.gone.clear()
 
     def read(self, client):
@@ -5719,6 +5760,135 @@ class CompressionTest(ServerTestCase):
                 events += decoder.feed(data)
             self.assertEqual([event.data for event in events][-2:], ["a", "b"])
             await iterator.aclose()
+
+
+class FinishTest(ServerTestCase):
+    """The end of a channel."""
+
+    async def test_who_is_there_gets_all_and_then_the_end(self):
+        server = await self.start(compress=True, retry=1.0, restart_retry=100)
+        job = "/sse?channel=job"
+        clients = [
+            await self.stream(server, job),
+            await self.stream(server, job, version="1.0"),
+            await self.stream(server, job, "Accept-Encoding: gzip"),
+        ]
+        both = await self.stream(server, job + "&channel=other")
+        other = await self.stream(server)
+        ids = [server.publish(str(n), channel="job") for n in range(3)]
+        server.finish("job")
+        for client in clients:
+            events = await client.rest()
+            self.assertEqual([e.data for e in events], ["0", "1", "2"])
+            self.assertLess(client.decoder.retry, 1501)
+            again = await self.ask(server, ask(job, f"Last-Event-ID: {ids[2]}"))
+            self.assertEqual((again.status, again.body), (204, b""))
+        server.publish("still", channel="other")
+        server.publish("there")
+        self.assertEqual(await both.data(4), ["0", "1", "2", "still"])
+        self.assertEqual(await other.data(1), ["there"])
+        server.finish("other")
+        self.assertEqual(await both.rest(), [])
+        server.finish()
+        self.assertEqual(await other.rest(), [])
+        self.assertEqual(server.stats.live, 0)
+
+    async def test_who_missed_something_gets_it_and_then_the_end(self):
+        server = await self.start()
+        ids = [server.publish(str(n), channel="job") for n in range(3)]
+        server.finish("job")
+        server.publish("for others")
+        target = "/sse?channel=job&last_event_id="
+        for id, expected in ((ids[0], ["1", "2"]), (ids[1], ["2"])):
+            client = await self.stream(server, target + id)
+            self.assertEqual([e.data for e in await client.rest()], expected)
+        unknown = await self.stream(server, target + "unknown")
+        found = [e.type for e in await unknown.rest()]
+        self.assertEqual(found, ["gap"] + 3 * ["message"])
+        for method in ("GET", "HEAD"):
+            answer = await self.ask(server, ask(target + ids[2], method=method))
+            self.assertEqual(answer.status, 204)
+        server.publish("for all", channel=EVERYBODY)
+        client = await self.stream(server, target + ids[2])
+        self.assertEqual([e.data for e in await client.rest()], ["for all"])
+
+    async def test_who_comes_late_gets_what_is_retained_or_replayed(self):
+        server = await self.start()
+        job = "/sse?channel=job"
+        server.publish("1", channel="job")
+        server.finish("job")
+        self.assertEqual((await self.ask(server, ask(job))).status, 204)
+        client = await self.stream(server, job + "&replay=5")
+        self.assertEqual([e.data for e in await client.rest()], ["1"])
+        server.publish("done", event="state", channel="job", retain=True)
+        server.finish("job")
+        client = await self.stream(server, job)
+        (state,) = await client.rest()
+        self.assertEqual((state.type, state.data), ("state", "done"))
+        again = await self.ask(
+            server, ask(job, f"Last-Event-ID: {state.last_event_id}")
+        )
+        self.assertEqual(again.status, 204)
+
+    async def test_publishing_again_begins_it_anew(self):
+        server = await self.start()
+        first = server.publish("1", channel="job")
+        server.finish("job")
+        server.publish("2", channel="job")
+        client = await self.stream(server, f"/sse?channel=job&last_event_id={first}")
+        self.assertEqual(await client.data(1), ["2"])
+        server.publish("3", channel="job")
+        self.assertEqual(await client.data(1), ["3"])
+
+    async def test_one_that_is_slow_gets_all_before_the_end(self):
+        server = await self.start()
+        client, published = await self.stall(server)
+        server.finish()
+        self.assertEqual([e.data for e in await client.rest()], published)
+
+    async def test_an_iterator_ends(self):
+        server = await self.start(port=None)
+        iterator = server.stream(channels=["job"])
+        reading = asyncio.ensure_future(rest_of(iterator))
+        await self.until_stats(server, live=1)
+        server.publish("1", channel="job")
+        server.finish("job")
+        rest = b"".join(await asyncio.wait_for(reading, DEADLINE))
+        self.assertEqual([e.data for e in decode(rest)], ["1"])
+
+    async def test_the_end_is_known_while_it_is_held(self):
+        server = await self.start(history=2)
+        server.finish("job")
+        server.publish("a")
+        self.assertEqual((await self.ask(server, ask("/sse?channel=job"))).status, 204)
+        server.publish("b")
+        await server.drain()
+        client = await self.stream(server, "/sse?channel=job")
+        server.publish("1", channel="job")
+        self.assertEqual(await client.data(1), ["1"])
+
+    async def test_by_post(self):
+        server = await self.start(publish_token="secret")
+        client = await self.stream(server, "/sse?channel=job")
+        answer = await self.ask(server, post("/sse?channel=job&finish=1", b""))
+        self.assertEqual(
+            (answer.status, answer.body.decode()), (200, server.last_event_id)
+        )
+        self.assertEqual(await client.rest(), [])
+        for target, body, fault in (
+            ("finish=1", b"a", "finish=1 together with a body"),
+            ("finish=1&event=e&retain=1", b"", "finish=1 together with event, retain"),
+            ("finish=yes", b"", "finish is 'yes'; allowed is 1"),
+        ):
+            answer = await self.ask(server, post(f"/sse?{target}", body))
+            self.assertEqual(answer.status, 400)
+            self.assertIn(fault, answer.body.decode())
+
+    def test_what_is_refused(self):
+        server = SSEServer()
+        for channel in ("", EVERYBODY, "a\n", 1):
+            with self.assertRaises((ValueError, TypeError)):
+                server.finish(channel)
 
 
 class FailureTest(ServerTestCase):
@@ -8232,7 +8402,7 @@ class PostTest(ServerTestCase):
             "the body is not UTF-8: 'utf-8' codec can't decode byte 0xff in position 1: "
             "invalid start byte"
         )
-        allowed = "allowed are event, channel, id and retain=1, each once"
+        allowed = "allowed are event, channel, id, retain=1 and finish=1, each once"
         cases = [
             ("", b"x" * 101, 413, size),
             ("", b"a\xff", 400, utf_8),
