@@ -3953,7 +3953,7 @@ class ModelTransport(asyncio.Transport):
         self.received = b""  # by the client
         self.held = b""  # waits for room
         self.room = 0
-        self.protocol = mock.Mock()
+        self.protocol = asyncio.Protocol()
         self.closing = self.lost = self.paused = False
         self.written_late = False  # after its end
         self.kernel = kernel
@@ -4081,37 +4081,45 @@ class SubscriberModelTest(unittest.TestCase):
             "_direct_socket": lambda transport: (
                 transport.descriptor if self.direct else None
             ),
+            "_send": self.kernel.write,
         }
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch.multiple(sse_server, **patches))
-            stack.enter_context(
-                mock.patch.object(sse_server, "_send", self.kernel.write)
-            )
-            await self.live(stack)
+        with (
+            mock.patch.multiple(sse_server, **patches),
+            mock.patch.object(sse_server._Turns, "is_over", lambda *_: False),
+            mock.patch.object(
+                sse_server._Broadcaster,
+                "turn_is_over",
+                lambda broadcaster: random_.random() < 0.5,
+            ),
+            mock.patch.object(asyncio, "start_server", self.listen),
+        ):
+            await self.live()
 
-    async def live(self, stack):
+    async def listen(self, accept, sock, **options):
+        """Nobody connects but the clients of the model."""
+
+        async def start_serving():
+            self.accept = accept
+
+        return types.SimpleNamespace(start_serving=start_serving, close=sock.close)
+
+    async def live(self):
         random_ = self.random
         self.server = SSEServer(
+            "127.0.0.1",
+            0,
             history=random_.randint(0, 5),
             history_bytes=random_.choice((1000, 3000, 2**20)),
             heartbeat=None,
             write_timeout=1000,
+            max_connections=1000,
             compress=True,
             on_open=lambda request: self.told.append((request.query, 1)),
             on_close=lambda request: self.told.append((request.query, -1)),
         )
-        server = self.server
         self.told, self.opened = [], 0
         self.tables = [{}]  # what is retained after each event
         self.evicted = False
-        server._loop = asyncio.get_running_loop()
-        server._state = "serving"
-        server._broadcaster._loop = server._loop
-        server._broadcaster._bell = server._loop.create_future()
-        server._broadcaster._process = os.getpid()
-        server._turns.is_over = lambda: False
-        server._broadcaster.turn_is_over = lambda: random_.random() < 0.5
-        stack.callback(server._registry.stop)
         self.published = []  # (number, channel); a gap of the publisher's: EVERYBODY
         self.clients, self.gone, self.everybody = [], [], []
         self.work = iter(())
@@ -4122,12 +4130,14 @@ class SubscriberModelTest(unittest.TestCase):
         ]  # fmt: skip
         # Several of one audience, of which some have room and some have none.
         self.alike = random_.random() < 0.4
-        for _ in range(6 * self.alike):
-            self.arrive()
-        for _ in range(60):
-            random_.choice(acts)()
-            self.check()
-        await self.finish()
+        async with self.server:
+            # From here on nothing runs but the acts, as they wait for nothing.
+            for _ in range(6 * self.alike):
+                self.arrive()
+            for _ in range(60):
+                random_.choice(acts)()
+                self.check()
+            await self.finish()
 
     def publish(self):
         channel = self.random.choice((*self.CHANNELS, EVERYBODY))
@@ -4199,9 +4209,7 @@ class SubscriberModelTest(unittest.TestCase):
             query += f"&replay={replay}"
         transport = ModelTransport(self.kernel)
         transport.room = 10_000 if self.alike else self.random.choice((0, 50, 10_000))
-        writer = mock.Mock(transport=transport)
-        connection = sse_server._Connection(self.server._door._rooms, writer, "head")
-        transport.set_protocol(connection)
+        self.accept(None, types.SimpleNamespace(transport=transport))
         gzip = not self.alike and self.random.random() < 0.5
         fields += ["Accept-Encoding: gzip"] * gzip
         channels = set(channels) or {None}
@@ -4211,7 +4219,7 @@ class SubscriberModelTest(unittest.TestCase):
         self.clients.append(client)
         self.everybody.append(client)
         self.opened += 1
-        connection.data_received(ask(f"/sse?{query}", *fields))
+        transport.protocol.data_received(ask(f"/sse?{query}", *fields))
 
     def pause(self):
         """A transport may pause without being written to, as TLS does."""
@@ -4251,8 +4259,9 @@ class SubscriberModelTest(unittest.TestCase):
                 self.server._broadcaster.end(connection, "disconnected")
 
     def look(self):
-        for connection in self.server._registry.all("full"):
-            if self.random.random() < 0.2:
+        for client in self.clients:
+            connection = client.transport.protocol
+            if connection.state == "full" and self.random.random() < 0.2:
                 connection.expire()
 
     def check(self):
@@ -4355,14 +4364,11 @@ class SubscriberModelTest(unittest.TestCase):
                 self.assertEqual(self.owed(client, start, newest), [], "undelivered")
             if not self.evicted:
                 self.assertEqual(client.table, self.table(client, newest))
-        self.server._broadcaster.stop("the server is closed")
-        for _ in range(1000):
-            if not self.server._registry:
-                break
-            self.step()
+        for _ in self.work:
+            pass
+        await asyncio.wait_for(self.server.close(), DEADLINE)
         self.check()
         self.assertEqual([c for c in self.everybody if c.transport.written_late], [])
-        self.assertEqual(len(self.server._registry), 0)
         self.assertEqual(self.kernel.table, {})
         await asyncio.sleep(0)
         sums = collections.Counter()
@@ -6692,13 +6698,13 @@ class ConnectionTest(ServerTestCase):
 
     async def test_an_idle_kept_connection_is_closed_without_a_word(self):
         """Rule 4: the wait for the next request has a deadline."""
-        server = await self.start(keepalive_timeout=10)
+        server = await self.start(keepalive_timeout=3)
         client = await self.connect(server)
         await client.request(ask("/"))
         ended = asyncio.ensure_future(client.ended())
-        await self.pass_time(9)
+        await self.pass_time(2.5)
         self.assertFalse(ended.done())
-        await self.pass_time(2)
+        await self.pass_time(1)
         self.assertTrue(await ended)
 
     async def test_a_head_that_is_not_complete_in_time_gets_408(self):
@@ -6732,7 +6738,7 @@ class ConnectionTest(ServerTestCase):
     async def test_who_asks_and_does_not_read_is_cut(self):
         """Rule 4: the wait for an answer to be taken has a deadline."""
         self.send_buffer = BUFFER
-        server = await self.start(write_timeout=6)
+        server = await self.start(write_timeout=3)
         client = await self.connect(server, receive_buffer=BUFFER)
 
         async def send():
@@ -6744,9 +6750,9 @@ class ConnectionTest(ServerTestCase):
             lambda: self.transports and self.transports[0].get_write_buffer_size(),
             "an answer that is not taken",
         )
-        await self.pass_time(5)
+        await self.pass_time(2.5)
         self.assertFalse(self.transports[0].is_closing())
-        await self.pass_time(3)
+        await self.pass_time(1)
         with self.assertRaises(ConnectionError):
             await sending
         self.assertTrue(self.transports[0].is_closing())
@@ -9417,6 +9423,7 @@ class LifetimeTest(ServerTestCase):
         await self.pass_time(7.9)
         self.assertEqual(server.stats.live, 1)
         await self.pass_time(5)
+        self.assertEqual(server.stats.live, 0)
         self.assertEqual([e.data for e in await client.rest()], ["a"])
         self.assertLess(client.decoder.retry, 1501)
         again = await self.stream(server)
@@ -9519,7 +9526,7 @@ class TLSTest(OverTLS, ServerTestCase):
         with contextlib.suppress(ConnectionResetError):
             self.assertNotIn(b"HTTP", await plain.receive())
         silent = await self.visit(server.port)
-        await self.pass_time(20)
+        await self.pass_time(11)
         self.assertTrue(await silent.ended())
 
 
