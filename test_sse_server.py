@@ -1296,6 +1296,30 @@ class EventLogTest(unittest.TestCase):
                 self.assertEqual([entry.id for entry in batch], list(expected))
                 self.assertEqual(reached, last)
 
+    def test_what_needs_no_lock_may_be_read_while_another_thread_publishes(self):
+        log = new_log(max_events=3, max_retained=40)
+        interval = sys.getswitchinterval()
+        self.addCleanup(sys.setswitchinterval, interval)
+        sys.setswitchinterval(1e-6)
+
+        def publish():
+            for number in range(3_000):
+                log.append(b"data: a\n\n", "a", None, None, str(number % 50))
+                log.advance(log.newest)
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        last = 0
+        while thread.is_alive():
+            newest = log.newest
+            self.assertLessEqual(last, newest)
+            self.assertLessEqual(log.base, log.sent)
+            self.assertLessEqual(newest, numbers([log.newest_id])[0])
+            self.assertFalse(log.retains(NO_CHANNEL))
+            last = newest
+        thread.join()
+        self.assertEqual((log.newest, log.retains(frozenset("a"))), (3_000, True))
+
 
 class ModelLog:
     """What EventLog promises, on a plain list of all events that there ever were."""
