@@ -4536,14 +4536,13 @@ h1, b { font-weight: 600; }
 bdi, .name, .id { overflow: hidden; text-overflow: ellipsis; white-space: pre; }
 #status { flex: 1 1 200px; flex-wrap: nowrap; min-height: 32px; line-height: 1.2; }
 #state::before, .legend span::before { content: "\25cf\a0"; }
-button, input { background: none; border: 0; white-space: nowrap; }
-button, summary, label { cursor: pointer; }
+button, input { background: none; border: 0; white-space: nowrap; cursor: pointer; }
 p button { text-decoration: underline; text-underline-offset: 3px; }
 details, #filter { border: var(--line); border-radius: 8px; padding: 6px 12px; }
-#filter { flex: 0 1 300px; }
+#filter { flex: 0 1 300px; cursor: text; }
 #charts { display: grid; gap: 12px; flex: none; max-height: 45%; overflow-y: auto;
   align-items: start; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); }
-summary { display: flex; }
+summary { display: flex; cursor: pointer; }
 summary::before { content: "\25b8\a0"; }
 [open] summary::before { content: "\25be\a0"; }
 summary b { margin-left: auto; padding-left: 12px; }
@@ -4552,8 +4551,7 @@ details p { gap: 0 12px; font-size: 12px; justify-content: space-between; }
 svg { display: block; width: 100%; height: 56px; margin: 10px 0; overflow: visible; }
 path { fill: none; stroke: currentColor; stroke-width: 1.5; stroke-linejoin: round;
   stroke-linecap: round; vector-effect: non-scaling-stroke; }
-p, time, .id, .copy, [data-name="message"] .name, [data-name=""] {
-  color: var(--quiet); }
+p, time, .id, .copy, [data-name=message] .name, [data-name=""] { color: var(--quiet); }
 path, .legend span::before, #state, button:hover {
   color: color-mix(in srgb, hsl(var(--hue) 90% 50%) 75%, CanvasText); }
 #status:not(.live, .finished) { --hue: 25; }
@@ -4561,18 +4559,17 @@ ol { flex: 1; min-height: 45vh; overflow-y: auto; overflow-anchor: none;
   list-style: none; border-top: var(--line); }
 body:has(#first:checked) ol { display: flex; flex-direction: column-reverse; }
 li:first-child { margin-bottom: auto; }  /* reversed, a short list begins at the top */
-li { display: grid; grid-template-columns: 13ch 12ch 20ch minmax(0, 1fr) auto;
-  gap: 0 16px; padding: 5px 8px; border-bottom: var(--line); flex: none;
-  align-items: start; }
+li { display: grid; grid: auto / 13ch 12ch 20ch minmax(0, 1fr) auto; flex: none;
+  gap: 0 16px; padding: 5px 8px; border-bottom: var(--line); align-items: start; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; }
 li:not(.open) pre { max-height: 13em; }
 pre span { display: inline-block; }  /* a field of JSON stays in one line if it can */
 li:not(:hover, .open) .copy:not(:focus) { opacity: 0; }
-[data-name="gap"] { background: color-mix(in srgb, hsl(25 90% 50%) 12%, Canvas); }
+[data-name=gap] { background: color-mix(in srgb, hsl(25 90% 50%) 12%, Canvas); }
 @media (max-width: 720px) {
   #filter { flex: 1 1 100%; }
   #charts { gap: 8px; overflow: auto; grid: auto / auto-flow minmax(180px, 1fr); }
-  li { grid-template-columns: auto auto minmax(0, 1fr) auto; }
+  li { grid: auto auto / auto auto minmax(0, 1fr) auto; }
   pre { grid-area: 2 / 1 / 3 / -1; }
 }
 </style>
@@ -4622,7 +4619,7 @@ const $ = (id) => document.getElementById(id);
 const list = $("list"), pending = [], charts = new Map();
 const address = location.href.split("#")[0], query = new URL(address).searchParams;
 const asks = ["replay", "last_event_id", "lastEventId"].some((one) => query.has(one));
-let total = 0, fresh = 0, gaps = 0, following = true, paintDue = false;
+let total = 0, fresh = 0, gaps = 0, following = true, timer;
 let state = "", reason = "", failures = 0, opened = 0, heard = 0, retry = 2000, wake;
 let lastId = "", firstId = "", newestId = "", caughtUp = false, rest = "", fields = {};
 
@@ -4637,7 +4634,7 @@ function decode(text) {
     else if (line !== "") fields[field] = value;
     else {
       const {event, id, data} = fields, name = event || "message";
-      [lastId, firstId, fields] = [id ?? lastId, "", {}];
+      [lastId, fields] = [id ?? lastId, {}];
       if (data) receive(name, lastId, data.slice(0, -1), isEarlier(name, id));
     }
   }
@@ -4676,10 +4673,8 @@ function add(data, name = "", id = "", at = Date.now(), isJSON = false) {  // or
     pending[ROWS / 5].skipped += ROWS / 5 + pending.splice(0, ROWS / 5)[0].skipped;
   paintSoon();
 }
-function matches({name, id, text}) {
-  const wanted = $("filter").value.toLowerCase();
-  return !wanted || visible(`${name} ${id} ${text}`).toLowerCase().includes(wanted);
-}
+const matches = ({name, id, text}, wanted = $("filter").value.toLowerCase()) =>
+  !wanted || visible(`${name} ${id} ${text}`).toLowerCase().includes(wanted);
 // A terminal's colours are dropped. Characters that cannot be seen, or that reorder
 // others, become their code points.
 const visible = (text) => text.replace(/(\x1b|\\u001b)\[[\d;:]*[mK]/gi, "").replace(
@@ -4711,12 +4706,11 @@ function fill(row) {
   if (skipped) pre.prepend(`[${count(skipped)} events before this are not shown]\n`);
   return row;
 }
-function paintSoon() {  // and not at all while the tab is hidden
-  if (!paintDue) setTimeout(requestAnimationFrame, PAINT_EVERY, paint);
-  paintDue = true;
-}
+const paintSoon = () => {  // and not at all while the tab is hidden
+  timer ??= setTimeout(requestAnimationFrame, PAINT_EVERY, paint);
+};
 function paint() {
-  paintDue = false;
+  timer = undefined;
   const paused = $("pause").checked, filtered = $("filter").value !== "";
   if (!paused) charts.forEach(drawChart);
   if (!paused && (following || list.childElementCount < 2 * ROWS))
@@ -4804,9 +4798,8 @@ function drawChart({name, field, points, box}) {
 function format(number) {
   const size = Math.abs(number), large = size >= 1e5;
   if (size >= 1e15 || size < 1e-3 && size > 0) return number.toExponential(2);
-  const text = number.toLocaleString("en", {maximumSignificantDigits: large ? 4 : 6,
-    notation: large ? "compact" : "standard"});
-  return text.replace(/[A-Z]/, " $&");
+  return number.toLocaleString("en", {maximumSignificantDigits: large ? 4 : 6,
+    notation: large ? "compact" : "standard"}).replace(/[A-Z]/, " $&");  // 3.06 M
 }
 const duration = (ms) => ms < 12e4 ? `${Math.round(ms / 1e3)} s`
   : ms < 72e5 ? `${Math.round(ms / 6e4)} min` : `${Math.round(ms / 36e5)} h`;
@@ -4833,7 +4826,8 @@ async function follow() {
 }
 async function connect() {  // until it ends; returns what comes next, and why
   // Header values are bytes: UTF-8, each byte in the place of one Latin-1 character.
-  const id = String.fromCharCode(...new TextEncoder().encode(lastId)) || firstId;
+  const bytes = String.fromCharCode(...new TextEncoder().encode(lastId));
+  const id = bytes || (total === 0 ? firstId : "");
   const headers = {Accept: "text/event-stream", ...id && {"Last-Event-ID": id}};
   const answer = await fetch(address, {headers, cache: "no-store"});
   const {status, body} = answer, type = answer.headers.get("Content-Type") || "no type";
@@ -4891,8 +4885,7 @@ function copyText(text, button) {
 }
 const actions = {  // what a click does, by the id or the class of its target
   again: () => wake(), pause: () => show(), utc: () => [...list.children].forEach(fill),
-  newest() { following = true; paint(); },
-  first() { actions.newest(); },
+  newest() { following = true; paint(); }, first: () => actions.newest(),
   replay() {
     for (const one of ["last_event_id", "lastEventId"]) query.delete(one);  // they win
     query.set("replay", "all");
@@ -4923,10 +4916,9 @@ addEventListener("online", () => state === "reconnecting" && wake());
 $("filter").addEventListener("input", () => { actions.utc(); paintSoon(); });
 list.addEventListener("scroll", look);
 new ResizeObserver(paintSoon).observe(list);
-const local = new Date();
-$("zone").textContent =
-  local.toLocaleTimeString("en-GB", {timeZoneName: "short"}).split(" ")[1];
-$("zone").parentNode.hidden = local.getTimezoneOffset() === 0;
+const now = new Date(), time = now.toLocaleTimeString("en-GB", {timeZoneName: "short"});
+$("zone").textContent = time.split(" ")[1];
+$("zone").parentNode.hidden = now.getTimezoneOffset() === 0;
 $("replay").hidden = query.has("replay");
 $("url").textContent = location.pathname + location.search;
 setInterval(eachSecond, 1000);
