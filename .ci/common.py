@@ -1,19 +1,36 @@
-"""What the checks, in folders of their own, share."""
+"""What the checks, in folders of their own, share: a report, waiting, the server under
+test in a process of its own, and clients that decode its streams.
 
+The stream is decoded as the HTML standard (9.2.5, 9.2.6) and RFC 9112 (7.1) say; nothing
+here uses the module that is checked.
+"""
+
+import argparse
 import asyncio
 import contextlib
+import heapq
 import json
+import multiprocessing
 import os
 import pathlib
 import random
 import resource
+import select
+import selectors
+import signal
 import socket
+import ssl
+import struct
+import subprocess
 import sys
 import time
 import traceback
+import zlib
 
-MODULE = pathlib.Path(__file__).resolve().parents[1] / "sse_server.py"
-LINE_LIMIT = 32 * 1024 * 1024  # bytes of a command: it may carry many events
+CI = pathlib.Path(__file__).resolve().parent
+MODULE = CI.parent / "sse_server.py"
+KIB, MIB = 1024, 1024 * 1024
+IN_PRIVATE_NETWORK = "SSE_SCALE_IN_PRIVATE_NETWORK"
 
 
 class Failure(Exception):
@@ -52,11 +69,17 @@ class Report:
         try:
             yield notes
         except Exception as problem:
-            self.check(name, False, f"{type(problem).__name__}: {problem}")
+            self.check(name, False, f"{type(problem).__name__}: {problem}", *notes)
             if not isinstance(problem, Failure):
                 traceback.print_exc()
         else:
             self.check(name, True, *notes)
+
+    def faultless(self, name, faults, *notes):
+        """A case that passes where nothing was wrong; the first faults are printed."""
+        for fault in faults[:5]:
+            self.note(fault)
+        return self.check(name, not faults, f"{len(faults)} wrong", *notes)
 
     def note(self, text):
         print(f"     {text}", flush=True)
@@ -67,6 +90,39 @@ class Report:
         counts = f"{self.passed} passed, {self.failed} failed"
         print(f"{self.part}: {counts} in {seconds:.0f} s", flush=True)
         return 0 if self.passed and not self.failed else 1
+
+
+def arguments(text, **defaults):
+    """The command line of a check: --seed, --python, and --NAME for each default."""
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    for name, value in {"python": sys.executable, **defaults}.items():
+        several = isinstance(value, list)
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            type=type(value[0] if several else value),
+            nargs="+" if several else None,
+            default=value,
+        )
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    return options
+
+
+def run_checks(part, text, *checks, **defaults):
+    """The checks of a file, or those that --only names; the exit status."""
+    by_name = {check.__name__: check for check in checks}
+    options = arguments(text, only=[*by_name], **defaults)
+    report = Report(part)
+    for name in options.only:
+        try:
+            by_name[name](report, options)
+        except Exception as error:
+            report.check(name, False, repr(error))
+            traceback.print_exc()
+    return report.close()
 
 
 # Waiting for what can be observed.
@@ -94,7 +150,7 @@ def until(condition, what, within=30.0):
 
 
 async def until_async(condition, what, within=15.0):
-    """As until(), in an event loop; the condition may be a coroutine function."""
+    """As until(), in an event loop."""
     deadline = time.monotonic() + within
     while True:
         holds = condition()
@@ -111,11 +167,159 @@ def _fail(what, within):
     raise Failure(f"not within {within:g} s: {what() if callable(what) else what}")
 
 
+# Processes.
+
+
+def free_port():
+    """A port below the range that outgoing connections take theirs from: a server that
+    is stopped finds it free when it starts again."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def process_cpu(pid):
+    """The seconds that a process has computed."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def process_rss(pid):
+    """The bytes of memory that a process has resident."""
+    pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def raise_descriptor_limit():
+    """As LimitNOFILE= does for a service; programs started from here inherit it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def enter_private_network():
+    """Start again in an empty network, where the usual ports are free for us.
+
+    The recipes then run as they stand, with the ports that they name.
+    """
+    if IN_PRIVATE_NETWORK in os.environ:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        return
+    enter = ["unshare", "--net"]
+    if os.geteuid() != 0:
+        enter += ["--user", "--map-current-user", "--keep-caps"]
+    if subprocess.run([*enter, "true"], check=False).returncode:
+        sys.exit("FAIL: no network of its own here; needs root or user namespaces")
+    os.environ[IN_PRIVATE_NETWORK] = "1"
+    os.execvp(enter[0], [*enter, sys.executable, *sys.argv])
+
+
+def version_of(python):
+    """The version of a Python, for the report."""
+    command = [python, "-c", "import sys; print(sys.version.split()[0])"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def stop(process, number=signal.SIGTERM, timeout=30):
+    """Signal a process and wait for it; its exit status.  By force if it is too late."""
+    if process.poll() is None:
+        process.send_signal(number)
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise Failure(f"{process.args[:3]} did not end at {number!r}") from None
+
+
+class Server:
+    """server.py in a process of its own, on 127.0.0.1: starts it, asks it, ends it."""
+
+    def __init__(self, python=sys.executable, prefix=(), stderr=None, **options):
+        options.setdefault("host", "127.0.0.1")
+        command = [*prefix, python, str(CI / "server.py"), json.dumps(options)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=stderr, text=True
+        )
+        self.pid = self.process.pid
+        self.port = self.answer(30)["port"]
+        self.address = (options["host"], self.port)
+        self.url = f"http://127.0.0.1:{self.port}/sse"
+
+    def send(self, do, **parameters):
+        """Give a command without waiting for what it answers."""
+        print(json.dumps({"do": do, **parameters}), file=self.process.stdin, flush=True)
+
+    def ask(self, do, timeout=60, **parameters):
+        self.send(do, **parameters)
+        return self.answer(timeout)
+
+    def answer(self, timeout=60):
+        """The answer to what was sent."""
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            raise Failure("the server's process does not answer")
+        line = self.process.stdout.readline()
+        expect(line, "the server's process ended")
+        return json.loads(line)
+
+    def publish(self, *events):
+        """Publish events (each a dict, or just the data); returns their ids."""
+        events = [e if isinstance(e, dict) else {"data": e} for e in events]
+        return self.ask("publish", events=events)["ids"]
+
+    def streams(self):
+        """How many are open."""
+        stats = self.ask("stats")
+        return stats["live"] + stats["behind"]
+
+    def rss(self):
+        return process_rss(self.pid)
+
+    def stop(self, number=signal.SIGTERM):
+        status = stop(self.process, number)
+        self.process.stdin.close()
+        self.process.stdout.close()
+        return status
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.stop(signal.SIGKILL)
+
+
+class Child:
+    """A function in a process that is forked for it."""
+
+    def __init__(self, function, *parameters):
+        self._here, there = multiprocessing.Pipe(duplex=False)
+        context = multiprocessing.get_context("fork")
+        run = lambda: there.send(function(*parameters))
+        self.process = context.Process(target=run)
+        self.process.start()
+        there.close()
+
+    def result(self, timeout=120):
+        """What the function returned."""
+        expect(self._here.poll(timeout), "a process of clients has no result")
+        result = self._here.recv()
+        self.process.join()
+        return result
+
+
+# Clients.
+
+
 class Decoder:
     """Decodes an event stream: `feed` gives (last id, event's name, data) each.
 
-    Written from the HTML standard (9.2.5, 9.2.6).  It refuses what the standard allows
-    and this server does not send: lines that end with CR, and unknown fields.
+    It refuses what the standard allows and this server does not send: lines that end
+    with CR, and unknown fields.
     """
 
     def __init__(self, last_id=""):
@@ -138,14 +342,12 @@ class Decoder:
                 raise ValueError(f"a line with a CR: {line[:80]!r}")
             if line:
                 self._field(line)
-            elif self._data:
-                self.last_id = self._id
+                continue
+            self.last_id = self._id
+            if self._data:
                 name = self._name or "message"
                 events.append((self._id, name, b"\n".join(self._data)))
-                self._begin()
-            else:
-                self.last_id = self._id
-                self._begin()
+            self._begin()
         return events
 
     def _field(self, line):
@@ -165,53 +367,267 @@ class Decoder:
             raise ValueError(f"an unknown field: {line[:80]!r}")
 
 
-def free_port():
-    """A port below the range that outgoing connections take theirs from: a server that
-    is stopped finds it free when it starts again."""
-    while True:
-        port = random.randrange(15000, 32000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
+class Dechunker:
+    """Takes the chunks off; each must hold whole lines, or end as its coding does."""
+
+    def __init__(self):
+        self.end = b"\n"  # of each
+        self.ended = False  # the last chunk has come
+        self._rest = bytearray()
+
+    def feed(self, received):
+        self._rest += received
+        contents = []
+        while not self.ended:
+            end = self._rest.find(b"\r\n")
+            if end < 0:
+                break
+            size = int(self._rest[:end], 16)
+            whole = end + 2 + size + 2
+            if len(self._rest) < whole:
+                break
+            contents.append(bytes(self._rest[end + 2 : whole - 2]))
+            if self._rest[whole - 2 : whole] != b"\r\n":
+                raise ValueError("a chunk is longer than its size")
+            if size and not contents[-1].endswith(self.end):
+                raise ValueError("a chunk ends within a line, or cannot be decoded yet")
+            del self._rest[:whole]
+            self.ended = not size
+        return b"".join(contents)
 
 
-def process_cpu(pid):
-    """The seconds that a process has computed."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+class Stream:
+    """What a client has received on one connection: head, chunks, events."""
+
+    def __init__(self, version="1.1", last_id=""):
+        self.decoder = Decoder(last_id)
+        self.opened = False  # the head has come
+        self.inflater = None  # where the stream is compressed
+        self._version = version
+        self._dechunker = Dechunker() if version == "1.1" else None
+        self._head = b""
+
+    @property
+    def ended(self):
+        """Whether the body was ended as its framing demands, or has no framing."""
+        return self._dechunker is None or self._dechunker.ended
+
+    def feed(self, received):
+        if not self.opened:
+            head, end, received = (self._head + received).partition(b"\r\n\r\n")
+            if not end:
+                self._head = head
+                return []
+            self._check(head)
+            self.opened = True
+        if self._dechunker:
+            received = self._dechunker.feed(received)
+        if self.inflater:
+            received = self.inflater.decompress(received)
+        return self.decoder.feed(received)
+
+    def _check(self, head):
+        status, *fields = head.split(b"\r\n")
+        if not status.startswith(b"HTTP/1.1 200 "):
+            raise ValueError(f"not a stream: {status!r}")
+        if any(field.startswith(b"Content-Length:") for field in fields):
+            self._dechunker = (
+                None  # it is told to come back: the server ends, or is full
+            )
+            return
+        chunked = b"Transfer-Encoding: chunked" in fields
+        if chunked != (self._version == "1.1"):
+            raise ValueError(f"wrong framing for HTTP/{self._version}: {head!r}")
+        if b"Content-Encoding: gzip" in fields:
+            self.inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            self._dechunker.end = b"\x00\x00\xff\xff"  # of a sync flush (RFC 1951)
 
 
-def process_rss(pid):
-    """The bytes of memory that a process has resident."""
-    pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE")
+def request(version="1.1", channels=(), last_id="", by_query=False, gzip=False):
+    """The bytes of a request for a stream."""
+    query = [f"channel={channel}" for channel in channels]
+    fields = ["Host: localhost", "Accept: text/event-stream"]
+    fields += ["Accept-Encoding: gzip"] * gzip
+    if last_id and by_query:
+        query.append(f"last_event_id={last_id}")
+    elif last_id:
+        fields.append(f"Last-Event-ID: {last_id}")
+    target = "/sse" + ("?" + "&".join(query) if query else "")
+    return "\r\n".join([f"GET {target} HTTP/{version}", *fields, "", ""]).encode()
 
 
-def raise_descriptor_limit():
-    """As LimitNOFILE= does for a service; programs started from here inherit it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+def connect(address, small=False, tls=False, timeout=30, source=""):
+    """A socket; `small`: with a receive buffer that is soon full.
+
+    The loopback's segments of 64 KiB would never fit into that, and the peer's kernel
+    would send by its timer alone; with Ethernet's they do.
+    """
+    sock = socket.socket()
+    sock.settimeout(timeout)
+    if small:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * KIB)
+    if source:
+        sock.bind((source, 0))
+    sock.connect(address)
+    return tls_context().wrap_socket(sock) if tls else sock
 
 
-# A server in a process of its own: JSON lines in, JSON lines out.
+def tls_context():
+    """A client's, which trusts everybody."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
-async def command_lines():
-    reader = asyncio.StreamReader(limit=LINE_LIMIT)
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    return reader
+def reset(sock):
+    """Close with a RST instead of a FIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
-async def obey(commands, lines):
-    async for line in lines:
-        command = json.loads(line)
-        answer = getattr(commands, command.pop("do"))(**command)
-        if asyncio.iscoroutine(answer):
-            answer = await answer
-        print(json.dumps(answer), flush=True)
+class Client:
+    """One connection with a stream on it, which blocks until it is in a crowd."""
+
+    def __init__(
+        self, address, timeout=30, small=False, tls=False, source="", **parameters
+    ):
+        self.socket = connect(address, small, tls, timeout, source)
+        self.socket.sendall(request(**parameters))
+        self.stream = Stream(
+            parameters.get("version", "1.1"), parameters.get("last_id", "")
+        )
+        self.received = 0  # bytes
+        self._events = []
+
+    def open(self):
+        """Wait until the stream is open; return the client itself."""
+        while not self.stream.opened:
+            self._events += self.receive()
+        return self
+
+    def next(self):
+        """The next event; EOFError at the end of the stream."""
+        while not self._events:
+            self._events += self.receive()
+        return self._events.pop(0)
+
+    def rest(self):
+        """All events until the connection ends."""
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            while True:
+                self._events += self.receive()
+        return self.taken()
+
+    def taken(self):
+        """The events that were received and not asked for yet."""
+        events, self._events = self._events, []
+        return events
+
+    def receive(self, size=256 * KIB):
+        """The events of what is received at once; EOFError at the end."""
+        received = self.socket.recv(size)
+        if not received:
+            raise EOFError("the stream ended")
+        self.received += len(received)
+        return self.stream.feed(received)
+
+    def close(self):
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Crowd:
+    """Many clients in one loop, each with a function that takes its events.
+
+    The function gets (id, name, data), or None at the end, and returns None to go on,
+    "" if all has come, or what is wrong.  One with a rate reads so many bytes a second.
+    """
+
+    def __init__(self, clients, taker, rates=None):
+        self._selector = selectors.DefaultSelector()
+        self._resting = []  # when, whom: those with a rate that have read their share
+        self.faults = []
+        for number, client in enumerate(clients):
+            client.take = taker(client)
+            client.rate = rates and rates[number]
+            client.socket.setblocking(False)
+            self._go_on(client, self._take(client, client.taken()))
+
+    def run(self, seconds, all_must_end=True):
+        """Until all are done or the time is over; what was wrong."""
+        deadline = time.monotonic() + seconds
+        while self._selector.get_map() or self._resting:
+            now = time.monotonic()
+            if now > deadline:
+                break
+            while self._resting and self._resting[0][0] <= now:
+                self._go_on(heapq.heappop(self._resting)[2], None)
+            for key, _ in self._selector.select(0.02 if self._resting else 0.2):
+                client, outcome = key.data, self._read(key.data)
+                if outcome is not None:
+                    self._selector.unregister(client.socket)
+                    self.faults += [outcome] * bool(outcome)
+                elif client.rate:
+                    self._selector.unregister(client.socket)
+                    due = time.monotonic() + 0.1
+                    heapq.heappush(self._resting, (due, id(client), client))
+        left = len(self._selector.get_map()) + len(self._resting)
+        return self.faults + ["not all has come"] * left * all_must_end
+
+    def _go_on(self, client, outcome):
+        if outcome is None:
+            self._selector.register(client.socket, selectors.EVENT_READ, client)
+        else:
+            self.faults += [outcome] * bool(outcome)
+
+    def _read(self, client):
+        try:
+            events = client.receive(int(client.rate / 10) if client.rate else 256 * KIB)
+            while isinstance(client.socket, ssl.SSLSocket) and client.socket.pending():
+                events += client.receive()
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        except EOFError:
+            return client.take(None) or ""
+        except (OSError, ValueError) as error:
+            return repr(error)
+        return self._take(client, events)
+
+    def _take(self, client, events):
+        outcomes = map(client.take, events)
+        return next((outcome for outcome in outcomes if outcome is not None), None)
+
+
+class Order:
+    """Takes numbered events: none twice, each hole announced by one gap.
+
+    number: a function of an event; `last` as a number: what ends it.
+    """
+
+    def __init__(self, number=None, last=None):
+        self.events = self.gaps = 0
+        self.number = None  # of the last event
+        self._number = number or (lambda event: int(event[2].split(b" ")[0]))
+        self._last = last
+        self._lost = False  # a gap was announced right before
+
+    def __call__(self, event):
+        if event is None:
+            return f"the stream ended after {self.number}"
+        if event[1] == "gap":
+            self.gaps += 1
+            twice, self._lost = self._lost, True
+            return f"two gaps after {self.number}" if twice else None
+        before, self.number = self.number, self._number(event)
+        follows = before is None or self.number == before + 1
+        if not follows and not (self._lost and self.number > before):
+            return f"{self.number} after {before}"
+        self._lost = False
+        self.events += 1
+        return "" if self.number == self._last else None

@@ -1,178 +1,110 @@
 #!/usr/bin/env python3
-"""What one attacker costs an innocent subscriber: the time until an event reaches it.
+"""What one attacker costs the innocent, and in memory.
 
-Twenty events a second go to 200 streams while one program does its worst.  99 of 100
-deliveries must take less than 100 ms; they take 1 to 20 ms when all is quiet.  On a
-machine so busy that they take more, five times as much is allowed.  Then
-the memory that connections hold which send and never read.
+Fifty events a second go to ten streams while a process of its own does its worst.  99 of
+100 deliveries must take less than 100 ms; they take 2 to 8 ms when all is quiet.  (On a
+machine so busy that they take more even then, five times as much is allowed, and an
+attack that fails is tried once more.)  The server's memory may grow by so many KiB for
+each connection of the attacker, where that is bounded by what README.md says of it, or
+from before the attack until after its end.
 
-usage: attacks.py [--seed N] [--seconds SECONDS] [--only NAME ...] [--python PYTHON]
+usage: attacks.py [--only NAME ...] [--seconds S] [--python PYTHON] [--seed N]
 """
 
 import contextlib
+import ctypes
+import multiprocessing
 import os
-import pathlib
+import random
 import selectors
 import shutil
 import socket
-import subprocess
+import ssl
 import sys
-import threading
 import time
+from dataclasses import dataclass, field
 
-import harness
+from common import (
+    KIB,
+    MIB,
+    Client,
+    Crowd,
+    Report,
+    Server,
+    arguments,
+    connect,
+    raise_descriptor_limit,
+    tls_context,
+)
 
-STREAMS = 200
+STREAMS = 10  # of the innocent
+PERIOD = 0.02  # seconds between two events
 LIMIT = 0.1  # seconds; 99 of 100 deliveries must be faster
-PERIOD = 0.05  # seconds between two events
-READ_NOTHING = 100  # connections that send and never read
-READ_NOTHING_BYTES = 100 * harness.KIB  # of the server's memory for each of them
-FLOOD_BYTES = 4 * harness.MIB  # that a flood of refused requests may add
+BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-REFUSED = b"GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n"
+STREAM = b"GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CLOSE = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+POST = b"POST /sse HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
 
 
-# The innocent: they note how long each event took.
+# The ways to attack; `begin()` says that it goes on from now.
 
 
-class Streams:
-    """STREAMS clients in a thread."""
-
-    def __init__(self, address, events):
-        self.delays = []
-        self.missing = 0
-        self._events = events
-        self._selector = selectors.DefaultSelector()
-        for _ in range(STREAMS):
-            client = harness.Client(address).open()
-            client.left = events
-            self._selector.register(client.socket, selectors.EVENT_READ, client)
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self):
-        deadline = time.monotonic() + 3 * self._events * PERIOD + 5
-        while self._selector.get_map() and time.monotonic() < deadline:
-            for key, _ in self._selector.select(1):
-                self._receive(key.data)
-        for key in list(self._selector.get_map().values()):  # too late is missing
-            self._done(key.data)
-
-    def _receive(self, client):
-        received = client.socket.recv(64 * harness.KIB)
-        now = time.monotonic()
-        for _, name, data in client.stream.feed(received):
-            client.left -= name == "message"
-            self.delays.append(now - int(data) / 1e9)
-        if not received or not client.left:
-            self._done(client)
-
-    def _done(self, client):
-        self._selector.unregister(client.socket)
-        self.missing += client.left
-        client.close()
-
-    def join(self):
-        """Missing events, and the delay in seconds that 99 of 100 stay below."""
-        self._thread.join()
-        return self.missing, sorted(self.delays)[len(self.delays) * 99 // 100]
-
-
-def measure(server, seconds, *commands, **ticking):
-    """The streams with 20 events a second while these programs run."""
-    events = int(seconds / PERIOD)
-    streams = Streams(server.address, events)
-    with contextlib.ExitStack() as stack:
-        for command in commands:
-            stack.enter_context(running(command))
-        server.send("tick", period=PERIOD, count=events, **ticking)
-        outcome = streams.join()
-    server.answer(120)
-    return outcome
-
-
-@contextlib.contextmanager
-def running(command):
-    """A program that has begun its attack; one of ours says so."""
-    ours = command[0] == sys.executable
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE if ours else subprocess.DEVNULL,
-        stderr=None if ours else subprocess.DEVNULL,
-    )
-    try:
-        if ours:
-            process.stdout.readline()
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-        if ours:
-            process.stdout.close()
-
-
-# The attackers, each a program of its own.
-
-
-def connect(address):
-    sock = socket.socket()
-    sock.settimeout(30)
-    sock.connect(address)
-    return sock
-
-
-def open_streams(address, number, target="/sse", fields=b"", turns=1):
-    """Open streams and keep them, again in each turn; where names differ by `{}`."""
-    for _ in range(turns):
-        kept = []
-        for n in range(number):
-            sock = connect(address)
-            line = f"GET {target.replace('{}', str(n))} HTTP/1.1\r\nHost: localhost\r\n"
-            sock.sendall(line.encode() + fields + b"\r\n")
-            kept.append(sock)
-        answer = kept[0].recv(12)
+def streams(address, count, begin, query="", fields=b"", turn=None, act=None):
+    """Open streams (`{}` in the query: the number of each) and read, for ever, or anew
+    after `turn` seconds; or `act` on them without end instead of reading."""
+    while True:
+        socks = []
+        for number in range(count):
+            socks.append(connect(address))
+            asked = query(number) if callable(query) else query.format(number)
+            line = f"GET /sse?{asked} HTTP/1.1\r\nHost: localhost\r\n"
+            socks[-1].sendall(line.encode() + fields + b"\r\n")
+        answer = socks[0].recv(12)
         assert answer == b"HTTP/1.1 200", answer  # else nothing is attacked
-        begun()
-        if turns == 1:
-            throw_away(kept)
-        for sock in kept:
+        begin()
+        while act:
+            act(socks)
+        read_on(socks, turn)
+        for sock in socks:
             sock.close()
 
 
-def throw_away(socks):
-    """Read what comes, for ever."""
+def read_on(socks, seconds=None):
+    """Throw away what comes."""
+    deadline = time.monotonic() + (seconds or 3600)
     with selectors.DefaultSelector() as selector:
         for sock in socks:
             selector.register(sock, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
-                if not key.fileobj.recv(harness.MIB):
-                    selector.unregister(key.fileobj)
+        while selector.get_map() and time.monotonic() < deadline:
+            for key, _ in selector.select(0.1):
+                with contextlib.suppress(OSError):
+                    if key.fileobj.recv(MIB):
+                        continue
+                selector.unregister(key.fileobj)
 
 
-def send_again(address, number, data):
+def send_again(address, count, begin, data):
     """Send the same on so many connections; where one ends, open another."""
     selector = selectors.DefaultSelector()
 
     def open_one():
         sock = connect(address)
         sock.setblocking(False)
-        both = selectors.EVENT_READ | selectors.EVENT_WRITE
-        selector.register(sock, both, memoryview(data))
+        selector.register(sock, BOTH, memoryview(data))
 
-    for _ in range(number):
+    for _ in range(count):
         open_one()
-    begun()
+    begin()
     while True:
         for key, events in selector.select():
             ended = False
             try:
                 if events & selectors.EVENT_READ:
-                    ended = not key.fileobj.recv(harness.MIB)
+                    ended = not key.fileobj.recv(MIB)
                 elif key.data:
-                    rest = key.data[key.fileobj.send(key.data[: 64 * harness.KIB]) :]
-                    mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if rest else 0)
-                    selector.modify(key.fileobj, mask, rest)
+                    rest = key.data[key.fileobj.send(key.data[: 64 * KIB]) :]
+                    selector.modify(key.fileobj, BOTH if rest else 1, rest)
             except OSError:
                 ended = True
             if ended:
@@ -181,238 +113,351 @@ def send_again(address, number, data):
                 open_one()
 
 
-def begun():
-    print("begun", flush=True)
-
-
-def big_heads(address):
-    """1,000 streams whose heads cost as much as they may, asked about each second."""
-    names = "&".join(f"channel=%41{n}" for n in range(100))
-    open_streams(address, 1000, f"/sse?{names}", b"a: b\r\n" * 198)
-
-
-def small_chunks(address):
-    """200 bodies in chunks of one byte each."""
-    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    send_again(address, 200, head + b"1\r\na\r\n" * 200_000)
-
-
-def at_once(address, number, data):
-    """So many connections that all send the last byte in one moment, again and again."""
-    begun()
+def at_once(address, count, begin, first, last, wait=0.0):
+    """Connections that have sent `first`, and all send `last` in one moment (b"": their
+    end), again and again."""
+    begin()
     while True:
-        socks = [connect(address) for _ in range(number)]
+        socks = [connect(address) for _ in range(count)]
         for sock in socks:
-            sock.sendall(data[:-1])
-        time.sleep(0.1)
-        for sock in socks:
-            sock.sendall(data[-1:])
+            sock.sendall(first)
+        time.sleep(0.1 + wait)
         for sock in socks:
             with contextlib.suppress(OSError):
-                while sock.recv(harness.MIB):
-                    pass
+                sock.sendall(last) if last else sock.shutdown(socket.SHUT_WR)
+        read_on(socks, 2)
+        for sock in socks:
             sock.close()
 
 
-def many_fields(address):
-    """Heads of 4,080 fields, complete on 200 connections in one moment."""
-    at_once(address, 200, b"GET / HTTP/1.0\r\n" + b"a:\r\n" * 4080 + b"\r\n")
+def read_nothing(address, count, begin, tls=False):
+    """Connections that send requests until nothing more is taken, and never read."""
+    socks = [connect(address, tls=tls) for _ in range(count)]
+    full = 0
+    for sock in socks:
+        sock.setblocking(False)
+    while full < 10:  # times 30 ms in which nothing more was taken
+        full += 1
+        for sock in socks:
+            with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
+                while sock.send(GET * 1000):
+                    full = 0
+        time.sleep(0.03)
+    begin()
+    time.sleep(3600)
 
 
-def allowed_fields(address):
-    """Heads of 199 fields, all that is allowed, on 200 connections without pause."""
-    send_again(address, 200, (GET[:-2] + b"a: b\r\n" * 198 + b"\r\n") * 1000)
-
-
-def many_channels(address):
-    """9,000 streams of 100 channels each, no two alike."""
-    names = "&".join(f"channel={n}-{{}}" for n in range(99))
-    open_streams(address, 9000, f"/sse?channel=x&{names}")
-
-
-def shared_channels(address):
-    """9,000 streams of 100 channels each, all of them alike but for one."""
-    names = "&".join(f"channel={n}" for n in range(99))
-    open_streams(address, 9000, f"/sse?channel={{}}&{names}")
-
-
-def long_ids(address):
-    """500 streams that resume by ids of 4,000 digits, again and again."""
-    field = b"Last-Event-ID: %b\r\n" % (b"9" * 4000)
-    open_streams(address, 500, fields=field, turns=1000)
-
-
-def to_come(address):
-    """5,000 streams that wait for an event to come."""
-    open_streams(address, 5000, fields=b"Last-Event-ID: %b\r\n" % (b"9" * 250))
-
-
-def pour(address, requests, read):
-    """One connection, as many requests as the server takes."""
+def pour(address, count, begin, data, pause=0.0, size=MIB):
+    """One connection, as many requests as the server takes; answers are read, slowly if
+    there is a pause."""
     with connect(address) as sock:
-        threading.Thread(target=read, args=([sock],), daemon=True).start()
-        begun()
-        while True:
-            sock.sendall(requests)
+        if not os.fork():
+            with contextlib.suppress(OSError):
+                while sock.recv(size):
+                    time.sleep(pause)
+            os._exit(0)
+        begin()
+        with contextlib.suppress(OSError):
+            while True:
+                sock.sendall(data)
 
 
-def pipelined(address):
-    """One connection, as many requests as the server takes."""
-    pour(address, GET * 4000, throw_away)
-
-
-def refused(address):
-    """The same, each of them has to be asked for, and the answers are read slowly."""
-    pour(address, REFUSED * 4000, read_slowly)
-
-
-def read_slowly(socks):
-    """Read 100 KiB a second, so that the server has to wait again and again."""
-    while socks[0].recv(10 * harness.KIB):
-        time.sleep(0.1)
-
-
-ATTACKS = {
-    attack.__name__: attack
-    for attack in (
-        big_heads,
-        small_chunks,
-        many_fields,
-        allowed_fields,
-        many_channels,
-        shared_channels,
-        long_ids,
-        to_come,
-        pipelined,
-        refused,
-    )
-}
-
-
-def slow_commands(address, seconds):
-    """200 clients with slow heads, and 200 with slow bodies."""
-    url = "http://{}:{}/sse".format(*address)
-    common = f"-c 200 -r 100 -i 1 -l {int(seconds)} -u {url}".split()
-    tool = shutil.which("slowhttptest", path=os.environ["PATH"] + ":/usr/bin")
-    return [tool, "-H", *common], [tool, "-B", "-s", "8192", *common]
-
-
-def check_attacks(report, options):
-    for name, attack in ATTACKS.items():
-        if options.only != [""] and name not in options.only:
-            continue
-        with harness.Server(options.python, id_order="int") as server:
-            _, quiet = measure(server, 2, numbered=True)
-            where = map(str, server.address)
-            command = [sys.executable, __file__, "--attack", name, *where]
-            missing, delay = measure(
-                server,
-                options.seconds,
-                command,
-                numbered=True,
-                disconnect=name == "big_heads",
-            )
-            mib = harness.process_rss(server.pid) >> 20
-            judge(report, attack.__doc__, missing, delay, quiet, mib)
-    if options.only == [""]:
-        with harness.Server(options.python) as server:
-            _, quiet = measure(server, 2)
-            commands = slow_commands(server.address, options.seconds)
-            missing, delay = measure(server, options.seconds, *commands)
-            mib = harness.process_rss(server.pid) >> 20
-            judge(report, slow_commands.__doc__, missing, delay, quiet, mib)
-
-
-def judge(report, text, missing, delay, quiet, mib):
-    report.check(
-        " ".join(text.split()).rstrip("."),
-        not missing and delay < max(LIMIT, 5 * quiet),
-        f"p99 {delay * 1000:.1f} ms, {quiet * 1000:.1f} ms before; {missing} events missing; "
-        f"the server has {mib} MiB",
-    )
-
-
-# Memory.
-
-
-def kernel_bytes():
-    """What all TCP sockets of the machine hold in the kernel."""
-    for line in pathlib.Path("/proc/net/sockstat").read_text().splitlines():
-        if line.startswith("TCP:"):
-            return int(line.split()[-1]) * os.sysconf("SC_PAGESIZE")
-    raise ValueError("/proc/net/sockstat says nothing of TCP")
-
-
-def fill(sock, data):
-    """Send until nothing more is taken."""
-    sock.setblocking(False)
-    quiet_since = time.monotonic()
-    while time.monotonic() - quiet_since < 0.3:
-        try:
-            sock.send(data)
-            quiet_since = time.monotonic()
-        except BlockingIOError:
-            time.sleep(0.01)
-
-
-def check_reads_nothing(report, options):
-    with harness.Server(options.python, write_timeout=60.0) as server:
-        first = [connect(server.address) for _ in range(5)]
-        for sock in first:  # what is needed once
-            fill(sock, GET * 4000)
-        before = server.ask("usage")["rss"]
-        in_kernel = kernel_bytes()
-        socks = [connect(server.address) for _ in range(READ_NOTHING)]
-        crew = [threading.Thread(target=fill, args=(s, GET * 4000)) for s in socks]
-        for thread in crew:
-            thread.start()
-        for thread in crew:
-            thread.join()
-        each = (server.ask("usage")["rss"] - before) / READ_NOTHING
-        in_kernel = (kernel_bytes() - in_kernel) / READ_NOTHING
-        report.check(
-            f"{READ_NOTHING} connections that send requests and read no answer",
-            each < READ_NOTHING_BYTES,
-            f"{each / 1024:.0f} KiB of memory each, {READ_NOTHING_BYTES >> 10} allowed; "
-            f"{in_kernel / 1024:.0f} KiB in the kernel, at both ends",
-        )
-        for sock in first + socks:
+def in_bursts(address, count, begin, burst, *firsts):
+    """Connections that send one of these and leave, so many at once."""
+    begin()
+    for _ in range(count // burst):
+        socks = [connect(address) for _ in range(burst)]
+        for number, sock in enumerate(socks):
+            sock.sendall(firsts[number % len(firsts)])
+        for number, sock in enumerate(socks):
+            if firsts[number % len(firsts)] == CLOSE:
+                read_on([sock], 5)
             sock.close()
 
 
-def check_refused_flood(report, options):
-    """One connection whose requests, without pause, are all refused by `authorize`."""
-    with harness.Server(options.python, authorize="nobody") as server:
-        with harness.Client(server.address) as first, contextlib.suppress(ValueError):
-            first.open()
-        before = server.ask("usage")["rss"]
-        with running(
-            [sys.executable, __file__, "--attack", "refused", *map(str, server.address)]
-        ):
-            # The kernel's buffers have to be full first.
-            peak, deadline = 0, time.monotonic() + options.seconds + 6
-            while time.monotonic() < deadline:
-                peak = max(peak, harness.process_rss(server.pid))
-                time.sleep(0.01)
-        report.check(
-            " ".join(check_refused_flood.__doc__.split()).rstrip("."),
-            peak - before < FLOOD_BYTES,
-            f"grew by {(peak - before) >> 10} KiB, {FLOOD_BYTES >> 10} allowed",
-        )
+def client_hello():
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls_context().wrap_bio(incoming, outgoing).do_handshake()
+    return outgoing.read()
+
+
+def hellos(address, count, begin):
+    """ClientHellos that are complete in one moment."""
+    hello = client_hello()
+    at_once(address, count, begin, hello[:-1], hello[-1:])
+
+
+def leave_early(address, count, begin):
+    """Before the ClientHello, in it, and after it."""
+    hello = client_hello()
+    in_bursts(address, count, begin, 100, b"", hello[:100], hello)
+
+
+def short_connections(address, count, begin):
+    in_bursts(address, count, begin, 2500, CLOSE)
+
+
+def key_updates(address, count, begin):
+    """KeyUpdate records of TLS 1.3, 250 KB from each connection at once, on streams."""
+    import _ssl
+
+    library = ctypes.CDLL(_ssl.__file__)
+    library.SSL_get_version.restype = ctypes.c_char_p
+    floods = []
+    for _ in range(count):
+        sock, incoming, outgoing = connect(address), ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = tls_context().wrap_bio(incoming, outgoing)
+        for step in (tls.do_handshake, lambda tls=tls: tls.write(STREAM)):
+            while True:
+                try:
+                    step()
+                    break
+                except ssl.SSLWantReadError:
+                    sock.sendall(outgoing.read())
+                    incoming.write(sock.recv(64 * KIB))
+        sock.sendall(outgoing.read())
+        # PySSLSocket begins with an object's head and a reference; then comes the SSL *.
+        place = id(tls._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
+        pointer = ctypes.c_void_p.from_address(place)
+        assert library.SSL_get_version(pointer) == b"TLSv1.3"
+        floods.append((sock, outgoing, tls, pointer))
+    begin()
+    while True:
+        for sock, outgoing, tls, pointer in floods:
+            for _ in range(10_000):
+                library.SSL_key_update(pointer, 0)
+                tls.do_handshake()
+            sock.sendall(outgoing.read())
+
+
+def one_byte_each(socks):
+    for sock in socks:
+        sock.send(b"x")
+
+
+def sleep(socks):
+    time.sleep(1)
+
+
+def slow(address, count, begin, how):
+    """slowhttptest's clients."""
+    begin()
+    url = "http://{}:{}/sse".format(*address)
+    words = f"slowhttptest {{}} -c {count} -r 100 -i 1 -l 60 -u {url}"
+    path = shutil.which("slowhttptest", path=os.environ["PATH"] + ":/usr/bin")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.execv(path, words.format(how).split())
+
+
+@dataclass
+class Attack:
+    """A way to attack, with its parameters, and what is allowed."""
+
+    name: str
+    way: object
+    count: int  # connections
+    kib: float  # of memory for each of them
+    parameters: dict = field(default_factory=dict)
+    server: dict = field(default_factory=dict)  # its options
+    ticks: dict = field(default_factory=dict)  # of the innocents' events
+    prepare: object = None  # a function of the server, when the innocent are there
+    after: bool = False  # the memory counts when the attack has ended
+    seen: str = ""  # before the server withstood it
+
+
+def big_events(server):
+    chance = random.Random(1)
+    for _ in range(15):
+        words = " ".join(f"{chance.randrange(10**6)} word" for _ in range(90_000))
+        server.publish({"data": words[: 10**6], "channel": "x"})
+
+
+def retained(size):
+    events = [
+        {"data": "x" * size, "event": f"{n}", "channel": "x", "retain": True}
+        for n in range(1000)
+    ]
+    return lambda server: server.publish(*events)
+
+
+def channels(form, count=100):
+    return "&".join(f"channel={form}".format(n=n) for n in range(count))
+
+
+def every_tenth(number):
+    return "&".join(f"channel={(number + 10 * n) % 1000}" for n in range(100))
+
+
+BUFFERS = 140  # KiB: what was received, a batch, the objects (see README.md)
+GZIP = {"fields": b"Accept-Encoding: gzip\r\n"}
+CODED, TLS, ORDERED = {"compress": True}, {"tls": True}, {"id_order": "int"}
+NUMBERED = {"numbered": True}
+CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+TABLE = {"data": "a table, perhaps " * 224, "channel": "x"}
+NOISE = {"data": os.urandom(MIB // 2).hex(), "channel": "x"}
+TO_EACH_OF_1000 = [{"data": "to you", "channel": f"{n}"} for n in range(1000)]
+ATTACKS = [
+    Attack("heads that cost as much as they may, asked about each second", streams, 1000,
+           30, {"query": channels("%41{n}"), "fields": b"a: b\r\n" * 198},
+           ticks={"disconnect": True}),
+    Attack("bodies in chunks of one byte each", send_again, 200, BUFFERS,
+           {"data": CHUNKED + b"1\r\na\r\n" * 200_000}),
+    Attack("heads of 4,080 fields, complete in one moment", at_once, 200, BUFFERS,
+           {"first": b"GET / HTTP/1.0\r\n" + b"a:\r\n" * 4080 + b"\r", "last": b"\n"}),
+    Attack("heads of 199 fields, all that is allowed, without pause", send_again, 200,
+           BUFFERS, {"data": (GET[:-2] + b"a: b\r\n" * 198 + b"\r\n") * 1000}),
+    Attack("streams of 100 channels each, no two alike", streams, 9000, 30,
+           {"query": channels("{n}-{{0}}")}),
+    Attack("streams of 100 channels each, all alike but for one", streams, 9000, 30,
+           {"query": "channel=own{}&" + channels("{n}", 99)}),
+    Attack("streams of 100 of 1,000 channels, an event to each of them", streams, 1000,
+           30, {"query": every_tenth}, ticks={"beside": TO_EACH_OF_1000}),
+    Attack("streams that resume by ids of 4,000 digits, again and again", streams, 500,
+           BUFFERS, {"fields": b"Last-Event-ID: %b\r\n" % (b"9" * 4000), "turn": 0.01},
+           ORDERED, NUMBERED),
+    Attack("streams that wait for an event to come", streams, 5000, 10,
+           {"fields": b"Last-Event-ID: %b\r\n" % (b"9" * 250)}, ORDERED, NUMBERED),
+    Attack("streams that ask for 500 events, again and again", streams, 1000, BUFFERS,
+           {"query": "channel=x&replay=500", "turn": 1.0}, prepare=retained(100)),
+    Attack("streams that are new to 1,000 retained events, again and again", streams, 500,
+           BUFFERS, {"query": "channel=x", "turn": 1.0}, prepare=retained(1000)),
+    Attack("streams that read nothing of 16 MB that are retained", streams, 100, BUFFERS,
+           {"query": "channel=x", "act": sleep}, {"history_bytes": 64 * MIB},
+           prepare=retained(16_000)),
+    Attack("one connection, as many requests as are taken", pour, 1, 4 * KIB,
+           {"data": GET * 4000}),
+    Attack("the same, each of them refused by authorize, the answers read slowly", pour,
+           1, 4 * KIB, {"data": STREAM * 4000, "pause": 0.1, "size": 10 * KIB},
+           {"door": True}, prepare=lambda s: s.ask("turn_away", status=403)),
+    Attack("slow heads", slow, 200, BUFFERS, {"how": "-H"}),
+    Attack("slow bodies", slow, 200, BUFFERS, {"how": "-B -s 8192"}),
+    Attack("connections that send requests and read nothing", read_nothing, 100, 100),
+    Attack("the same over TLS", read_nothing, 40, 440, TLS, TLS,
+           seen="815 to 923 KiB each"),
+    Attack("POST without a token, of 1 MB", send_again, 500, BUFFERS,
+           {"data": POST % MIB + b"x" * (MIB - 1)}, seen="33 MiB became 712"),
+    Attack("POST without a token, of 16 MB", send_again, 40, BUFFERS,
+           {"data": POST % (16 * MIB) + b"x" * (16 * MIB - 1)},
+           {"max_event_bytes": 16 * MIB}, seen="33 MiB became 674"),
+    Attack("gzip and replay=all of 15 events of 1 MB", streams, 10, 4 * KIB,
+           {"query": "channel=x&replay=all", "turn": 1.0, **GZIP}, CODED,
+           prepare=big_events, seen="p99 466 ms"),
+    Attack("gzip and an event of 1 MiB that cannot be compressed", streams, 100, 3 * KIB,
+           {"query": "channel=x", **GZIP}, {**CODED, "max_event_bytes": 2 * MIB},
+           {"beside": [NOISE]}),
+    Attack("audiences of their own with gzip, an event of 3.8 kB", streams, 900, BUFFERS,
+           {"query": "channel=x&channel=own{}", **GZIP}, CODED, {"beside": [TABLE]},
+           seen="p99 77 to 281 ms"),
+    Attack("audiences of their own with gzip", streams, 9000, 5,
+           {"query": "channel=own{}", **GZIP}, CODED),
+    Attack("ClientHellos at once", hellos, 300, 440, {}, TLS, seen="p99 335 ms"),
+    Attack("ClientHellos at once", hellos, 1000, 440, {}, TLS, seen="p99 979 ms"),
+    Attack("TLS that leaves before the handshake ends", leave_early, 3000, 4, {}, TLS,
+           after=True, seen="55 to 95 KiB each stayed"),
+    Attack("KeyUpdates of TLS, 250 KB at once from each", key_updates, 6, 900, {}, TLS,
+           seen="p99 547 ms"),
+    Attack("open streams that send a byte at a time", streams, 3000, 10,
+           {"act": one_byte_each}, seen="p99 116 ms"),
+    Attack("empty lines in pieces of 64 KiB", send_again, 200, BUFFERS,
+           {"data": b"\r\n" * (4 * MIB)}, seen="p99 261 ms, 267 KiB each"),
+    Attack("half-closes at once", at_once, 2000, 10, {"first": STREAM, "last": b""},
+           seen="p99 190 ms with 9,000"),
+    Attack("short connections", short_connections, 10_000, 0.5, after=True,
+           seen="27 MiB stayed of 70,000 on 3.11"),
+]  # fmt: skip
+
+
+# The innocent, and the verdict.
+
+
+def measure(server, seconds, attack=None):
+    """p99 of the delivery in seconds, what was missing, bytes of memory, why no attack."""
+    events = int(seconds / PERIOD)
+    tls = bool(attack and attack.server.get("tls"))
+    clients = [Client(server.address, tls=tls).open() for _ in range(STREAMS)]
+    if attack and attack.prepare:
+        attack.prepare(server)
+    before = peak = server.rss()
+    begun, attacker = multiprocessing.Event(), None
+    if attack:
+
+        def run():
+            os.nice(5)  # it is another machine's computing time that it takes
+            attack.way(server.address, attack.count, begun.set, **attack.parameters)
+
+        attacker = multiprocessing.get_context("fork").Process(target=run)
+        attacker.start()
+        if not begun.wait(60):
+            return None, None, None, "it did not begin"
+    server.ask("longest_turn")
+    server.send("tick", period=PERIOD, count=events, **(attack.ticks if attack else {}))
+    delays = []
+
+    def taker(client):
+        left = [events]
+
+        def take(event):
+            nonlocal peak
+            if event is None:
+                return f"ended, {left[0]} missing"
+            delays.append(time.monotonic() - int(event[2]) / 1e9)
+            left[0] -= 1
+            if len(delays) % 25 == 0:
+                peak = max(peak, server.rss())
+            return None if left[0] else ""
+
+        return take
+
+    faults = Crowd(clients, taker).run(3 * seconds + 5)
+    server.answer(120)
+    if attack and attack.after:
+        attacker.join(120)
+        time.sleep(0.5)  # what the server may need to notice the last of them
+        peak = server.rss()
+    if attacker:
+        if attacker.exitcode and attacker.exitcode > 0:
+            faults.append("the attacker failed")
+        attacker.kill()
+        attacker.join()
+    for client in clients:
+        client.close()
+    p99 = sorted(delays)[len(delays) * 99 // 100] if delays else float("inf")
+    return p99, faults, peak - before, server.ask("longest_turn")["seconds"]
 
 
 def main():
-    options = harness.arguments(__doc__, seconds=6.0, only=[""], python=sys.executable)
-    report = harness.Report("attacks")
-    check_attacks(report, options)
-    if options.only == [""]:
-        check_reads_nothing(report, options)
-        check_refused_flood(report, options)
+    options = arguments(__doc__, only=[""], seconds=4.0)
+    raise_descriptor_limit()
+    report = Report("attacks")
+    with Server(options.python) as server:
+        quiet = measure(server, 2)[0]
+    report.note(f"p99 {quiet * 1000:.1f} ms without an attack")
+    limit = max(LIMIT, 5 * quiet)
+    for attack in ATTACKS:
+        if not any(word in attack.name for word in options.only):
+            continue
+        for _ in range(2):
+            with Server(options.python, **attack.server) as server:
+                p99, faults, grown, turn = measure(server, options.seconds, attack)
+            if p99 is None:
+                break
+            each = grown / attack.count / KIB
+            good = p99 < limit and not faults and each < attack.kib
+            if good:
+                break
+        if p99 is None:
+            report.note(f"skipped: {attack.name}: {turn}")
+            continue
+        texts = [
+            f"p99 {p99 * 1000:.1f} ms of {limit * 1000:.0f}, {faults[:3] or 'all came'}"
+        ]
+        texts.append(f"longest turn {turn * 1000:.0f} ms of CPU")
+        texts.append(f"{each:.1f} KiB of {attack.kib} each{' stay' * attack.after}")
+        texts.append(attack.seen and f"once: {attack.seen}")
+        report.check(f"{attack.count} x {attack.name}", good, *filter(None, texts))
     return report.close()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--attack"]:
-        ATTACKS[sys.argv[2]]((sys.argv[3], int(sys.argv[4])))
-    else:
-        sys.exit(main())
+    sys.exit(main())

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """Hostile input: fuzzers, heads of the worst shape, and header injection.
 
-usage: hostile.py [--seed N] [--fuzz-seconds S] [--python PYTHON]
-       Installs, into a cache folder, atheris where it has a wheel for this Python;
-       without that the seeded fuzzer alone runs, and says so.
+The inputs and what is demanded of them are the unit tests' own (FuzzTest), which try some
+thousands themselves.
+
+usage: hostile.py [--only NAME ...] [--seed N] [--seconds S] [--python PYTHON]
+       Installs, into a cache folder, atheris where it has a wheel for this Python; a
+       Python without one is not guided by coverage, and that is said.
 """
 
 import collections
+import contextlib
 import os
 import pathlib
 import random
@@ -17,45 +21,41 @@ import sys
 import tempfile
 import time
 
-import fuzz
-import harness
+from common import MODULE, Client, Server, connect, run_checks
+
+sys.path.insert(0, str(MODULE.parent))
 
 TOKEN = "secret"
 ORIGIN = "https://good.example"
+CONNECTIONS = 1500
 
 
-# The fuzzers.
+def corpus(tests):
+    """The requests that the unit tests try."""
+    data = [head for head, _, _ in tests.ACCEPTED + tests.REFUSED_HEADS]
+    data += [tests.CHUNKED + body for body, _, _ in tests.REFUSED_BODIES]
+    return [one for one in data if len(one) < 1000]
 
 
-def check_seeded(report, chance, seconds):
-    """Nearly right requests, straight into the parser."""
-    count, deadline = 0, time.monotonic() + seconds
-    fault = None
-    while time.monotonic() < deadline and not fault:
-        data = fuzz.mutate(chance)
-        count += 1
-        try:
-            fuzz.examine(data)
-        except Exception as error:
-            fault = f"{error!r} from {data!r}"
-    report.check("seeded fuzz of the parser", not fault, fault or f"{count} inputs")
-
-
-def check_coverage_guided(report, seconds):
-    python = install_atheris()
-    if not python:
-        report.note("atheris has no wheel for this Python: the seeded fuzzer must do")
-        return
+def guided(report, options):
+    """Guided by the coverage of the module."""
+    default = pathlib.Path(
+        os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
+    )
+    cache = pathlib.Path(os.environ.get("SSE_CI_CACHE", default / "sse_server-ci"))
+    python = cache / "faults" / "bin" / "python"
+    if not succeeds(python, "-c", "import atheris"):
+        succeeds(sys.executable, "-m", "venv", "--clear", python.parents[1])
+        if not succeeds(
+            python, "-m", "pip", "install", "-qq", "--only-binary", ":all:", "atheris"
+        ):
+            report.note("atheris has no wheel for this Python: FuzzTest must do")
+            return
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [python, str(harness.HERE / "fuzz.py"), folder, str(int(seconds))],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=seconds + 60,
-        )
+        command = [python, __file__, "--fuzz", folder, str(int(options.seconds))]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         runs = re.search(r"Done (\d+) runs", done.stderr)
-        for line in [] if done.returncode == 0 else done.stderr.splitlines()[-12:]:
+        for line in done.stderr.splitlines()[-12:] * bool(done.returncode):
             report.note(line)
         report.check(
             "coverage-guided fuzz of the parser",
@@ -64,115 +64,76 @@ def check_coverage_guided(report, seconds):
         )
 
 
-def install_atheris():
-    """The Python of a venv that has it, or None."""
-    default = pathlib.Path.home() / ".cache"
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", default)) / "sse_server-ci"
-    venv = pathlib.Path(os.environ.get("SSE_CI_CACHE", cache)) / "faults"
-    python = venv / "bin" / "python"
-    if python.exists() and succeeds(python, "-c", "import atheris"):
-        return str(python)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
-    install = ["-m", "pip", "install", "-qq", "--only-binary", ":all:", "atheris"]
-    return str(python) if succeeds(python, *install) else None
-
-
 def succeeds(*command):
-    return subprocess.run(command, check=False, stdout=sys.stderr).returncode == 0
+    with contextlib.suppress(FileNotFoundError):
+        run = subprocess.run(
+            command, check=False, stdout=sys.stderr, stderr=subprocess.DEVNULL
+        )
+        return run.returncode == 0
 
 
-def check_sockets(report, server, log, chance, count):
-    """The same over connections, in pieces, while the server's messages are watched."""
-    answers = collections.Counter()
-    for _ in range(count):
-        answers[exchange(server.address, fuzz.mutate(chance), chance)] += 1
-    allowed = re.compile(rb"|HTTP/1\.1 [1-5]\d\d")
-    odd = [status for status in answers if not allowed.fullmatch(status)]
-    log.seek(0)
-    traces = log.read().count(b"Traceback")
-    alive = b"HTTP/1.1 200" == exchange(server.address, fuzz.HEADS[0], chance)
-    statuses = {key.decode()[9:] or "none": n for key, n in answers.items() if not odd}
-    report.check(
-        "seeded fuzz of the server",
-        not odd and not traces and alive,
-        f"{count} connections, {traces} tracebacks; {odd or statuses}",
-    )
+def fuzz(folder, seconds):
+    """In the Python that has atheris, until the time is over or something is found."""
+    import atheris
+
+    with atheris.instrument_imports(include=["sse_server"]):
+        import test_sse_server as tests
+
+    for number, data in enumerate(corpus(tests)):
+        pathlib.Path(folder, f"seed-{number}").write_bytes(data)
+    case = tests.FuzzTest()
+
+    def examine(data):
+        whole = case.outcome([data])
+        bytewise = case.outcome([data[n : n + 1] for n in range(len(data))])
+        case.assertEqual(bytewise, whole)
+
+    words = [sys.argv[0], f"-max_total_time={seconds}", "-max_len=20000", "-timeout=5"]
+    atheris.Setup([*words, f"-artifact_prefix={folder}/", folder], examine)
+    atheris.Fuzz()
 
 
-def exchange(address, data, chance):
-    """Send, in two pieces at times; the first words of the answer."""
-    with socket.create_connection(address, timeout=5) as sock:
-        cut = chance.randrange(len(data)) if chance.random() < 0.5 else 0
-        try:
-            sock.sendall(data[:cut])
-            sock.sendall(data[cut:])
-            if not data.startswith(b"GET /sse"):
-                sock.shutdown(socket.SHUT_WR)
-            return sock.recv(1000)[:12]
-        except OSError:
-            return b""
+# Heads of the worst shape for some step of the parser: name, start, what is repeated, end.
+GET = b"GET /sse HTTP/1.1\r\nHost: localhost\r\n"
+QUERY = b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
+SHAPES = [
+    ("many fields", GET, b"a:\r\n", b"\r\n"),
+    ("commas", GET + b"Connection: ", b",", b"\r\n\r\n"),
+    ("spaces", GET + b"X:", b" ", b"x\r\n\r\n"),
+    ("parameters", b"GET /sse?", b"a&", QUERY),
+    ("escapes", b"GET /sse?a=", b"%41", QUERY),
+    ("a path of escapes", b"GET /", b"%41", b" HTTP/1.0\r\n\r\n"),
+    ("no colon", GET, b"a", b"\r\n\r\n"),
+    ("a host", b"GET / HTTP/1.1\r\nHost: ", b"a", b":\r\n\r\n"),
+    ("a length", GET + b"Content-Length: ", b"9", b"\r\n\r\n"),
+    ("lengths", GET + b"Content-Length: 1", b",1", b"\r\n\r\n"),
+]
 
 
-# Time: nothing that is quadratic.
+def shapes(report, options):
+    """Nothing is quadratic."""
+    from test_sse_server import FuzzTest
 
+    case = FuzzTest()
 
-def worst_heads(size):
-    """Heads of about `size` bytes, each the worst for some step of the parser."""
-    start = b"GET /sse HTTP/1.1\r\nHost: localhost\r\n"
-    room = size - len(start) - 40
-    query = b"GET /sse?%b HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    return {
-        "many fields": start + b"a:\r\n" * (room // 4) + b"\r\n",
-        "commas": start + b"Connection: " + b"," * room + b"\r\n\r\n",
-        "spaces": start + b"X:" + b" " * room + b"x" + b"\r\n\r\n",
-        "parameters": query % (b"a&" * (room // 2)),
-        "escapes": query % (b"a=" + b"%41" * (room // 3)),
-        "path of escapes": b"GET /%b HTTP/1.0\r\n\r\n" % (b"%41" * (room // 3)),
-        "no colon": start + b"a" * room + b"\r\n\r\n",
-        "host": b"GET / HTTP/1.1\r\nHost: " + b"a" * room + b":\r\n\r\n",
-        "length": start + b"Content-Length: " + b"9" * room + b"\r\n\r\n",
-        "lengths": start + b"Content-Length: 1" + b",1" * (room // 2) + b"\r\n\r\n",
-    }
+    def microseconds(start, unit, end, size, repeat):
+        head, best = start + unit * ((size - 100) // len(unit)) + end, float("inf")
+        for _ in range(repeat):
+            begun = time.process_time()
+            case.outcome([head])
+            best = min(best, time.process_time() - begun)
+        return best * 1e6
 
-
-def microseconds(head, repeat):
-    best = float("inf")
-    for _ in range(repeat):
-        start = time.process_time()
-        fuzz.examine(head)
-        best = min(best, time.process_time() - start)
-    return best * 1e6
-
-
-def check_shapes(report):
-    small, large = worst_heads(1024), worst_heads(16 * 1024)
-    for shape, head in large.items():
-        short = microseconds(small[shape], 30)
-        long = microseconds(head, 10)
+    for name, *shape in SHAPES:
+        short, long = microseconds(*shape, 1024, 30), microseconds(*shape, 16_384, 10)
         report.check(
-            f"16 KiB of {shape}",
+            f"16 KiB of {name}",
             long < 20_000 and long / short < 40,
             f"{long:.0f} us; 1 KiB {short:.0f} us, ratio {long / short:.1f}",
         )
 
 
 # Header injection: whatever is echoed.
-
-
-def raw(address, data):
-    with socket.create_connection(address, timeout=5) as sock:
-        sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)
-        received = b""
-        try:
-            while len(received) < 100_000:
-                part = sock.recv(65536)
-                if not part:
-                    break
-                received += part
-        except OSError:
-            pass
-        return received
 
 
 def injections():
@@ -201,54 +162,80 @@ def injections():
         yield f"DELETE{sign}Evil: /sse HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def check_injection(report, server):
-    with harness.Client(server.address) as witness:
+def raw(address, data):
+    """All that comes back, in full or at most 100 KB."""
+    received = b""
+    with connect(address, timeout=5) as sock, contextlib.suppress(OSError):
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        while len(received) < 100_000 and (part := sock.recv(65536)):
+            received += part
+    return received
+
+
+def injection(report, server):
+    """Whatever is echoed stays within its line."""
+    with Client(server.address) as witness:
         witness.open()
-        injected, count = [], 0
-        for text in injections():
-            count += 1
+        injected, requests = [], list(injections())
+        for text in requests:
             answer = raw(server.address, text.encode())
             lines = re.split(rb"\r\n|\r|\n", answer)
-            own = [line for line in lines if line.lower().startswith(b"evil")]
-            if own or b"\0" in answer:
+            if b"\0" in answer or any(
+                line.lower().startswith(b"evil") for line in lines
+            ):
                 injected.append((text, answer[:300]))
-        server.ask("publish", events=[{"data": "last"}])
-        while True:  # ids and names of events that POST may have published
+        server.publish("last")
+        data = b""
+        while data != b"last":  # ids and names of events that POST may have published
             event_id, name, data = witness.next()
             if name not in ("message", "\u2028Evil") or "\n" in event_id:
                 injected.append((event_id, name, data))
-            if data == b"last":
-                break
-    for each in injected[:5]:
-        report.note(str(each))
-    report.check("header injection", not injected, f"{len(injected)} of {count} got in")
+    report.faultless(f"header injection, {len(requests)} tried", injected)
 
 
-def main():
-    options = harness.arguments(__doc__, fuzz_seconds=30.0, python=sys.executable)
+def served(report, options):
+    """A server that is sent all of it, in pieces, while its messages are watched."""
+    import test_sse_server as tests
+
     chance = random.Random(options.seed)
-    report = harness.Report("hostile")
-    check_shapes(report)
-    check_seeded(report, chance, options.fuzz_seconds / 5)
-    check_coverage_guided(report, options.fuzz_seconds)
+    limits = {"publish_token": TOKEN, "cors_origins": [ORIGIN], "header_timeout": 0.5}
     with (
         tempfile.TemporaryFile() as log,
-        harness.Server(
-            options.python,
-            stderr=log,
-            publish_token=TOKEN,
-            cors_origins=[ORIGIN],
-            header_timeout=5.0,
-        ) as server,
+        Server(options.python, stderr=log, **limits) as server,
     ):
-        check_injection(report, server)
-        check_sockets(report, server, log, chance, 1500)
+        injection(report, server)
+        answers = collections.Counter()
+        heads = corpus(tests)
+        for _ in range(CONNECTIONS):
+            data = bytearray(chance.choice(heads))
+            for _ in range(chance.choice((1, 1, 2, 3, 8))):
+                tests.FuzzTest().mutate(chance, data)
+            answers[exchange(server.address, bytes(data), chance)] += 1
+        allowed = re.compile(rb"|HTTP/1\.1 [1-5]\d\d")
+        odd = [status for status in answers if not allowed.fullmatch(status)]
+        statuses = {status.decode()[9:] or "none": n for status, n in answers.items()}
+        name = f"seeded fuzz of the server, {CONNECTIONS} connections"
+        report.check(name, not odd and b"HTTP/1.1 200" in answers, str(statuses))
         log.seek(0)
-        errors = log.read().decode("utf-8", "replace").splitlines()
-        report.check("nothing was logged as an error", not errors, str(errors[:3]))
+        report.faultless("nothing is logged as an error", log.read().splitlines())
         report.check("exit status", server.stop() == 0, "after SIGTERM")
-    return report.close()
+
+
+def exchange(address, data, chance):
+    """Send, in two pieces at times; the first words of the answer."""
+    with connect(address, timeout=5) as sock, contextlib.suppress(OSError):
+        cut = chance.randrange(len(data)) if data and chance.random() < 0.5 else 0
+        sock.sendall(data[:cut])
+        sock.sendall(data[cut:])
+        if not data.startswith(b"GET /sse"):
+            sock.shutdown(socket.SHUT_WR)
+        return sock.recv(1000)[:12]
+    return b""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == ["--fuzz"]:
+        fuzz(*sys.argv[2:])
+    else:
+        sys.exit(run_checks("hostile", __doc__, shapes, guided, served, seconds=15.0))

@@ -5,9 +5,9 @@ Three threads publish at random speed into a log that is small enough to overflo
 Each client checks what it was given against what was published: in order, nothing
 twice, each hole announced by exactly one gap, no gap without a hole; and what it has
 gathered of the retained events, by name, is what the publisher has.  Half of them ask
-for compression.  Afterwards the
-server's memory, tasks and descriptors are what they were.  Then the same while the
-server is stopped and started again, with its own ids and with the caller's.
+for compression.  Afterwards the server's memory, tasks and descriptors are what they
+were.  Then the same while the server is stopped and started again, with its own ids and
+with the caller's.
 
 usage: soak.py [--seed N] [--seconds S] [--deliveries N] [--clients N]
                [--restart-seconds S] [--python PYTHON]
@@ -21,103 +21,90 @@ import sys
 import tempfile
 import time
 
-import harness
 import swarm
+from common import KIB, MIB, Child, Report, Server, arguments, free_port, wait_until
 
 SWARMS = 2  # processes that the clients are in
-WRITE_TIMEOUT = 3.0
-SMALL_LOG = {"history": 300, "history_bytes": 512 * harness.KIB}
-LARGE_LOG = {"history": 10**6, "history_bytes": 1024 * harness.MIB}
-LEAK_ALLOWED = 32 * harness.MIB  # what a heap that was used by 300 may keep
+USUAL = {
+    "write_timeout": 3.0,
+    "send_buffer": 16 * KIB,
+    "compress": True,
+    "heartbeat": 1.0,
+    "shutdown_timeout": 1.0,
+}
+SMALL_LOG = {"history": 300, "history_bytes": 512 * KIB}
+LARGE_LOG = {"history": 10**6, "history_bytes": 1024 * MIB}
+LEAK_ALLOWED = 32 * MIB  # what a heap that was used by 300 may keep
 
 
 class Swarms:
     """The clients, in processes of their own; they verify what they have seen."""
 
-    def __init__(self, address, clients, seed):
-        context = multiprocessing.get_context("fork")
-        self._calm = context.Event()
-        self._seen = [context.Value("q") for _ in range(SWARMS)]
-        self._results = context.Queue()
-        self._records = context.Queue()
-        self._processes = [
-            context.Process(
-                target=self._run, args=(address, clients // SWARMS, f"{seed}-{n}", seen)
-            )
-            for n, seen in enumerate(self._seen)
-        ]
-        for process in self._processes:
-            process.start()
+    def __init__(self, address, options, ids, records):
+        self._calm = multiprocessing.Event()
+        self._seen = [multiprocessing.Value("q") for _ in range(SWARMS)]
+
+        def run(number, seen):
+            count = options.clients // SWARMS
+            seed = f"{options.seed}-{ids}-{number}"
+            flock = swarm.Swarm(address, count, seed, seen)
+            flock.run(self._calm.is_set)
+            record = swarm.Record(records)
+            counts, wrong = collections.Counter(published=len(record)), []
+            for client in flock.clients:
+                counts.update(client.counts)
+                counts.update(item[0] for item in client.transcript)
+                faults = swarm.verify(client.transcript, client.channels, record)
+                wrong += [f"{client.channels} {fault}" for fault in faults]
+            return counts, wrong
+
+        self._children = [Child(run, n, seen) for n, seen in enumerate(self._seen)]
 
     @property
     def deliveries(self):
         """Events that the clients have decoded so far."""
         return sum(seen.value for seen in self._seen)
 
-    def _run(self, address, count, seed, seen):
-        flock = swarm.Swarm(address, count, seed, seen)
-        flock.run(self._calm.is_set)
-        record = swarm.Record(self._records.get())
-        counts = collections.Counter()
-        wrong = []
-        for client in flock.clients:
-            counts.update(client.counts)
-            counts.update(item[0] for item in client.transcript)
-            faults = swarm.verify(client.transcript, client.channels, record)
-            wrong += [f"{client.channels} {fault}" for fault in faults]
-        self._results.put((counts, wrong, len(record)))
-
-    def finish(self, records):
-        """The storm is over: all counts, all that is wrong, events published."""
+    def finish(self, report, name):
+        """The storm is over: report what was wrong; all counts."""
         self._calm.set()
-        for _ in self._processes:
-            self._records.put(records)
-        results = [self._results.get(timeout=300) for _ in self._processes]
-        for process in self._processes:
-            process.join()
+        results = [child.result(300) for child in self._children]
         counts = sum((result[0] for result in results), collections.Counter())
-        wrong = [fault for result in results for fault in result[1]]
-        return counts, wrong, results[0][2]
-
-
-def check_transcripts(report, name, counts, wrong, published):
-    report.note(", ".join(f"{what} {count}" for what, count in sorted(counts.items())))
-    for fault in wrong[:10]:
-        report.note(fault)
-    report.check(
-        f"{name}: order, holes, gaps, state",
-        not wrong,
-        f"{len(wrong)} wrong of {counts['event']} deliveries of {published} events, "
-        f"{counts['gap']} gaps",
-    )
+        counts["published"] //= SWARMS
+        report.note(", ".join(f"{what} {n}" for what, n in sorted(counts.items())))
+        report.faultless(
+            f"{name}: order, holes, gaps, state",
+            [fault for result in results for fault in result[1]],
+            f"{counts['event']} deliveries, {counts['gap']} gaps",
+        )
+        return counts
 
 
 def soak(report, options, folder):
     """The long part: one server, a small log."""
     record = os.path.join(folder, "record")
-    with harness.Server(
-        options.python,
-        write_timeout=WRITE_TIMEOUT,
-        heartbeat=1.0,
-        compress=True,
-        send_buffer=16 * harness.KIB,
-        **SMALL_LOG,
-    ) as server:
+    with Server(options.python, **USUAL, **SMALL_LOG) as server:
         before = server.ask("usage")
-        swarms = Swarms(server.address, options.clients, options.seed)
+        swarms = Swarms(server.address, options, "", [record])
         server.ask("storm", record=record, seed=options.seed)
         usages = watch(server, swarms, options)
         server.ask("end_storm")
-        counts, wrong, published = swarms.finish([record])
-        check_transcripts(report, "soak", counts, wrong, published)
+        counts = swarms.finish(report, "soak")
         report.check(
             "soak: deliveries",
             counts["event"] >= options.deliveries,
             f"{counts['event']} events decoded, {options.deliveries} wanted",
         )
-        check_half_closed(report, counts)
-        check_variety(report, counts, server.ask("stats"))
+        cut, ended = counts["half-closed, cut"], counts["half-closed, ended"]
+        report.check(
+            "soak: half-closed streams are ended as their framing demands",
+            ended > 10 * cut,  # one that could not be told within write_timeout is cut
+            f"{ended} ended, {cut} cut",
+        )
         check_usage(report, server, before, usages)
+        happened = {n: counts[n] for n in ("gap", "reset", "stall", "compressed")}
+        happened["dropped"] = server.ask("stats")["dropped"]
+        report.check("soak: chaos", all(happened.values()), str(happened))
         report.check("soak: exit status", server.stop() == 0, "after SIGTERM")
 
 
@@ -134,130 +121,69 @@ def watch(server, swarms, options):
             return usages
 
 
-def check_half_closed(report, counts):
-    """A client that closes its half is told the end, in the framing that it speaks."""
-    cut = counts["half-closed, cut"]
-    ended = counts["half-closed, ended"]
-    report.check(
-        "soak: half-closed streams are ended as their framing demands",
-        ended > 10 * cut,  # one that could not be told within write_timeout is cut
-        f"{ended} ended, {cut} cut",
-    )
-
-
-def check_variety(report, counts, stats):
-    """The chaos was one: everything that can happen has happened."""
-    report.note(f"stats {stats}")
-    happened = {
-        "gaps": counts["gap"],
-        "resets": counts["reset"],
-        "stalls": counts["stall"],
-        "compressed streams": counts["compressed"],
-        "dropped by write_timeout": stats["dropped"],
-    }
-    report.check("soak: chaos", all(happened.values()), str(happened))
-
-
 def check_usage(report, server, before, usages):
-    names = ("descriptors", "tasks", "transports")
-
     def back():
         now = server.ask("usage")
-        return all(now[name] == before[name] for name in names)
+        return all(now[n] == before[n] for n in ("descriptors", "tasks", "transports"))
 
     report.check(
         "soak: descriptors, tasks and transports are back at the start",
-        harness.wait_until(back, 20, 0.2),
+        wait_until(back, 20, 0.2),
         f"{before} before, {server.ask('usage')} after",
     )
-    third = len(usages) // 3
-    first = max(usage["rss"] for usage in usages[third : 2 * third])
-    last = max(usage["rss"] for usage in usages[2 * third :])
-    report.check(
-        "soak: memory does not go on growing",
-        last - first <= LEAK_ALLOWED / 4,
-        f"peak in the second third {first >> 10} KiB, in the last {last >> 10} KiB",
-    )
+    rss = [usage["rss"] - before["rss"] for usage in usages]
+    third = len(rss) // 3
+    first, last = max(rss[third : 2 * third]), max(rss[2 * third :])
     # Each connection may hold 64 KiB and a batch of 64 KiB, and costs some 10 KiB.
-    bound = SMALL_LOG["history_bytes"] + 300 * 140 * harness.KIB
-    grown = max(usage["rss"] for usage in usages) - before["rss"]
-    report.check(
-        "soak: memory is bounded by the log and the connections",
-        grown <= bound,
-        f"grew by {grown >> 10} KiB, bound {bound >> 10} KiB",
-    )
-    kept = server.ask("usage")["rss"] - before["rss"]
-    report.check(
-        "soak: memory comes back", kept <= LEAK_ALLOWED, f"keeps {kept >> 10} KiB"
-    )
+    bound = SMALL_LOG["history_bytes"] + 300 * 140 * KIB
+    for name, grown, allowed in (
+        ("is bounded by the log and the connections", max(rss), bound),
+        ("does not go on growing", last - first, LEAK_ALLOWED // 4),
+        ("comes back", server.ask("usage")["rss"] - before["rss"], LEAK_ALLOWED),
+    ):
+        text = f"grew by {grown >> 10} KiB, {allowed >> 10} allowed"
+        report.check(f"soak: memory {name}", grown <= allowed, text)
 
 
 def soak_restarted(report, options, folder, ids, log):
     """The server is stopped and started again while the clients go on."""
-    name = "restart, ids of the caller's" if ids else "restart, ids of the server's"
+    name = f"restart, ids of the {'caller' if ids else 'server'}'s"
     records = [os.path.join(folder, f"record-{ids}-{n}") for n in (1, 2)]
-    parameters = dict(
-        python=options.python,
-        port=harness.free_port(),
-        write_timeout=WRITE_TIMEOUT,
-        send_buffer=16 * harness.KIB,
-        compress=True,
-        shutdown_timeout=1.0,
-        **log,
-    )
-    half = options.restart_seconds / 2
-    with harness.Server(**parameters) as server:
-        swarms = Swarms(server.address, options.clients, f"{options.seed}-{ids}")
-        server.ask("storm", record=records[0], seed=f"{options.seed}-1", ids=ids)
-        time.sleep(half)
-        report.check(f"{name}: first exit", server.stop() == 0, "after SIGTERM")
-    events = refill(records[0], folder) if ids else []
-    if ids:
-        parameters["before_file"] = os.path.join(folder, "refill")
-    with harness.Server(**parameters) as server:
-        server.ask(
-            "storm",
-            record=records[1],
-            seed=f"{options.seed}-2",
-            ids=ids,
-            first=len(events),
-        )
-        time.sleep(half)
-        server.ask("end_storm")
-        counts, wrong, published = swarms.finish(records)
-        check_transcripts(report, name, counts, wrong, published)
-        if ids:
-            report.check(f"{name}: no gap", not counts["gap"], f"{counts['gap']} gaps")
-        else:
-            report.check(
-                f"{name}: gaps", counts["gap"] > 0, f"{counts['gap']} gaps, verified"
-            )
-        report.check(f"{name}: second exit", server.stop() == 0, "after SIGTERM")
+    parameters = {**USUAL, **log, "port": free_port()}
+    first = 0
+    for number, record in enumerate(records, 1):
+        with Server(options.python, **parameters) as server:
+            if number == 1:
+                swarms = Swarms(server.address, options, ids, records)
+            seed = f"{options.seed}-{number}"
+            server.ask("storm", record=record, seed=seed, ids=ids, first=first)
+            time.sleep(options.restart_seconds / 2)
+            if number == 2:
+                server.ask("end_storm")
+                counts = swarms.finish(report, name)
+                gaps = counts["gap"]
+                report.check(f"{name}: gaps", bool(gaps) != bool(ids), f"{gaps}")
+            report.check(f"{name}: exit {number}", server.stop() == 0, "after SIGTERM")
+        if ids and number == 1:
+            first = refill(record, folder)
+            parameters["before_file"] = os.path.join(folder, "refill")
 
 
 def refill(record, folder):
-    """Write the record as events for the next server to begin with."""
-    with open(record, encoding="utf-8") as lines:
-        events = [json.loads(line) for line in lines]
-    events.sort(key=lambda event: swarm.parse_id(event[0]))
+    """Write the record as events for the next server to begin with; how many."""
+    events = sorted(swarm.lines_of(record), key=lambda line: swarm.parse_id(line[0]))
     with open(os.path.join(folder, "refill"), "w", encoding="utf-8") as file:
         for id, channel, name, _, data in events:
             event = {"data": data, "channel": channel, "id": id, "event": name}
-            event["retain"] = name is not None
-            file.write(json.dumps(event) + "\n")
-    return events
+            file.write(json.dumps({**event, "retain": name is not None}) + "\n")
+    return len(events)
 
 
 def main():
-    options = harness.arguments(
-        __doc__,
-        seconds=60.0,
-        deliveries=1_000_000,
-        clients=300,
-        restart_seconds=16.0,
-        python=sys.executable,
+    options = arguments(
+        __doc__, seconds=60.0, deliveries=1_000_000, clients=300, restart_seconds=16.0
     )
-    report = harness.Report("soak")
+    report = Report("soak")
     with tempfile.TemporaryDirectory() as folder:
         soak(report, options, folder)
         soak_restarted(report, options, folder, "", SMALL_LOG)

@@ -16,7 +16,7 @@ import socket
 import time
 import zlib
 
-import harness
+from common import KIB, Stream, connect, request, reset
 
 CHANNEL_SETS = [(), ("a",), ("a", "b"), ("a", "b", "c", "d")]
 # What a client does next: how often, and for how many seconds (from, to).
@@ -87,7 +87,7 @@ class Chaotic:
                 self.socket.shutdown(socket.SHUT_WR)
         elif self._mood in AWAY:
             if self._mood == "reset":
-                harness.reset(self.socket)
+                reset(self.socket)
             self._disconnect()
 
     def _connect(self, now):
@@ -96,24 +96,19 @@ class Chaotic:
         version = self._chance.choice(["1.1", "1.1", "1.0"])
         by_query = self._chance.random() < 0.3
         gzip = self._chance.random() < 0.5
-        sock = socket.socket()
-        if self._small:
-            harness.shrink_receive_buffer(sock)
         try:
-            sock.settimeout(5)
-            sock.connect(self._swarm.address)
-            asked = version, self.channels, self._last_id, by_query
-            sock.sendall(harness.request(*asked, gzip=gzip))
+            sock = connect(self._swarm.address, self._small, timeout=5)
+            asked = version, self.channels, self._last_id, by_query, gzip
+            sock.sendall(request(*asked))
         except OSError:
             self.counts["refused"] += 1
-            sock.close()
             return
         sock.setblocking(False)
         self.counts[f"HTTP/{version}"] += 1
         if not self._last_id:
             self.transcript.append(("start",))
         self.socket = sock
-        self._stream = harness.Stream(version, self._last_id)
+        self._stream = Stream(version, self._last_id)
         self._patient = True
         self._read_on()
         self._until = now + self._chance.uniform(0.2, 3)
@@ -126,7 +121,7 @@ class Chaotic:
             self._mood = "wait"
             self._until = time.monotonic() + self._chance.uniform(0, 0.5)
 
-    def receive(self, size=256 * harness.KIB):
+    def receive(self, size=256 * KIB):
         try:
             received = self.socket.recv(size)
         except BlockingIOError:
@@ -141,11 +136,11 @@ class Chaotic:
                 self._take(*event)
             self._last_id = self._stream.decoder.last_id
             if self._stream.opened and not opened:
-                self.counts["compressed"] += self._stream.compressed
+                self.counts["compressed"] += self._stream.inflater is not None
             return
         if self._mood == "half-close" and self._patient:
-            ended = self._stream.ended or not self._stream.chunked
-            self.counts["half-closed, ended" if ended else "half-closed, cut"] += 1
+            how = "ended" if self._stream.ended else "cut"
+            self.counts[f"half-closed, {how}"] += 1
         self._disconnect()
 
     def _take(self, name_id, name, data):
@@ -210,17 +205,14 @@ class Record:
     def __init__(self, paths):
         self._events = {}  # (epoch, number): (channel, crc)
         self._retained = {}  # crc: (place, channel, name)
-        self._epochs = []  # in the order of the servers
         for path in paths:
-            with open(path, encoding="utf-8") as lines:
-                for line in lines:
-                    id, channel, name, crc = json.loads(line)[:4]
-                    place = parse_id(id)
-                    self._events[place] = (channel, crc)
-                    if name:
-                        self._retained[crc] = (place, channel, name)
-                    if place[0] not in self._epochs:
-                        self._epochs.append(place[0])
+            for id, channel, name, crc, *_ in lines_of(path):
+                place = parse_id(id)
+                self._events[place] = (channel, crc)
+                if name:
+                    self._retained[crc] = (place, channel, name)
+        # In the order of the servers.
+        self._epochs = list(dict.fromkeys(epoch for epoch, _ in self._events))
         self._by_channel = collections.defaultdict(list)
         for (epoch, number), (channel, _) in sorted(self._events.items()):
             self._by_channel[epoch, channel].append(number)
@@ -264,6 +256,11 @@ class Record:
         epochs = self._epochs
         known = epoch in epochs and other in epochs
         return known and epochs.index(epoch) > epochs.index(other)
+
+
+def lines_of(path):
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def parse_id(name):

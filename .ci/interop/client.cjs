@@ -1,18 +1,37 @@
-/* Watch a stream with an EventSource for Node, as client.py does with Python's.
+/* Watch a stream with a client for Node, as client.py does with Python's.
  *
- * usage: client.cjs eventsource|undici URL [NAME...]     prints a JSON line
+ * usage: client.cjs LIBRARY URL [NAME...]     prints a JSON line
  * [type, data, last event id] for each event of the type "message" or one of the NAMEs,
  * until the end of its input.
  */
 "use strict";
 
 const [library, url, ...names] = process.argv.slice(2);
-const { EventSource } = require(library);
+const client = require(library);
 
-const source = new EventSource(url);
-for (const name of ["message", ...names]) {
-  source.addEventListener(name, (event) => {
-    console.log(JSON.stringify([event.type, event.data, event.lastEventId]));
+const show = (type, data, id) => console.log(JSON.stringify([type, data, id]));
+
+if (client.EventSource) {
+  const source = new client.EventSource(url);
+  for (const name of ["message", ...names]) {
+    source.addEventListener(name, ({ type, data, lastEventId }) => {
+      // launchdarkly's has an event "end" of its own, without data.
+      if (data !== undefined) show(type, data, lastEventId);
+    });
+  }
+  source.onerror = () => {}; // or launchdarkly's ends the process
+} else {
+  // @microsoft/fetch-event-source, which is made for a page.
+  const nothing = () => {};
+  globalThis.window = globalThis;
+  globalThis.document = {
+    hidden: false,
+    addEventListener: nothing,
+    removeEventListener: nothing,
+  };
+  client.fetchEventSource(url, {
+    openWhenHidden: true,
+    onmessage: ({ event, data, id }) => show(event || "message", data, id),
   });
 }
 

@@ -54,7 +54,7 @@ function within(limit, promise) {
 class Server {
   static async start(options = {}) {
     const server = new Server();
-    const script = path.join(__dirname, "server.py");
+    const script = path.join(__dirname, "..", "server.py");
     server.process = spawn(PYTHON, [script, JSON.stringify(options)], {
       stdio: ["pipe", "pipe", "inherit"],
     });

@@ -1,72 +1,49 @@
-"""What the checks in Python share: a server to command, curl as a watcher, a report."""
+"""What the checks in Python share: the server to command, and curl as a watcher."""
 
 import asyncio
 import contextlib
 import json
 import pathlib
-import signal
 import sys
 from dataclasses import dataclass
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import Decoder, Failure, Report, expect, until_async  # noqa: F401
+import common
+from common import (  # noqa: F401
+    Decoder,
+    Failure,
+    Report,
+    expect,
+    free_port,
+    until_async,
+)
 
 ANSWER_LIMIT = 16 * 1024 * 1024  # bytes in one line of any program read from here
 PATIENCE = 15.0  # seconds that anything awaited may take on a busy machine
 
 
-class Server:
-    """server.py in a process of its own, on 127.0.0.1 unless told otherwise."""
-
-    def __init__(self, process, port):
-        self._process = process
-        self.port = port
+class Server(common.Server):
+    """The server, as programs on asyncio see it: its answers take no time."""
 
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, **options):
-        server = await cls.start(**options)
+        server = cls(**options)
         try:
             yield server
         finally:
-            await server.stop()
-
-    @classmethod
-    async def start(cls, **options):
-        options.setdefault("host", "127.0.0.1")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            HERE / "server.py",
-            json.dumps(options),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=ANSWER_LIMIT,
-        )
-        line = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
-        expect(line, "the server did not start")
-        return cls(process, json.loads(line)["port"])
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}/sse"
+            if server.process.returncode is None:
+                await server.stop()
 
     async def ask(self, command, **arguments):
-        line = json.dumps({"do": command, **arguments}) + "\n"
-        self._process.stdin.write(line.encode())
-        await self._process.stdin.drain()
-        answer = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE)
-        expect(answer, f"the server ended at the command {command}")
-        return json.loads(answer)
+        return super().ask(command, **arguments)
 
     async def publish(self, *events):
         """Publish events (each a dict, or just the data); returns their ids."""
         events = [e if isinstance(e, dict) else {"data": e} for e in events]
         return (await self.ask("publish", events=events))["ids"]
-
-    async def stats(self):
-        return await self.ask("stats")
 
     async def compressed(self):
         """How many open streams are compressed."""
@@ -76,16 +53,75 @@ class Server:
         """Wait until this many clients have a stream open."""
 
         async def so_many():
-            stats = await self.stats()
+            stats = await self.ask("stats")
             return stats["live"] + stats["behind"] == count
 
         await until_async(so_many, f"{count} open streams", within)
 
     async def stop(self):
         """SIGTERM, as a service manager would; returns the exit status."""
+        return await asyncio.to_thread(super().stop)
+
+    async def kill(self):
+        """As the kernel does when memory is short: no farewell."""
+        self.process.kill()
+        await self.stop()
+
+
+class Watcher:
+    """A program that watches a stream; `events` are what it has seen so far."""
+
+    def __init__(self, process):
+        self._process = process
+        self.events = []
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(cls, *command):
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=ANSWER_LIMIT
+        )
+        watcher = cls(process)
+        try:
+            yield watcher
+        finally:
+            await watcher.leave()
+
+    async def _read(self):
+        """Its output is a line for each event: [type, data, id]."""
+        async for line in self._process.stdout:
+            self.events.append(Event(*json.loads(line)))
+
+    @property
+    def data(self):
+        return [event.data for event in self.events]
+
+    @property
+    def ended(self):
+        return self._reading.done()
+
+    async def received(self, count, within=PATIENCE):
+        await until_async(
+            lambda: len(self.events) >= count or self.ended,
+            lambda: f"{count} events; {len(self.events)} came",
+            within,
+        )
+        expect(len(self.events) >= count, f"{len(self.events)} of {count} events came")
+
+    async def complaint(self):
+        """The last line that the program wrote to stderr, if it ended by itself."""
         if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(self._process.wait(), PATIENCE)
+            return ""
+        lines = (await self._process.stderr.read()).decode().splitlines()
+        return f"; the client ended: {lines[-1]}" if lines else ""
+
+    async def leave(self):
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await self._reading
 
 
 @dataclass(frozen=True)
@@ -97,59 +133,24 @@ class Event:
     id: str  # the last event id at the time of dispatch
 
 
-class Curl:
-    """`curl -N`, watching a stream; `decoder` has what it has seen so far."""
+class Curl(Watcher):
+    """`curl -N`, watching a stream."""
 
     def __init__(self, process):
-        self._process = process
         self.decoder = Decoder()
-        self.events = []
-        self._reading = asyncio.create_task(self._read())
+        super().__init__(process)
 
     @classmethod
-    @contextlib.asynccontextmanager
-    async def watching(cls, url, *, last_event_id=None, compressed=False):
-        resume = ["-H", f"Last-Event-ID: {last_event_id}"] if last_event_id else []
-        resume += ["--compressed"] * compressed
-        curl = cls(
-            await asyncio.create_subprocess_exec(
-                *("curl", "--no-buffer", "--silent", "--fail", *resume, url),
-                stdout=asyncio.subprocess.PIPE,
-            )
-        )
-        try:
-            yield curl
-        finally:
-            await curl.leave()
+    def watching(cls, url, *, compressed=False):
+        asking = ["--compressed"] * compressed
+        return cls.running("curl", "-N", "--silent", "--fail", *asking, url)
 
     async def _read(self):
         while chunk := await self._process.stdout.read(65536):
             for id, name, data in self.decoder.feed(chunk):
                 self.events.append(Event(name, data.decode(), id))
 
-    @property
-    def data(self):
-        return [event.data for event in self.events]
-
-    @property
-    def ended(self):
-        return self._reading.done()
-
     async def connected(self, within=PATIENCE):
         """Wait for the stream's first bytes."""
-        await until_async(
-            lambda: self.decoder.retry is not None, "the first bytes", within
-        )
-
-    async def received(self, count, within=PATIENCE):
-        await until_async(
-            lambda: len(self.events) >= count,
-            lambda: f"{count} events; {len(self.events)} came",
-            within,
-        )
-
-    async def leave(self):
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
-        await self._reading
+        first = "the first bytes"
+        await until_async(lambda: self.decoder.retry is not None, first, within)

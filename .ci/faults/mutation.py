@@ -1,0 +1,270 @@
+#!/usr/bin/env python3
+"""Breaks single places of sse_server.py and demands that a unit test notices each.
+
+A mutant is a copy in which one statement is deleted, one condition negated, one number
+changed by one, or one comparison swapped between `<` and `<=`.  The unit tests must pass
+on the unchanged copy first.  What is above the module's marked line is tried with the
+tests that need no socket, the rest with those that do; not with the twins over TLS.
+
+usage: mutation.py [--seed N] [--mutants N] [--allowed N] [--workers N] [--lines A-B]
+       The places are chosen by the seed.  A run by hand with --mutants 1000 takes an
+       hour or two.  The exit status is 1 if more mutants than --allowed survive.
+"""
+
+import argparse
+import ast
+import collections
+import concurrent.futures
+import json
+import os
+import pathlib
+import queue
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FILES = ("sse_server.py", "test_sse_server.py", "README.md")
+LINE = "#    Above this line: bytes and values."
+SWAPPED = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="),
+           ast.GtE: (">=", ">")}  # fmt: skip
+DELETED = (ast.Expr, ast.Assign, ast.AugAssign, ast.Return, ast.Raise, ast.Delete,
+           ast.Continue, ast.Break)  # fmt: skip
+MEMORY = 4 << 30  # bytes of address space that a mutant may use
+
+
+class Mutant:
+    """One place, by byte offsets, and what stands there instead."""
+
+    def __init__(self, kind, line, start, end, new):
+        self.kind, self.line = kind, line
+        self.start, self.end, self.new = start, end, new
+
+    def applied(self, source):
+        return source[: self.start] + self.new.encode() + source[self.end :]
+
+
+class Places(ast.NodeVisitor):
+    """All mutants of a module's functions; not of asserts, annotations and messages."""
+
+    def __init__(self, source):
+        self._source = source
+        self._starts = [0]  # byte offsets of the lines
+        for line in source.splitlines(keepends=True):
+            self._starts.append(self._starts[-1] + len(line))
+        self.found = []
+        self._functions = 0
+        self.visit(ast.parse(source))
+
+    def _add(self, kind, node, new, first=None, last=None):
+        if self._functions:
+            first, last = first or node, last or node
+            start = self._starts[first.lineno - 1] + first.col_offset
+            end = self._starts[last.end_lineno - 1] + last.end_col_offset
+            new = new(self._source[start:end].decode()) if callable(new) else new
+            self.found.append(Mutant(kind, first.lineno, start, end, new))
+
+    def visit_FunctionDef(self, node):
+        self._functions += 1
+        for child in [*node.args.defaults, *filter(None, node.args.kw_defaults)]:
+            self.visit(child)
+        for child in node.body:
+            self.visit(child)
+        self._functions -= 1
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit(self, node):
+        if isinstance(node, DELETED) and not (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        ):
+            self._add("deleted", node, "pass")
+        if isinstance(node, (ast.If, ast.While, ast.IfExp)):
+            self._add("negated", node.test, lambda text: f"(not ({text}))")
+        super().visit(node)
+
+    def visit_Assert(self, node):
+        pass
+
+    visit_JoinedStr = visit_Assert
+
+    def visit_AnnAssign(self, node):
+        if node.value:
+            self.visit(node.value)
+
+    def visit_Constant(self, node):
+        if type(node.value) is int:
+            self._add("number", node, lambda text: f"({text} + 1)")
+
+    def visit_Compare(self, node):
+        for left, sign, right in zip(
+            [node.left, *node.comparators], node.ops, node.comparators
+        ):
+            if type(sign) in SWAPPED:
+                old, new = SWAPPED[type(sign)]
+                part = lambda text, o=old, n=new: text.replace(o, n, 1)
+                between = ast.Constant(0)
+                between.lineno, between.col_offset = (
+                    left.end_lineno,
+                    left.end_col_offset,
+                )
+                between.end_lineno, between.end_col_offset = (
+                    right.lineno,
+                    right.col_offset,
+                )
+                self._add("compared", between, part)
+        self.generic_visit(node)
+
+
+class Copy:
+    """A folder with the module and its tests, in which mutants are tried."""
+
+    def __init__(self, folder, seed):
+        self._folder = folder
+        self._environment = {**os.environ, "SSE_TEST_SEED": str(seed)}
+        self._environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        folder.mkdir()
+        for name in FILES:
+            shutil.copy(ROOT / name, folder)
+
+    def run(self, source, part, classes=(), timeout=600):
+        """The runner's last line as JSON, or None where it took too long or was killed."""
+        (self._folder / "sse_server.py").write_bytes(source)
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__, "--run", part, *classes],
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            lines = process.communicate(timeout=timeout)[0].splitlines()
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        with_result = [line for line in lines if line.startswith(b'{"failed":')]
+        return json.loads(with_result[-1]) if with_result else {"failed": "crashed"}
+
+
+def run_tests(part, *order):
+    """In a copy: run its tests, stop at the first failure, say what it was."""
+    import unittest
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    sys.path.insert(0, os.getcwd())
+    try:
+        import test_sse_server as tests
+    except Exception as error:
+        print(json.dumps({"failed": f"import: {error!r}"}))
+        return
+    cases = {
+        name: case
+        for name, case in vars(tests).items()
+        if isinstance(case, type)
+        and issubclass(case, unittest.TestCase)
+        and not issubclass(case, tests.OverTLS)
+        and issubclass(case, tests.ServerTestCase) == (part == "sockets")
+        and name != "ReadmeTest"
+    }
+    loader, seconds = unittest.defaultTestLoader, {}
+    for name in order or cases:
+        started = time.monotonic()
+        result = unittest.TestResult()
+        result.failfast = True
+        loader.loadTestsFromTestCase(cases[name]).run(result)
+        seconds[name] = time.monotonic() - started
+        problems = result.failures + result.errors
+        if problems or result.unexpectedSuccesses:
+            print(json.dumps({"failed": str(problems[:1] and problems[0][0])}))
+            return
+    print(json.dumps({"failed": "", "seconds": seconds}), flush=True)
+
+
+def chosen(source, options):
+    """The mutants to try, by the seed."""
+    mutants = Places(source).found
+    if options.lines:
+        first, last = map(int, options.lines.split("-"))
+        mutants = [mutant for mutant in mutants if first <= mutant.line <= last]
+    random.Random(options.seed).shuffle(mutants)
+    print(f"{len(mutants)} places, of which {options.mutants} are tried", flush=True)
+    return mutants[: options.mutants]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--mutants", type=int, default=40)
+    parser.add_argument("--allowed", type=int, default=8, help="survivors")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--lines", help="FIRST-LAST, of sse_server.py")
+    options = parser.parse_args()
+    source = (ROOT / "sse_server.py").read_bytes()
+    lines = source.decode().splitlines()
+    marked = next((n for n, line in enumerate(lines) if line.startswith(LINE)), None)
+    if marked is None:
+        sys.exit(f"FAIL mutation: there is no line {LINE!r}")
+    with tempfile.TemporaryDirectory(prefix="sse-mutation-") as folder:
+        copies = queue.SimpleQueue()
+        for number in range(options.workers):
+            copies.put(Copy(pathlib.Path(folder, str(number)), options.seed))
+        orders, limits = {}, {}
+
+        def attempt(part, changed, **limit):
+            copy = copies.get()
+            try:
+                return copy.run(changed, part, **limit)
+            finally:
+                copies.put(copy)
+
+        with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
+            parts = ("values", "sockets")
+            for part, baseline in zip(
+                parts, pool.map(lambda part: attempt(part, source), parts)
+            ):
+                if baseline is None or baseline["failed"]:
+                    sys.exit(f"FAIL mutation: unchanged, {part}: {baseline}")
+                seconds = baseline["seconds"]
+                orders[part] = sorted(seconds, key=seconds.get)  # the quick ones first
+                limits[part] = 3 * sum(seconds.values()) + 20
+
+            def outcome(mutant):
+                part = "values" if mutant.line <= marked else "sockets"
+                found = attempt(
+                    part,
+                    mutant.applied(source),
+                    classes=orders[part],
+                    timeout=limits[part],
+                )
+                return mutant, "timed out" if found is None else found["failed"]
+
+            counts = collections.Counter()
+            for mutant, failed in pool.map(outcome, chosen(source, options)):
+                kind = failed if failed == "timed out" else "killed"
+                counts[kind if failed else "survived"] += 1
+                what = f"line {mutant.line}, {mutant.kind}: "
+                what += f"{lines[mutant.line - 1].strip()}   -> "
+                what += " ".join(mutant.new.split())
+                print(failed or "SURVIVED", what, sep="  ", flush=True)
+    names = ("killed", "timed out", "survived")
+    print("mutation:", ", ".join(f"{counts[name]} {name}" for name in names))
+    bad = counts["survived"] > options.allowed or not counts["killed"]
+    print(f"{'FAIL' if bad else 'PASS'} mutation: {options.allowed} may survive")
+    return bad
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--run"]:
+        run_tests(*sys.argv[2:])
+    else:
+        sys.exit(main())
