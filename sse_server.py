@@ -399,6 +399,7 @@ class _Entry(NamedTuple):
     id: str | None  # the publisher's; a gap has that of the event before it
     place: tuple[Any, int] | None  # the newest key up to here, and its event's number
     total: int  # the sum of the costs of all events up to this one, in bytes
+    time: float  # when it was published, in seconds since 1970
     retain: str | None = None  # the name under which the event is retained
     is_gap: bool = False
 
@@ -410,7 +411,7 @@ def _cost(frame: bytes, *names: Any) -> int:
     """
     parts = [part for part in names if part is not None]
     for part in parts:
-        if isinstance(part, tuple):  # a key
+        if isinstance(part, tuple):  # its place, with the key
             parts += part
     return len(frame) + _EVENT_OVERHEAD_BYTES + sum(map(sys.getsizeof, parts))
 
@@ -418,11 +419,13 @@ def _cost(frame: bytes, *names: Any) -> int:
 class _EventLog:
     """The events that are held, in order, and the newest retained events.
 
-    `max_events` limits the number of held events; events that the live subscribers were
-    not given yet do not count.  `max_bytes` limits their bytes, with their names, plus
-    _EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log forgets its
-    oldest event, but it always holds the newest.  `max_retained` and `max_bytes` limit
-    the retained events in the same way, apart from the others.
+    `max_events` limits the number of held events, and `max_seconds` their age, but only
+    of events that the live subscribers were given already.  `max_bytes` limits their
+    bytes, with their names, plus _EVENT_OVERHEAD_BYTES for each; the newest event is
+    held whatever its size.  When a limit is exceeded, the log forgets its oldest event.
+    `max_retained` and `max_bytes` limit the retained events, apart from the others.
+    `clock` gives the seconds since 1970: unlike other clocks, it tells the same time in
+    all processes.
 
     The publisher's ids may have keys, which ascend.  With the key of an id that is not
     held, find() knows between which two held ids it belongs.
@@ -431,11 +434,19 @@ class _EventLog:
     retains() do not need it.
     """
 
-    def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
+    def __init__(
+        self,
+        max_events: int,
+        max_bytes: int,
+        max_retained: int,
+        max_seconds: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._max_events, self._max_bytes = max_events, max_bytes
         self._max_retained = max_retained
+        self._max_seconds, self._clock = max_seconds, clock
         # By number, from `base` on.  The entry at `base` no longer has a frame.
-        self._newest = _Entry(0, b"", None, None, None, 0)
+        self._newest = _Entry(0, b"", None, None, None, 0, 0.0)
         self._entries = {0: self._newest}
         self._numbers: dict[str, int] = {}  # of the publisher's ids
         # Random, so that an id from before a restart never names another event.
@@ -498,8 +509,10 @@ class _EventLog:
             place = None if key is None else (key, number)
         name = id or f"{self._epoch}-{number}"
         frame = b"id: %b\n%b" % (_encode(name), body)
-        total = self._newest.total + _cost(frame, id, channel, retain, key)
-        entry = _Entry(number, frame, channel, id, place, total, retain, is_gap)
+        own_place = None if key is None else place
+        total = self._newest.total + _cost(frame, id, channel, retain, own_place)
+        now = self._clock()
+        entry = _Entry(number, frame, channel, id, place, total, now, retain, is_gap)
         self._entries[number] = entry
         if id is not None and not is_gap:
             self._numbers[id] = number
@@ -522,28 +535,38 @@ class _EventLog:
 
     def unretain(self, channel: str | None, name: str) -> bool:
         """Drop a retained event.  Return whether there was one."""
-        self._settle()
+        self._retain_newest()
         self.retained_changes += 1
         found = (channel, name) in self._retained
         self._replace_retained((channel, name), None)
         return found
 
     def _settle(self) -> None:
-        """Retain the newest event if it asks for that, and keep to all bounds."""
+        """Retain the newest event if it asks for that, and forget old ones."""
+        self._retain_newest()
+        oldest = -math.inf
+        if self._max_seconds is not None:
+            oldest = self._clock() - self._max_seconds
+        while self._must_forget(oldest):
+            self._forget(self.base + 1)
+
+    def _must_forget(self, oldest: float) -> bool:
+        """Whether a limit is exceeded; events since the time `oldest` may stay."""
+        base, newest = self.base, self._newest
+        held = newest.number - base
+        if base < self.sent and (
+            held > self._max_events or self._entries[base + 1].time < oldest
+        ):
+            return True
+        size = newest.total - self._entries[base].total
+        return size > self._max_bytes and held > 1
+
+    def _retain_newest(self) -> None:
         newest = self._newest
         if self._settled < newest.number:
             if newest.retain is not None:
                 self._replace_retained((newest.channel, newest.retain), newest)
             self._settled = newest.number
-        while self._exceeds_a_bound():
-            self._forget(self.base + 1)
-
-    def _exceeds_a_bound(self) -> bool:
-        newest = self._newest
-        if newest.number - self.base > self._max_events and self.base < self.sent:
-            return True
-        size = newest.total - self._entries[self.base].total
-        return size > self._max_bytes and newest.number - self.base > 1
 
     def _replace_retained(self, key: tuple[str | None, str], by: _Entry | None) -> None:
         """Retain `by` under this channel and name, or nothing; keep to the bounds."""
@@ -592,6 +615,7 @@ class _EventLog:
 
     def find(self, id: str, key: Any = None) -> int | None:
         """The position of an id, even one below `base`; None: the id is unknown."""
+        self._settle()  # events may have become too old
         number = self._find_published(id)
         if number is not None:
             return number
@@ -632,6 +656,7 @@ class _EventLog:
 
     def before_newest(self, count: int, channels: Channels) -> int:
         """The position before the newest `count` events of these channels."""
+        self._settle()  # events may have become too old
         newest = self.newest
         numbers = range(newest, max(self.base, newest - _MAX_REPLAY_SCAN), -1)
         found = (n for n in numbers if self._entries[n].channel in channels)
@@ -647,7 +672,7 @@ class _EventLog:
         self, after: int, upto: int, channels: Channels
     ) -> tuple[list[bytes], int]:
         """The next batch of retained events, without ids, and the position reached."""
-        self._settle()
+        self._retain_newest()
         found = [
             entry
             for entry, _ in list(self._retained.values())
@@ -3628,6 +3653,7 @@ class SSEServer:
         # History, for clients that come back
         history: int = 1000,  # events
         history_bytes: int = 16 * _MIB,  # and as much for the retained events
+        history_seconds: float | None = None,  # None: events of any age
         retained: int = 1000,  # events, of those published with retain=True
         replay: float = 0,  # events for a new client; math.inf: all
         # Timing, in seconds
@@ -3698,7 +3724,7 @@ class SSEServer:
             _AHEAD: _AHEAD_SECONDS,
             _LEAVING: write_timeout,
         }
-        log = _EventLog(history, history_bytes, retained)
+        log = _EventLog(history, history_bytes, retained, history_seconds)
         self._turns = turns = _Turns()
         self._registry = registry = _Registry(seconds, turns)
         self._broadcaster = broadcaster = _Broadcaster(
@@ -4249,8 +4275,9 @@ def _check_arguments(given: dict[str, Any]) -> None:
     _check_replay(given["replay"])
     for name in ("retry", "restart_retry", "header_timeout", "body_timeout",
                  "keepalive_timeout", "write_timeout", "shutdown_timeout",
-                 "heartbeat", "lifetime"):  # fmt: skip
-        if given[name] is not None or name not in ("heartbeat", "lifetime"):
+                 "heartbeat", "lifetime", "history_seconds"):  # fmt: skip
+        may_be_none = name in ("heartbeat", "lifetime", "history_seconds")
+        if given[name] is not None or not may_be_none:
             _check_seconds(name, given[name])
     for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
         if given[name] is not None:
@@ -4969,6 +4996,8 @@ def _argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("limits").add_argument
     text = "events kept for clients that reconnect (%(default)s)"
     add("--history", type=int, metavar="EVENTS", help=text)
+    text = "time for which they are kept (default: any time)"
+    add("--history-seconds", type=float, metavar="SECONDS", help=text)
     text = "events that a new client gets first (%(default)s), or all"
     add("--replay", type=_replay, metavar="EVENTS", help=text)
     text = "time between keep-alive comments (%(default)s)"

@@ -777,8 +777,8 @@ NO_CHANNEL = frozenset([None])
 EACH_CHANNEL = NO_CHANNEL | {EVERYBODY}  # of a subscriber that asked for none
 
 
-def new_log(max_events=1000, max_bytes=16 * 2**20, max_retained=0):
-    return sse_server._EventLog(max_events, max_bytes, max_retained)
+def new_log(max_events=1000, max_bytes=16 * 2**20, max_retained=0, **options):
+    return sse_server._EventLog(max_events, max_bytes, max_retained, **options)
 
 
 def size_of(log):
@@ -1191,6 +1191,68 @@ class EventLogTest(unittest.TestCase):
             ([e.frame[:12] for e in batch], last),
             ([b"id: " + log.newest_id[:8].encode()], 5),
         )
+
+    def test_events_that_are_too_old_are_forgotten(self):
+        """By whatever asks for them: nothing has to be published."""
+        for age, first in ((59, 1), (60, 1), (61, 2)):
+            for ask in (
+                lambda log: log.advance(2),
+                lambda log: log.append(b"data: a\n\n", None),
+                lambda log: log.find("1"),
+                lambda log: log.before_newest(9, NO_CHANNEL),
+            ):
+                with self.subTest(age=age):
+                    clock = mock.Mock(return_value=1e9)
+                    log = new_log(max_seconds=60, clock=clock)
+                    log.append(b"data: a\n\n", None, "1")
+                    clock.return_value += 1
+                    log.append(b"data: a\n\n", None, "2")
+                    log.advance(2)
+                    clock.return_value += age - 1
+                    ask(log)
+                    self.assertHolds(log, first, log.newest)
+                    self.assertEqual(log.missed(0, NO_CHANNEL), first == 2)
+                    self.assertFalse(log.missed(1, NO_CHANNEL))
+
+    def test_all_of_them_may_become_too_old(self):
+        clock = mock.Mock(return_value=1e9)
+        log = new_log(max_retained=1, max_seconds=60, clock=clock)
+        log.append(b"data: a\n\n", None, "1", None, "name")
+        log.append(b"data: a\n\n", None, "2")
+        log.advance(2)
+        clock.return_value += 3600
+        self.assertEqual(log.before_newest(9, NO_CHANNEL), 2)
+        self.assertHolds(log, 3, 2)
+        self.assertEqual((log.find("1"), log.find("2")), (None, 2))
+        self.assertEqual(log.newest_id, "2")
+        retained = log.snapshot(0, 2, NO_CHANNEL)
+        self.assertEqual(retained, ([b"data: a\n\n"], 2))
+        log.append(b"data: a\n\n", None, "1")
+        self.assertHolds(log, 3, 3)
+
+    def test_what_nobody_was_given_is_not_too_old(self):
+        clock = mock.Mock(return_value=1e9)
+        log = new_log(max_seconds=60, clock=clock)
+        append_many(log, 2)
+        clock.return_value += 3600
+        log.find("x")
+        self.assertHolds(log, 1, 2)
+        log.advance(1)
+        self.assertHolds(log, 2, 2)
+
+    def test_within_one_step_nothing_becomes_too_old(self):
+        """Who has missed nothing is given all that follows."""
+        clock = mock.Mock(return_value=1e9)
+        log = new_log(max_retained=1, max_seconds=60, clock=clock)
+        log.append(b"data: a\n\n", None, None, None, "name")
+        append_many(log, 2)
+        log.advance(3)
+        self.assertFalse(log.missed(0, NO_CHANNEL))
+        clock.return_value += 3600
+        self.assertTrue(log.retains(NO_CHANNEL))
+        self.assertEqual(len(log.snapshot(0, 3, NO_CHANNEL)[0]), 1)
+        log.unretain(None, "name")
+        self.assertEqual(len(log.read(0, 3)[0]), 3)
 
     def test_retained_events_have_bytes_of_their_own(self):
         body = b"data: %b\n\n" % (b"a" * 20_000)
@@ -4751,6 +4813,31 @@ class ResumeTest(ServerTestCase):
         self.assertEqual(await held.data(5), [*map(str, range(15, 20))])
         self.assertEqual(server.stats.gaps, 1)
 
+    async def test_events_that_are_too_old_are_forgotten(self):
+        """Rule 3, on a server on which nothing happens meanwhile."""
+        server = await self.start(history_seconds=60)
+        ids = [server.publish(str(n), retain=n == 0) for n in range(2)]
+        await server.drain()
+        now = time.time()
+        self.change(server._broadcaster.log, _clock=lambda: now)
+        replay = await self.stream(server, "/sse?replay=all")
+        self.assertEqual(await replay.data(2), ["0", "1"])
+        now += 100
+        lost = await self.stream(server, f"/sse?lastEventId={ids[0]}")
+        unknown = await self.stream(server, "/sse?lastEventId=unknown")
+        held = await self.stream(server, f"/sse?lastEventId={ids[1]}")
+        replay = await self.stream(server, "/sse?replay=all")
+        server.publish("2")
+        for client, reason in ((lost, "history"), (unknown, "unknown id")):
+            gap, *others = await client.events(3)
+            self.assertEqual(
+                (gap.type, json.loads(gap.data)["reason"]), ("gap", reason)
+            )
+            self.assertEqual([event.data for event in others], ["0", "2"])
+        self.assertEqual(await held.data(1), ["2"])
+        self.assertEqual(await replay.data(2), ["0", "2"])
+        self.assertEqual(server.stats.gaps, 2)
+
     async def test_history_of_none(self):
         server = await self.start(history=0)
         live = await self.stream(server)
@@ -6282,6 +6369,11 @@ REFUSED_ARGUMENTS = [
             ("max_event_bytes", "are integers from 1", (0, None)),
             ("max_connections", "are integers from 1", (0, 1.5, False)),
             ("heartbeat", "are seconds above 0", NOT_SECONDS[:5] + NOT_SECONDS[6:]),
+            (
+                "history_seconds",
+                "are seconds above 0",
+                NOT_SECONDS[:5] + NOT_SECONDS[6:],
+            ),
             ("retry", "are seconds above 0", NOT_SECONDS),
             ("restart_retry", "are seconds above 0", NOT_SECONDS),
             ("lifetime", "are seconds above 0", NOT_SECONDS[:5] + NOT_SECONDS[6:]),
@@ -9601,6 +9693,7 @@ TIMESTAMP = (
 OPTIONS = (
     *("--version", "--host", "--port", "--certfile", "--keyfile", "--event"),
     *("--channel", "--lossless", "--publish-token", "--cors-origin", "--history"),
+    "--history-seconds",
     *("--heartbeat", "--max-event-bytes", "--max-connections", "--verbose", "--quiet"),
 )
 # What the tests' own environment may have set.
@@ -10469,9 +10562,10 @@ class ReadmeTest(ServerTestCase):
         defaults = SSEServer.__init__.__kwdefaults__
         rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", self.text, re.MULTILINE)
         limits = {name: text for name, text in rows if name in defaults}
-        self.assertEqual(len(limits), 12)
+        self.assertEqual(len(limits), 13)
         for name, value in {
             "history": "1000 events",
+            "history_seconds": "`None`",
             "history_bytes": "16 MiB",
             "retained": "1000 events",
             "max_event_bytes": "1 MiB",
@@ -10481,6 +10575,7 @@ class ReadmeTest(ServerTestCase):
         for name, text in limits.items():
             self.assertIn(f"{defaults[name]:g} s", text, name)
         self.assertEqual((defaults["history"], defaults["retained"]), (1000, 1000))
+        self.assertIsNone(defaults["history_seconds"])
         self.assertEqual(defaults["history_bytes"], 16 * 1024 * KIB)
         self.assertEqual(defaults["max_event_bytes"], 1024 * KIB)
         self.assertEqual(sse_server._RESERVED_DESCRIPTORS, 64)
