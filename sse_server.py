@@ -294,18 +294,30 @@ def format_event(
         if isinstance(retry, bool) or not isinstance(retry, int) or retry < 1:
             raise ValueError(f"retry is {retry!r}; allowed are integers from 1 (ms)")
         lines.append(f"retry: {retry}")
-    if id is not None:
-        lines.append("id: " + _refuse_characters("id", id))
     if event is not None:
         lines.append("event: " + _refuse_characters("event", event))
     if data is not None:
         lines += [f"data: {line}" for line in _split_lines(_to_text(data))]
+    if id is not None:
+        # The last field: some clients take it when they read its line.  If the event
+        # is cut off after that, they resume behind an event that they never got.
+        lines.append("id: " + _refuse_characters("id", id))
     if not lines:
         raise ValueError("an event needs at least one of its fields or a comment")
     if id is not None or event is not None or data is not None:
         lines.append("")
     lines.append("")
     return _encode("\n".join(lines))
+
+
+def _with_id(event: bytes, id: str) -> bytes:
+    """Add an id, as the last field, to the bytes of an event that has none."""
+    return b"%bid: %b\n\n" % (event[:-1], _encode(id))
+
+
+def _without_id(event: bytes) -> bytes:
+    """Take the last field off the bytes of an event."""
+    return event[: event.rindex(b"\n", 0, -2)] + b"\n\n"
 
 
 def _split_lines(text: str) -> list[str]:
@@ -508,7 +520,7 @@ class _EventLog:
             self._check_id(id, key)
             place = None if key is None else (key, number)
         name = id or f"{self._epoch}-{number}"
-        frame = b"id: %b\n%b" % (_encode(name), body)
+        frame = _with_id(body, name)
         own_place = None if key is None else place
         total = self._newest.total + _cost(frame, id, channel, retain, own_place)
         now = self._clock()
@@ -680,7 +692,7 @@ class _EventLog:
         ]
         batch = _take_batch(found)
         reached = batch[-1].number if len(batch) < len(found) else upto
-        return [entry.frame.partition(b"\n")[2] for entry in batch], reached
+        return [_without_id(entry.frame) for entry in batch], reached
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
@@ -1743,9 +1755,9 @@ class _Cursor(NamedTuple):
             if upto < position:
                 snapshot = upto, id
             elif frames:
-                frames[-1] = b"id: %b\n%b" % (_encode(id), frames[-1])
+                frames[-1] = _with_id(frames[-1], id)
             elif given and not reason:  # the others have been forgotten meanwhile
-                end_of_snapshot = b"id: %b\n\n" % _encode(id)
+                end_of_snapshot = format_event(id=id)
             if reason:
                 told = None if snapshot or frames else id
                 gaps = [format_event({"reason": reason}, event="gap", id=told)]

@@ -542,12 +542,12 @@ FORMATTED = [
     ({"id": "7"}, b"id: 7\n\n"),
     ({"id": ""}, b"id: \n\n"),
     ({"id": " 7\t"}, b"id:  7\t\n\n"),
-    ({"event": "a\u2028", "id": "b\x85"}, b"id: b\xc2\x85\nevent: a\xe2\x80\xa8\n\n"),
+    ({"event": "a\u2028", "id": "b\x85"}, b"event: a\xe2\x80\xa8\nid: b\xc2\x85\n\n"),
     ({"data": Kind.ADDED}, b"data: added\n\n"),
-    ({"event": Kind.ADDED, "id": Kind.ADDED}, b"id: added\nevent: added\n\n"),
+    ({"event": Kind.ADDED, "id": Kind.ADDED}, b"event: added\nid: added\n\n"),
     (
         {"data": "d", "event": "e", "id": "i", "retry": 5, "comment": "c"},
-        b": c\nretry: 5\nid: i\nevent: e\ndata: d\n\n",
+        b": c\nretry: 5\nevent: e\ndata: d\nid: i\n\n",
     ),
     # What counts at once has no blank line after it
     ({"retry": 1}, b"retry: 1\n"),
@@ -837,15 +837,15 @@ class EventLogTest(unittest.TestCase):
             [log.find(id_at(log, n)) for n in range(5)], [0, 1, 2, 3, None]
         )
 
-    def test_the_frame_starts_with_the_id_and_decodes_to_the_event(self):
+    def test_the_frame_is_the_event_with_the_id_as_its_last_field(self):
         log = new_log()
         name = log.append(format_event("a", event="b"), "c", None)
         log.append(format_event("d"), None, "é 7")
         batch, _ = log.read(0, 2)
         self.assertEqual(
-            batch[0].frame, b"id: %b\nevent: b\ndata: a\n\n" % name.encode()
+            batch[0].frame, b"event: b\ndata: a\nid: %b\n\n" % name.encode()
         )
-        self.assertEqual(batch[1].frame, "id: é 7\ndata: d\n\n".encode())
+        self.assertEqual(batch[1].frame, "data: d\nid: é 7\n\n".encode())
         self.assertEqual([entry.channel for entry in batch], ["c", None])
 
     def test_the_publishers_ids_are_found_and_so_are_the_logs_own(self):
@@ -1188,8 +1188,8 @@ class EventLogTest(unittest.TestCase):
         self.assertTrue(log.missed(log.sent, NO_CHANNEL))
         batch, last = log.read(log.sent, log.newest)
         self.assertEqual(
-            ([e.frame[:12] for e in batch], last),
-            ([b"id: " + log.newest_id[:8].encode()], 5),
+            ([entry.frame for entry in batch], last),
+            ([b"data: a\nid: %b\n\n" % log.newest_id.encode()], 5),
         )
 
     def test_events_that_are_too_old_are_forgotten(self):
@@ -1328,7 +1328,7 @@ class EventLogTest(unittest.TestCase):
                 log = new_log()
                 for id in "1234":
                     size = 16 * 1024 + (extra if id == "4" else 0)
-                    log.append(b"a" * (size - len("id: 1\n")), None, id)
+                    log.append(b"a" * (size - len("id: 1\n\n")) + b"\n", None, id)
                 batch, last = log.read(0, log.newest)
                 self.assertEqual((len(batch), last), (expected, expected))
 
@@ -1374,7 +1374,7 @@ class ModelLog:
 
     def append(self, body, channel, id):
         name = f"{self.epoch}-{len(self.events) + 1}" if id is None else id
-        frame = f"id: {name}\n".encode() + body
+        frame = body[:-1] + f"id: {name}\n\n".encode()
         self.events.append((name, id is not None, channel, frame))
         if id is not None and id not in self.numbers:
             self.numbers[id] = len(self.events)
@@ -1556,7 +1556,7 @@ class InterruptedLogTest(unittest.TestCase):
             batch, end = log.read(position, log.newest)
             for number, entry in enumerate(batch, position + 1):
                 id = entry.id or id_at(log, number)
-                self.assertTrue(entry.frame.startswith(f"id: {id}\n".encode()))
+                self.assertTrue(entry.frame.endswith(f"\nid: {id}\n\n".encode()))
                 self.assertEqual(log.find(id), number)
                 ids.append(id)
             position = end
@@ -4350,7 +4350,18 @@ class SubscriberModelTest(unittest.TestCase):
         content = client.chunks.feed(piece)
         if client.inflater:
             content = client.inflater.decompress(content)
-        for event in client.decoder.feed(content):
+        for block in re.split(rb"(?<=\n\n)", content):
+            self.read_block(client, block)
+
+    def read_block(self, client, block):
+        events = client.decoder.feed(block)
+        if not events and client.decoder.last_event_id != client.last_id:
+            # What else was retained was forgotten meanwhile: only the place comes.
+            client.last_id = client.decoder.last_event_id
+            self.assertIsNone(client.position, "a place, and neither new nor a gap")
+            client.position = int(client.last_id.rpartition("-")[2])
+            self.assertLessEqual(client.position, client.owed_from)
+        for event in events:
             told = event.last_event_id != client.last_id
             client.last_id = event.last_event_id
             position = int(client.last_id.rpartition("-")[2] or 0) if told else None
@@ -4971,6 +4982,24 @@ class RetainedTest(ServerTestCase):
             seen = await self.seen(server, 4, "/sse", field)
             self.assertEqual(seen[:2], [("gap", gap, ""), ("s", "old", base)])
             self.assertEqual([data for _, data, _ in seen[2:]], ["2", "3"])
+
+    async def test_an_id_is_the_last_field_of_its_event(self):
+        """A client that takes it from its line loses no event that is cut off there."""
+        server = await self.start(history=2)
+        for data in ("retained", "b", "c", "d"):
+            server.publish(data, event=data, retain=data == "retained")
+        await server.drain()
+        for field in ("A: new", "Last-Event-ID: unknown", "Last-Event-ID: mine"):
+            client = await self.stream(server, "/sse?replay=1", field)
+            server.publish_gap()
+            server.publish({"last": [1, 2]}, id=f"mine, for {field}")
+            await client.until('{"last":[1,2]}')
+            _, _, blocks = bytes(client.content).partition(b"\nretry: ")
+            lines = blocks.split(b"\n")[1:]
+            after = {
+                line for id, line in zip(lines, lines[1:]) if id.startswith(b"id: ")
+            }
+            self.assertEqual(after, {b""})
 
     async def test_forget(self):
         server = await self.start()
@@ -7327,7 +7356,7 @@ class StreamTest(ServerTestCase):
         self.assertEqual(rest, [])
         self.assertRegex(
             client.content.decode(),
-            r"\A: open\nretry: [0-9]+\nid: [0-9a-f]{8}-1\ndata: a\n\nretry: [0-9]+\n\Z",
+            r"\A: open\nretry: [0-9]+\ndata: a\nid: [0-9a-f]{8}-1\n\nretry: [0-9]+\n\Z",
         )
 
     async def test_it_opens_with_a_comment_and_a_jittered_retry_and_no_blank_line(self):
@@ -7473,7 +7502,7 @@ class IteratorTest(ServerTestCase):
             server.publish("last", channel="a")
             ending = end()
             rest = b"".join(await reading)
-            self.assertIn(b"data: last\n\nretry: ", rest)
+            self.assertRegex(rest, rb"data: last\nid: .+\n\nretry: ")
             if ending:
                 await ending
         after = await rest_of(server.stream())
