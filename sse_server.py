@@ -373,6 +373,8 @@ def _check_name(what: str, name: str) -> str:
     if name != name.strip(" ") or _UNSENDABLE.search(name):
         fault = "a control character or a space at an end"
         raise ValueError(f"{what} {name!r} has {fault}")
+    if what == "event" and name == "gap":
+        raise ValueError("event 'gap' is the server's own; see publish_gap()")
     return name
 
 
@@ -3786,19 +3788,20 @@ class SSEServer:
         RuntimeError, which a handler of signal.signal() raises in the code that it has
         interrupted.
 
-        `data` and `event` are as in format_event, but None is sent as JSON's null.  Do
-        not name events `open`, `error` or `gap`: a client cannot tell them from those
-        of the stream itself.  `channel` may be EVERYBODY.  `id` is an id of your own,
-        which a Last-Event-ID then finds.  By default the server numbers the events.
+        `data` and `event` are as in format_event, but None is sent as JSON's null.  No
+        event may be named `gap`.  Do not name one `open` or `error`, which a browser
+        cannot tell from its own.  `channel` may be EVERYBODY.  `id` is an id of your
+        own, which a Last-Event-ID then finds.  By default the server numbers the
+        events.
 
         If a burst is larger than `history_bytes`, its first events are lost, and
         clients that miss them get a gap.  A fast producer should await drain().
 
         Raises ValueError for data above `max_event_bytes`, for what format_event
         refuses, for the id of an event that is still held, for an id of the form of the
-        server's own, for an id that does not ascend by `id_order`, and for an event, id
-        or channel that is empty, is longer than 256 bytes, or has a control character
-        or a space at an end (a header field could not carry it);
+        server's own, for an id that does not ascend by `id_order`, for the event `gap`,
+        and for an event, id or channel that is empty, is longer than 256 bytes, or has
+        a control character or a space at an end (a header field could not carry it);
         TypeError for data that is not JSON; RuntimeError once the server is closed,
         has failed, or has lost its event loop, in a process forked from its own, and
         for a call that has interrupted another one in the same thread.

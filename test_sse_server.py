@@ -8380,6 +8380,18 @@ class PostTest(ServerTestCase):
                 self.assertEqual(found, (status, f"{text}\n"))
         self.assertEqual(self.server.stats.published, 0)
 
+    async def test_a_gap_is_refused(self):
+        """Whoever may publish cannot tell clients that events are missing."""
+        text = "event 'gap' is the server's own; see publish_gap()"
+        with self.assertRaises(ValueError) as caught:
+            self.server.publish("a", event="gap")
+        self.assertEqual(str(caught.exception), text)
+        answer = await self.ask(self.server, post("/sse?event=g%61p", b"a"))
+        self.assertEqual((answer.status, answer.body.decode()), (400, f"{text}\n"))
+        self.assertEqual(self.server.stats.published, 0)
+        for name in ("open", "error", "Gap", "gaps"):
+            self.server.publish("a", event=name)
+
     async def test_an_id_like_the_servers_own_is_refused(self):
         held = self.server.publish("a")
         for id in (held, held[:-1] + "2"):
@@ -10031,6 +10043,7 @@ class CommandLineTest(CommandLineTestCase):
             "--port 65536": "port is 65536; allowed are integers from 0 to 65535",
             "--port -1": "port is -1; allowed are integers from 0 to 65535",
             "--history -1": "history is -1; allowed are integers from 0",
+            "--event gap": "event 'gap' is the server's own; see publish_gap()",
             "--heartbeat 0": "heartbeat is 0.0; allowed are seconds above 0",
             "--heartbeat nan": "heartbeat is nan; allowed are seconds above 0",
             "--max-connections 0": "max_connections is 0; allowed are integers from 1",
