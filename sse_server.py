@@ -702,9 +702,7 @@ class _EventLog:
         if number is None or number <= self.base:
             return None
         entry = self._entries[number]
-        lines = entry.frame.split(b"\n")
-        lines.remove(b"id: " + _encode(id))
-        return entry.channel == channel and b"\n".join(lines) == body
+        return entry.channel == channel and _without_id(entry.frame) == body
 
 
 def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
