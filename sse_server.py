@@ -294,18 +294,30 @@ def format_event(
         if isinstance(retry, bool) or not isinstance(retry, int) or retry < 1:
             raise ValueError(f"retry is {retry!r}; allowed are integers from 1 (ms)")
         lines.append(f"retry: {retry}")
-    if id is not None:
-        lines.append("id: " + _refuse_characters("id", id))
     if event is not None:
         lines.append("event: " + _refuse_characters("event", event))
     if data is not None:
         lines += [f"data: {line}" for line in _split_lines(_to_text(data))]
+    if id is not None:
+        # The last field: some clients take it when they read its line.  If the event
+        # is cut off after that, they resume behind an event that they never got.
+        lines.append("id: " + _refuse_characters("id", id))
     if not lines:
         raise ValueError("an event needs at least one of its fields or a comment")
     if id is not None or event is not None or data is not None:
         lines.append("")
     lines.append("")
     return _encode("\n".join(lines))
+
+
+def _with_id(event: bytes, id: str) -> bytes:
+    """Add an id, as the last field, to the bytes of an event that has none."""
+    return b"%bid: %b\n\n" % (event[:-1], _encode(id))
+
+
+def _without_id(event: bytes) -> bytes:
+    """Take the last field off the bytes of an event."""
+    return event[: event.rindex(b"\n", 0, -2)] + b"\n\n"
 
 
 def _split_lines(text: str) -> list[str]:
@@ -361,6 +373,8 @@ def _check_name(what: str, name: str) -> str:
     if name != name.strip(" ") or _UNSENDABLE.search(name):
         fault = "a control character or a space at an end"
         raise ValueError(f"{what} {name!r} has {fault}")
+    if what == "event" and name == "gap":
+        raise ValueError("event 'gap' is the server's own; see publish_gap()")
     return name
 
 
@@ -406,6 +420,7 @@ class _Entry(NamedTuple):
     id: str | None  # the publisher's; what is no event has that of the one before it
     place: tuple[Any, int] | None  # the newest key up to here, and its event's number
     total: int  # the sum of the costs of all events up to this one, in bytes
+    time: float  # when it was published, in seconds since 1970
     retain: str | None = None  # the name under which the event is retained
     kind: str = _EVENT
 
@@ -417,7 +432,7 @@ def _cost(frame: bytes, *names: Any) -> int:
     """
     parts = [part for part in names if part is not None]
     for part in parts:
-        if isinstance(part, tuple):  # a key
+        if isinstance(part, tuple):  # its place, with the key
             parts += part
     return len(frame) + _EVENT_OVERHEAD_BYTES + sum(map(sys.getsizeof, parts))
 
@@ -425,11 +440,13 @@ def _cost(frame: bytes, *names: Any) -> int:
 class _EventLog:
     """The events that are held, in order, and the newest retained events.
 
-    `max_events` limits the number of held events; events that the live subscribers were
-    not given yet do not count.  `max_bytes` limits their bytes, with their names, plus
-    _EVENT_OVERHEAD_BYTES for each.  When a limit is exceeded, the log forgets its
-    oldest event, but it always holds the newest.  `max_retained` and `max_bytes` limit
-    the retained events in the same way, apart from the others.
+    `max_events` limits the number of held events, and `max_seconds` their age, but only
+    of events that the live subscribers were given already.  `max_bytes` limits their
+    bytes, with their names, plus _EVENT_OVERHEAD_BYTES for each; the newest event is
+    held whatever its size.  When a limit is exceeded, the log forgets its oldest event.
+    `max_retained` and `max_bytes` limit the retained events, apart from the others.
+    `clock` gives the seconds since 1970: unlike other clocks, it tells the same time in
+    all processes.
 
     The publisher's ids may have keys, which ascend.  With the key of an id that is not
     held, find() knows between which two held ids it belongs.
@@ -438,11 +455,19 @@ class _EventLog:
     retains() do not need it.
     """
 
-    def __init__(self, max_events: int, max_bytes: int, max_retained: int) -> None:
+    def __init__(
+        self,
+        max_events: int,
+        max_bytes: int,
+        max_retained: int,
+        max_seconds: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._max_events, self._max_bytes = max_events, max_bytes
         self._max_retained = max_retained
+        self._max_seconds, self._clock = max_seconds, clock
         # By number, from `base` on.  The entry at `base` no longer has a frame.
-        self._newest = _Entry(0, b"", None, None, None, 0)
+        self._newest = _Entry(0, b"", None, None, None, 0, 0.0)
         self._entries = {0: self._newest}
         self._numbers: dict[str, int] = {}  # of the publisher's ids
         # Random, so that an id from before a restart never names another event.
@@ -505,9 +530,11 @@ class _EventLog:
             self._check_id(id, key)
             place = None if key is None else (key, number)
         name = id or f"{self._epoch}-{number}"
-        frame = b"id: %b\n%b" % (_encode(name), body) if kind != _END else b""
-        total = self._newest.total + _cost(frame, id, channel, retain, key)
-        entry = _Entry(number, frame, channel, id, place, total, retain, kind)
+        frame = b"" if kind == _END else _with_id(body, name)
+        own_place = None if key is None else place
+        total = self._newest.total + _cost(frame, id, channel, retain, own_place)
+        now = self._clock()
+        entry = _Entry(number, frame, channel, id, place, total, now, retain, kind)
         self._entries[number] = entry
         if id is not None and kind == _EVENT:
             self._numbers[id] = number
@@ -530,14 +557,33 @@ class _EventLog:
 
     def unretain(self, channel: str | None, name: str) -> bool:
         """Drop a retained event.  Return whether there was one."""
-        self._settle()
+        self._note_newest()
         self.retained_changes += 1
         found = (channel, name) in self._retained
         self._replace_retained((channel, name), None)
         return found
 
     def _settle(self) -> None:
-        """Note what the newest entry changes, and keep to all bounds."""
+        """Note what the newest entry changes, and forget old ones."""
+        self._note_newest()
+        oldest = -math.inf
+        if self._max_seconds is not None:
+            oldest = self._clock() - self._max_seconds
+        while self._must_forget(oldest):
+            self._forget(self.base + 1)
+
+    def _must_forget(self, oldest: float) -> bool:
+        """Whether a limit is exceeded; events since the time `oldest` may stay."""
+        base, newest = self.base, self._newest
+        held = newest.number - base
+        if base < self.sent and (
+            held > self._max_events or self._entries[base + 1].time < oldest
+        ):
+            return True
+        size = newest.total - self._entries[base].total
+        return size > self._max_bytes and held > 1
+
+    def _note_newest(self) -> None:
         newest = self._newest
         if self._settled < newest.number:
             if newest.retain is not None:
@@ -546,15 +592,6 @@ class _EventLog:
             if newest.kind == _END:
                 self._finished[newest.channel] = newest.number
             self._settled = newest.number
-        while self._exceeds_a_bound():
-            self._forget(self.base + 1)
-
-    def _exceeds_a_bound(self) -> bool:
-        newest = self._newest
-        if newest.number - self.base > self._max_events and self.base < self.sent:
-            return True
-        size = newest.total - self._entries[self.base].total
-        return size > self._max_bytes and newest.number - self.base > 1
 
     def _replace_retained(self, key: tuple[str | None, str], by: _Entry | None) -> None:
         """Retain `by` under this channel and name, or nothing; keep to the bounds."""
@@ -606,6 +643,7 @@ class _EventLog:
 
     def find(self, id: str, key: Any = None) -> int | None:
         """The position of an id, even one below `base`; None: the id is unknown."""
+        self._settle()  # events may have become too old
         number = self._find_published(id)
         if number is not None:
             return number
@@ -657,6 +695,7 @@ class _EventLog:
 
     def before_newest(self, count: int, channels: Channels) -> int:
         """The position before the newest `count` events of these channels."""
+        self._settle()  # events may have become too old
         newest = self.newest
         numbers = range(newest, max(self.base, newest - _MAX_REPLAY_SCAN), -1)
         entries = map(self._entries.__getitem__, numbers)
@@ -673,7 +712,7 @@ class _EventLog:
         self, after: int, upto: int, channels: Channels
     ) -> tuple[list[bytes], int]:
         """The next batch of retained events, without ids, and the position reached."""
-        self._settle()
+        self._note_newest()
         found = [
             entry
             for entry, _ in list(self._retained.values())
@@ -681,7 +720,7 @@ class _EventLog:
         ]
         batch = _take_batch(found)
         reached = batch[-1].number if len(batch) < len(found) else upto
-        return [entry.frame.partition(b"\n")[2] for entry in batch], reached
+        return [_without_id(entry.frame) for entry in batch], reached
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
@@ -689,9 +728,7 @@ class _EventLog:
         if number is None or number <= self.base:
             return None
         entry = self._entries[number]
-        lines = entry.frame.split(b"\n")
-        lines.remove(b"id: " + _encode(id))
-        return entry.channel == channel and b"\n".join(lines) == body
+        return entry.channel == channel and _without_id(entry.frame) == body
 
 
 def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
@@ -1761,9 +1798,9 @@ class _Cursor(NamedTuple):
             if upto < position:
                 snapshot = upto, id
             elif frames:
-                frames[-1] = b"id: %b\n%b" % (_encode(id), frames[-1])
+                frames[-1] = _with_id(frames[-1], id)
             elif given and not reason:  # the others have been forgotten meanwhile
-                end_of_snapshot = b"id: %b\n\n" % _encode(id)
+                end_of_snapshot = format_event(id=id)
             if reason:
                 told = None if snapshot or frames else id
                 gaps = [format_event({"reason": reason}, event="gap", id=told)]
@@ -3730,6 +3767,7 @@ class SSEServer:
         # History, for clients that come back
         history: int = 1000,  # events
         history_bytes: int = 16 * _MIB,  # and as much for the retained events
+        history_seconds: float | None = None,  # None: events of any age
         retained: int = 1000,  # events, of those published with retain=True
         replay: float = 0,  # events for a new client; math.inf: all
         # Timing, in seconds
@@ -3802,7 +3840,7 @@ class SSEServer:
             _AHEAD: _AHEAD_SECONDS,
             _LEAVING: write_timeout,
         }
-        log = _EventLog(history, history_bytes, retained)
+        log = _EventLog(history, history_bytes, retained, history_seconds)
         self._turns = turns = _Turns()
         self._registry = registry = _Registry(seconds, turns)
         self._broadcaster = broadcaster = _Broadcaster(
@@ -3852,19 +3890,20 @@ class SSEServer:
         RuntimeError, which a handler of signal.signal() raises in the code that it has
         interrupted.
 
-        `data` and `event` are as in format_event, but None is sent as JSON's null.  Do
-        not name events `open`, `error` or `gap`: a client cannot tell them from those
-        of the stream itself.  `channel` may be EVERYBODY.  `id` is an id of your own,
-        which a Last-Event-ID then finds.  By default the server numbers the events.
+        `data` and `event` are as in format_event, but None is sent as JSON's null.  No
+        event may be named `gap`.  Do not name one `open` or `error`, which a browser
+        cannot tell from its own.  `channel` may be EVERYBODY.  `id` is an id of your
+        own, which a Last-Event-ID then finds.  By default the server numbers the
+        events.
 
         If a burst is larger than `history_bytes`, its first events are lost, and
         clients that miss them get a gap.  A fast producer should await drain().
 
         Raises ValueError for data above `max_event_bytes`, for what format_event
         refuses, for the id of an event that is still held, for an id of the form of the
-        server's own, for an id that does not ascend by `id_order`, and for an event, id
-        or channel that is empty, is longer than 256 bytes, or has a control character
-        or a space at an end (a header field could not carry it);
+        server's own, for an id that does not ascend by `id_order`, for the event `gap`,
+        and for an event, id or channel that is empty, is longer than 256 bytes, or has
+        a control character or a space at an end (a header field could not carry it);
         TypeError for data that is not JSON; RuntimeError once the server is closed,
         has failed, or has lost its event loop, in a process forked from its own, and
         for a call that has interrupted another one in the same thread.
@@ -4366,8 +4405,9 @@ def _check_arguments(given: dict[str, Any]) -> None:
     _check_replay(given["replay"])
     for name in ("retry", "restart_retry", "header_timeout", "body_timeout",
                  "keepalive_timeout", "write_timeout", "shutdown_timeout",
-                 "heartbeat", "lifetime"):  # fmt: skip
-        if given[name] is not None or name not in ("heartbeat", "lifetime"):
+                 "heartbeat", "lifetime", "history_seconds"):  # fmt: skip
+        may_be_none = name in ("heartbeat", "lifetime", "history_seconds")
+        if given[name] is not None or not may_be_none:
             _check_seconds(name, given[name])
     for name in ("authorize", "id_order", "on_open", "on_close", "dumps"):
         if given[name] is not None:
@@ -5078,6 +5118,8 @@ def _argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("limits").add_argument
     text = "events kept for clients that reconnect (%(default)s)"
     add("--history", type=int, metavar="EVENTS", help=text)
+    text = "time for which they are kept (default: any time)"
+    add("--history-seconds", type=float, metavar="SECONDS", help=text)
     text = "events that a new client gets first (%(default)s), or all"
     add("--replay", type=_replay, metavar="EVENTS", help=text)
     text = "time between keep-alive comments (%(default)s)"

@@ -542,12 +542,12 @@ FORMATTED = [
     ({"id": "7"}, b"id: 7\n\n"),
     ({"id": ""}, b"id: \n\n"),
     ({"id": " 7\t"}, b"id:  7\t\n\n"),
-    ({"event": "a\u2028", "id": "b\x85"}, b"id: b\xc2\x85\nevent: a\xe2\x80\xa8\n\n"),
+    ({"event": "a\u2028", "id": "b\x85"}, b"event: a\xe2\x80\xa8\nid: b\xc2\x85\n\n"),
     ({"data": Kind.ADDED}, b"data: added\n\n"),
-    ({"event": Kind.ADDED, "id": Kind.ADDED}, b"id: added\nevent: added\n\n"),
+    ({"event": Kind.ADDED, "id": Kind.ADDED}, b"event: added\nid: added\n\n"),
     (
         {"data": "d", "event": "e", "id": "i", "retry": 5, "comment": "c"},
-        b": c\nretry: 5\nid: i\nevent: e\ndata: d\n\n",
+        b": c\nretry: 5\nevent: e\ndata: d\nid: i\n\n",
     ),
     # What counts at once has no blank line after it
     ({"retry": 1}, b"retry: 1\n"),
@@ -777,8 +777,8 @@ NO_CHANNEL = frozenset([None])
 EACH_CHANNEL = NO_CHANNEL | {EVERYBODY}  # of a subscriber that asked for none
 
 
-def new_log(max_events=1000, max_bytes=16 * 2**20, max_retained=0):
-    return sse_server._EventLog(max_events, max_bytes, max_retained)
+def new_log(max_events=1000, max_bytes=16 * 2**20, max_retained=0, **options):
+    return sse_server._EventLog(max_events, max_bytes, max_retained, **options)
 
 
 def size_of(log):
@@ -837,15 +837,15 @@ class EventLogTest(unittest.TestCase):
             [log.find(id_at(log, n)) for n in range(5)], [0, 1, 2, 3, None]
         )
 
-    def test_the_frame_starts_with_the_id_and_decodes_to_the_event(self):
+    def test_the_frame_is_the_event_with_the_id_as_its_last_field(self):
         log = new_log()
         name = log.append(format_event("a", event="b"), "c", None)
         log.append(format_event("d"), None, "é 7")
         batch, _ = log.read(0, 2)
         self.assertEqual(
-            batch[0].frame, b"id: %b\nevent: b\ndata: a\n\n" % name.encode()
+            batch[0].frame, b"event: b\ndata: a\nid: %b\n\n" % name.encode()
         )
-        self.assertEqual(batch[1].frame, "id: é 7\ndata: d\n\n".encode())
+        self.assertEqual(batch[1].frame, "data: d\nid: é 7\n\n".encode())
         self.assertEqual([entry.channel for entry in batch], ["c", None])
 
     def test_the_publishers_ids_are_found_and_so_are_the_logs_own(self):
@@ -1190,9 +1190,71 @@ class EventLogTest(unittest.TestCase):
         self.assertTrue(log.missed(log.sent, NO_CHANNEL))
         batch, last = log.read(log.sent, log.newest)
         self.assertEqual(
-            ([e.frame[:12] for e in batch], last),
-            ([b"id: " + log.newest_id[:8].encode()], 5),
+            ([entry.frame for entry in batch], last),
+            ([b"data: a\nid: %b\n\n" % log.newest_id.encode()], 5),
         )
+
+    def test_events_that_are_too_old_are_forgotten(self):
+        """By whatever asks for them: nothing has to be published."""
+        for age, first in ((59, 1), (60, 1), (61, 2)):
+            for ask in (
+                lambda log: log.advance(2),
+                lambda log: log.append(b"data: a\n\n", None),
+                lambda log: log.find("1"),
+                lambda log: log.before_newest(9, NO_CHANNEL),
+            ):
+                with self.subTest(age=age):
+                    clock = mock.Mock(return_value=1e9)
+                    log = new_log(max_seconds=60, clock=clock)
+                    log.append(b"data: a\n\n", None, "1")
+                    clock.return_value += 1
+                    log.append(b"data: a\n\n", None, "2")
+                    log.advance(2)
+                    clock.return_value += age - 1
+                    ask(log)
+                    self.assertHolds(log, first, log.newest)
+                    self.assertEqual(log.missed(0, NO_CHANNEL), first == 2)
+                    self.assertFalse(log.missed(1, NO_CHANNEL))
+
+    def test_all_of_them_may_become_too_old(self):
+        clock = mock.Mock(return_value=1e9)
+        log = new_log(max_retained=1, max_seconds=60, clock=clock)
+        log.append(b"data: a\n\n", None, "1", None, "name")
+        log.append(b"data: a\n\n", None, "2")
+        log.advance(2)
+        clock.return_value += 3600
+        self.assertEqual(log.before_newest(9, NO_CHANNEL), 2)
+        self.assertHolds(log, 3, 2)
+        self.assertEqual((log.find("1"), log.find("2")), (None, 2))
+        self.assertEqual(log.newest_id, "2")
+        retained = log.snapshot(0, 2, NO_CHANNEL)
+        self.assertEqual(retained, ([b"data: a\n\n"], 2))
+        log.append(b"data: a\n\n", None, "1")
+        self.assertHolds(log, 3, 3)
+
+    def test_what_nobody_was_given_is_not_too_old(self):
+        clock = mock.Mock(return_value=1e9)
+        log = new_log(max_seconds=60, clock=clock)
+        append_many(log, 2)
+        clock.return_value += 3600
+        log.find("x")
+        self.assertHolds(log, 1, 2)
+        log.advance(1)
+        self.assertHolds(log, 2, 2)
+
+    def test_within_one_step_nothing_becomes_too_old(self):
+        """Who has missed nothing is given all that follows."""
+        clock = mock.Mock(return_value=1e9)
+        log = new_log(max_retained=1, max_seconds=60, clock=clock)
+        log.append(b"data: a\n\n", None, None, None, "name")
+        append_many(log, 2)
+        log.advance(3)
+        self.assertFalse(log.missed(0, NO_CHANNEL))
+        clock.return_value += 3600
+        self.assertTrue(log.retains(NO_CHANNEL))
+        self.assertEqual(len(log.snapshot(0, 3, NO_CHANNEL)[0]), 1)
+        log.unretain(None, "name")
+        self.assertEqual(len(log.read(0, 3)[0]), 3)
 
     def test_retained_events_have_bytes_of_their_own(self):
         body = b"data: %b\n\n" % (b"a" * 20_000)
@@ -1268,7 +1330,7 @@ class EventLogTest(unittest.TestCase):
                 log = new_log()
                 for id in "1234":
                     size = 16 * 1024 + (extra if id == "4" else 0)
-                    log.append(b"a" * (size - len("id: 1\n")), None, id)
+                    log.append(b"a" * (size - len("id: 1\n\n")) + b"\n", None, id)
                 batch, last = log.read(0, log.newest)
                 self.assertEqual((len(batch), last), (expected, expected))
 
@@ -1339,7 +1401,7 @@ class ModelLog:
 
     def append(self, body, channel, id):
         name = f"{self.epoch}-{len(self.events) + 1}" if id is None else id
-        frame = f"id: {name}\n".encode() + body
+        frame = body[:-1] + f"id: {name}\n\n".encode()
         self.events.append((name, id is not None, channel, frame))
         if id is not None and id not in self.numbers:
             self.numbers[id] = len(self.events)
@@ -1521,7 +1583,7 @@ class InterruptedLogTest(unittest.TestCase):
             batch, end = log.read(position, log.newest)
             for number, entry in enumerate(batch, position + 1):
                 id = entry.id or id_at(log, number)
-                self.assertTrue(entry.frame.startswith(f"id: {id}\n".encode()))
+                self.assertTrue(entry.frame.endswith(f"\nid: {id}\n\n".encode()))
                 self.assertEqual(log.find(id), number)
                 ids.append(id)
             position = end
@@ -4364,7 +4426,18 @@ class SubscriberModelTest(unittest.TestCase):
         content = client.chunks.feed(piece)
         if client.inflater:
             content = client.inflater.decompress(content)
-        for event in client.decoder.feed(content):
+        for block in re.split(rb"(?<=\n\n)", content):
+            self.read_block(client, block)
+
+    def read_block(self, client, block):
+        events = client.decoder.feed(block)
+        if not events and client.decoder.last_event_id != client.last_id:
+            # What else was retained was forgotten meanwhile: only the place comes.
+            client.last_id = client.decoder.last_event_id
+            self.assertIsNone(client.position, "a place, and neither new nor a gap")
+            client.position = int(client.last_id.rpartition("-")[2])
+            self.assertLessEqual(client.position, client.owed_from)
+        for event in events:
             told = event.last_event_id != client.last_id
             client.last_id = event.last_event_id
             position = int(client.last_id.rpartition("-")[2] or 0) if told else None
@@ -4824,6 +4897,31 @@ class ResumeTest(ServerTestCase):
         self.assertEqual(await held.data(5), [*map(str, range(15, 20))])
         self.assertEqual(server.stats.gaps, 1)
 
+    async def test_events_that_are_too_old_are_forgotten(self):
+        """Rule 3, on a server on which nothing happens meanwhile."""
+        server = await self.start(history_seconds=60)
+        ids = [server.publish(str(n), retain=n == 0) for n in range(2)]
+        await server.drain()
+        now = time.time()
+        self.change(server._broadcaster.log, _clock=lambda: now)
+        replay = await self.stream(server, "/sse?replay=all")
+        self.assertEqual(await replay.data(2), ["0", "1"])
+        now += 100
+        lost = await self.stream(server, f"/sse?lastEventId={ids[0]}")
+        unknown = await self.stream(server, "/sse?lastEventId=unknown")
+        held = await self.stream(server, f"/sse?lastEventId={ids[1]}")
+        replay = await self.stream(server, "/sse?replay=all")
+        server.publish("2")
+        for client, reason in ((lost, "history"), (unknown, "unknown id")):
+            gap, *others = await client.events(3)
+            self.assertEqual(
+                (gap.type, json.loads(gap.data)["reason"]), ("gap", reason)
+            )
+            self.assertEqual([event.data for event in others], ["0", "2"])
+        self.assertEqual(await held.data(1), ["2"])
+        self.assertEqual(await replay.data(2), ["0", "2"])
+        self.assertEqual(server.stats.gaps, 2)
+
     async def test_history_of_none(self):
         server = await self.start(history=0)
         live = await self.stream(server)
@@ -4957,6 +5055,24 @@ class RetainedTest(ServerTestCase):
             seen = await self.seen(server, 4, "/sse", field)
             self.assertEqual(seen[:2], [("gap", gap, ""), ("s", "old", base)])
             self.assertEqual([data for _, data, _ in seen[2:]], ["2", "3"])
+
+    async def test_an_id_is_the_last_field_of_its_event(self):
+        """A client that takes it from its line loses no event that is cut off there."""
+        server = await self.start(history=2)
+        for data in ("retained", "b", "c", "d"):
+            server.publish(data, event=data, retain=data == "retained")
+        await server.drain()
+        for field in ("A: new", "Last-Event-ID: unknown", "Last-Event-ID: mine"):
+            client = await self.stream(server, "/sse?replay=1", field)
+            server.publish_gap()
+            server.publish({"last": [1, 2]}, id=f"mine, for {field}")
+            await client.until('{"last":[1,2]}')
+            _, _, blocks = bytes(client.content).partition(b"\nretry: ")
+            lines = blocks.split(b"\n")[1:]
+            after = {
+                line for id, line in zip(lines, lines[1:]) if id.startswith(b"id: ")
+            }
+            self.assertEqual(after, {b""})
 
     async def test_forget(self):
         server = await self.start()
@@ -6484,6 +6600,11 @@ REFUSED_ARGUMENTS = [
             ("max_event_bytes", "are integers from 1", (0, None)),
             ("max_connections", "are integers from 1", (0, 1.5, False)),
             ("heartbeat", "are seconds above 0", NOT_SECONDS[:5] + NOT_SECONDS[6:]),
+            (
+                "history_seconds",
+                "are seconds above 0",
+                NOT_SECONDS[:5] + NOT_SECONDS[6:],
+            ),
             ("retry", "are seconds above 0", NOT_SECONDS),
             ("restart_retry", "are seconds above 0", NOT_SECONDS),
             ("lifetime", "are seconds above 0", NOT_SECONDS[:5] + NOT_SECONDS[6:]),
@@ -7434,7 +7555,7 @@ class StreamTest(ServerTestCase):
         self.assertEqual(rest, [])
         self.assertRegex(
             client.content.decode(),
-            r"\A: open\nretry: [0-9]+\nid: [0-9a-f]{8}-1\ndata: a\n\nretry: [0-9]+\n\Z",
+            r"\A: open\nretry: [0-9]+\ndata: a\nid: [0-9a-f]{8}-1\n\nretry: [0-9]+\n\Z",
         )
 
     async def test_it_opens_with_a_comment_and_a_jittered_retry_and_no_blank_line(self):
@@ -7580,7 +7701,7 @@ class IteratorTest(ServerTestCase):
             server.publish("last", channel="a")
             ending = end()
             rest = b"".join(await reading)
-            self.assertIn(b"data: last\n\nretry: ", rest)
+            self.assertRegex(rest, rb"data: last\nid: .+\n\nretry: ")
             if ending:
                 await ending
         after = await rest_of(server.stream())
@@ -8457,6 +8578,18 @@ class PostTest(ServerTestCase):
                 found = answer.status, answer.body.decode()
                 self.assertEqual(found, (status, f"{text}\n"))
         self.assertEqual(self.server.stats.published, 0)
+
+    async def test_a_gap_is_refused(self):
+        """Whoever may publish cannot tell clients that events are missing."""
+        text = "event 'gap' is the server's own; see publish_gap()"
+        with self.assertRaises(ValueError) as caught:
+            self.server.publish("a", event="gap")
+        self.assertEqual(str(caught.exception), text)
+        answer = await self.ask(self.server, post("/sse?event=g%61p", b"a"))
+        self.assertEqual((answer.status, answer.body.decode()), (400, f"{text}\n"))
+        self.assertEqual(self.server.stats.published, 0)
+        for name in ("open", "error", "Gap", "gaps"):
+            self.server.publish("a", event=name)
 
     async def test_an_id_like_the_servers_own_is_refused(self):
         held = self.server.publish("a")
@@ -9801,6 +9934,7 @@ TIMESTAMP = (
 OPTIONS = (
     *("--version", "--host", "--port", "--certfile", "--keyfile", "--event"),
     *("--channel", "--lossless", "--publish-token", "--cors-origin", "--history"),
+    "--history-seconds",
     *("--heartbeat", "--max-event-bytes", "--max-connections", "--verbose", "--quiet"),
 )
 # What the tests' own environment may have set.
@@ -10114,6 +10248,7 @@ class CommandLineTest(CommandLineTestCase):
             "--port 65536": "port is 65536; allowed are integers from 0 to 65535",
             "--port -1": "port is -1; allowed are integers from 0 to 65535",
             "--history -1": "history is -1; allowed are integers from 0",
+            "--event gap": "event 'gap' is the server's own; see publish_gap()",
             "--heartbeat 0": "heartbeat is 0.0; allowed are seconds above 0",
             "--heartbeat nan": "heartbeat is nan; allowed are seconds above 0",
             "--max-connections 0": "max_connections is 0; allowed are integers from 1",
@@ -10674,9 +10809,10 @@ class ReadmeTest(ServerTestCase):
         defaults = SSEServer.__init__.__kwdefaults__
         rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", self.text, re.MULTILINE)
         limits = {name: text for name, text in rows if name in defaults}
-        self.assertEqual(len(limits), 12)
+        self.assertEqual(len(limits), 13)
         for name, value in {
             "history": "1000 events",
+            "history_seconds": "`None`",
             "history_bytes": "16 MiB",
             "retained": "1000 events",
             "max_event_bytes": "1 MiB",
@@ -10686,6 +10822,7 @@ class ReadmeTest(ServerTestCase):
         for name, text in limits.items():
             self.assertIn(f"{defaults[name]:g} s", text, name)
         self.assertEqual((defaults["history"], defaults["retained"]), (1000, 1000))
+        self.assertIsNone(defaults["history_seconds"])
         self.assertEqual(defaults["history_bytes"], 16 * 1024 * KIB)
         self.assertEqual(defaults["max_event_bytes"], 1024 * KIB)
         self.assertEqual(sse_server._RESERVED_DESCRIPTORS, 64)
