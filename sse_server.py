@@ -1644,7 +1644,11 @@ def _for_some(content_type: str, *others: tuple[str, str]) -> _Headers:
     return ("Content-Type", content_type), *uncached, *others, _NOSNIFF
 
 
-_NO_SCRIPTS = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+# An EventSource may be tried from the browser's console.
+_NO_SCRIPTS = (
+    "Content-Security-Policy",
+    "default-src 'none'; connect-src 'self'; frame-ancestors 'none'",
+)
 _NOTE_HEADERS = _for_some("text/html; charset=utf-8", _NO_SCRIPTS)
 _STATS_HEADERS = _for_some("application/json")
 _OK = _Response(200, _TEXT_HEADERS, b"ok")
