@@ -1948,6 +1948,55 @@ class _Audience:
         return payload
 
 
+class _Audiences:
+    """The audiences that have members, by their wish and by their channels."""
+
+    def __init__(self) -> None:
+        self._by_wish: dict[_Wish, _Audience] = {}
+        # A channel's audiences.  Most channels that belong to one client have one.  If
+        # each of these had a collection of its own, 9,000 clients of 100 such channels
+        # would make the garbage collector stop the event loop for 0.2 s.
+        self._by_channel: dict[str | None, _Audience | dict[_Audience, None]] = {}
+
+    def all(self) -> Collection[_Audience]:
+        """All audiences."""
+        return self._by_wish.values()
+
+    def of(self, channel: str | None) -> Collection[_Audience]:
+        """The audiences of a channel: a dict, or one that has the channel alone."""
+        found = self._by_channel.get(channel, ())
+        return (found,) if isinstance(found, _Audience) else found
+
+    def enter(self, wish: _Wish) -> _Audience:
+        """The audience of this wish, with one member more."""
+        audience = self._by_wish.get(wish)
+        if audience is None:
+            audience = self._by_wish[wish] = _Audience(wish)
+            for channel in wish.channels:
+                others = self.of(channel)
+                if not others:
+                    self._by_channel[channel] = audience
+                elif isinstance(others, dict):
+                    others[audience] = None
+                else:
+                    self._by_channel[channel] = dict.fromkeys((*others, audience))
+        audience.members += 1
+        return audience
+
+    def leave(self, audience: _Audience) -> None:
+        """It has a member less; without any, it is forgotten."""
+        audience.members -= 1
+        if audience.members:
+            return
+        del self._by_wish[audience.wish]
+        for channel in audience.wish.channels:
+            others = self.of(channel)
+            if len(others) > 1 and isinstance(others, dict):
+                del others[audience]
+            else:
+                del self._by_channel[channel]
+
+
 def _deflate(payload: bytes, dictionary: bytes) -> Generator[None, None, bytes]:
     """Deflate blocks that can be decoded at once (RFC 1951)."""
     size = len(payload)
@@ -2213,11 +2262,7 @@ class _Broadcaster:
         self._write_timeout = write_timeout
         self._id_order = id_order
         self._on_open, self._on_close = on_open, on_close
-        self._audiences: dict[_Wish, _Audience] = {}
-        # A channel's audiences.  Most channels that belong to one client have one.  If
-        # each of these had a collection of its own, 9,000 clients of 100 such channels
-        # would make the garbage collector stop the event loop for 0.2 s.
-        self._by_channel: dict[str | None, _Audience | dict[_Audience, None]] = {}
+        self._audiences = _Audiences()
         self._written = 0  # events up to here were written to the live; for drain()
         self._next_batch: dict[object, _Batch] = {}  # the last one, by what it is for
         self._loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
@@ -2226,7 +2271,7 @@ class _Broadcaster:
         self._rung = False  # whether there may be work to do
         self._heartbeat_due = False
         self._timer: asyncio.TimerHandle | None = None
-        self._watchers: set[asyncio.Future[None]] = set()
+        self._watchers = _Watchers()
         # A drain has waited write_timeout for these, so the next drain does not.
         self._not_waited_for: set[_Subscriber] = set()
 
@@ -2307,8 +2352,8 @@ class _Broadcaster:
         if self._heartbeat is not None:
             self._beat(self._heartbeat)
         self._task = loop.create_task(self._run())
-        self._task.add_done_callback(lambda task: self._notify())
-        self._notify()  # what was published before counts as delivered
+        self._task.add_done_callback(lambda task: self._watchers.notify())
+        self._watchers.notify()  # what was published before counts as delivered
         return self._task
 
     def stop(self, why: str) -> None:
@@ -2354,9 +2399,9 @@ class _Broadcaster:
                 yield from self._write_heartbeats()
             if self.log.sent < self.log.newest:
                 yield from self._sweep()
-                self._notify()
+                self._watchers.notify()
             yield from self._serve_ready()
-            self._notify()
+            self._watchers.notify()
             if self.log.sent == self.log.newest and not self.registry.count(_READY):
                 break
             yield True
@@ -2366,7 +2411,7 @@ class _Broadcaster:
                 if subscriber.state in (_LIVE, _AHEAD):
                     self.end(subscriber, "the server ends")
                 yield None
-            self._notify()
+            self._watchers.notify()
 
     def _beat(self, seconds: float) -> None:
         self._heartbeat_due = True
@@ -2377,7 +2422,7 @@ class _Broadcaster:
     def _write_heartbeats(self) -> Iterator[None]:
         """To everybody whose socket has room; those behind get events."""
         waiting = self.registry.all(_AHEAD)
-        taken = self._take(self._audiences.values())
+        taken = self._take(self._audiences.all())
         before = _Cursor(self.log.sent)
         yield from self._write_to(taken, lambda wish: (_HEARTBEAT, 0), before)
         for subscriber in waiting:
@@ -2403,7 +2448,7 @@ class _Broadcaster:
             channels = [*frames, EVERYBODY] if has_lost else list(frames)
             found: dict[_Audience, None] = {}
             for name in channels:
-                found.update(dict.fromkeys(self._audiences_of(name)))
+                found.update(dict.fromkeys(self._audiences.of(name)))
             losers = [
                 audience
                 for audience in (found if has_lost else ())
@@ -2420,7 +2465,7 @@ class _Broadcaster:
             taken, lambda wish: _payload_for(wish.channels, frames), _Cursor(before)
         )
         for channel in ended:
-            for audience in list(self._audiences_of(channel)):
+            for audience in list(self._audiences.of(channel)):
                 yield from self._end_if_finished(audience)
         self._written = end
         yield from self._end_being_ahead()
@@ -2547,10 +2592,8 @@ class _Broadcaster:
 
         Without a `last_event_id` it is then given the newest `replay` events.
         """
-        audience = self._audiences.get(wish) or self._add_audience(wish)
-        audience.members += 1
+        audience = subscriber.audience = self._audiences.enter(wish)
         self.connected += 1
-        subscriber.audience = audience
         # Before its head is written: what is forgotten from here on is a gap.
         is_ahead = not self._place(subscriber, wish.channels, last_event_id, replay)
         failure = None
@@ -2560,7 +2603,8 @@ class _Broadcaster:
             failure = error
         if self._lifetime is not None and self._loop:
             seconds = self._lifetime * random.uniform(0.8, 1.2)
-            subscriber.timer = self._loop.call_later(seconds, self._outlive, subscriber)
+            end = functools.partial(self.end, subscriber, "lifetime over", self._retry)
+            subscriber.timer = self._loop.call_later(seconds, end)
         if is_ahead:
             self.registry.enter(subscriber, _AHEAD)
         elif self._may_go_live(subscriber) and subscriber.has_room():
@@ -2572,23 +2616,6 @@ class _Broadcaster:
         if failure:
             self._cut_broken(subscriber, failure)
             failure = None  # its frames refer to this one, and this one to it
-
-    def _add_audience(self, wish: _Wish) -> _Audience:
-        audience = self._audiences[wish] = _Audience(wish)
-        for channel in wish.channels:
-            others = self._audiences_of(channel)
-            if not others:
-                self._by_channel[channel] = audience
-            elif isinstance(others, dict):
-                others[audience] = None
-            else:
-                self._by_channel[channel] = dict.fromkeys((*others, audience))
-        return audience
-
-    def _audiences_of(self, channel: str | None) -> Collection[_Audience]:
-        """The audiences of a channel: a dict, or one that has the channel alone."""
-        found = self._by_channel.get(channel, ())
-        return (found,) if isinstance(found, _Audience) else found
 
     def _place(
         self,
@@ -2654,17 +2681,19 @@ class _Broadcaster:
 
     def _call(self, hook: _Hook, subscriber: _Subscriber) -> None:
         """Call the hook in the next round, when the state here is consistent again."""
-        if hook and self._loop:
-            self._loop.call_soon(self._call_now, hook, subscriber.request())
+        if hook is None or self._loop is None:
+            return
 
-    def _call_now(self, hook: Callable[[Request], object], request: Request) -> None:
-        try:
-            hook(request)
-        except Exception as error:
-            if self.closed_because and isinstance(error, RuntimeError):
-                logger.debug("%s: a hook: %s", request.peer, error)  # it has published
-            else:
-                logger.exception("%s: a hook failed", request.peer)
+        def call(request: Request) -> None:
+            try:
+                hook(request)
+            except Exception as error:
+                if self.closed_because and isinstance(error, RuntimeError):
+                    logger.debug("%s: a hook: %s", request.peer, error)  # it published
+                else:
+                    logger.exception("%s: a hook failed", request.peer)
+
+        self._loop.call_soon(call, subscriber.request())
 
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
@@ -2779,9 +2808,6 @@ class _Broadcaster:
         if batch.payload:
             self._send(subscriber, batch.payload)
 
-    def _outlive(self, subscriber: _Subscriber) -> None:
-        self.end(subscriber, "its lifetime is over", self._retry)
-
     def end(
         self, subscriber: _Subscriber, why: str, retry: float | None = None
     ) -> None:
@@ -2814,16 +2840,8 @@ class _Broadcaster:
             subscriber.timer.cancel()
             subscriber.timer = None
         self._not_waited_for.discard(subscriber)
-        audience.members -= 1
+        self._audiences.leave(audience)
         self.connected -= 1
-        if not audience.members:
-            del self._audiences[audience.wish]
-            for channel in audience.wish.channels:
-                others = self._audiences_of(channel)
-                if len(others) > 1 and isinstance(others, dict):
-                    del others[audience]
-                else:
-                    del self._by_channel[channel]
         logger.info("%s left, %s; %d remain", subscriber.peer, why, self.connected)
         self._call(self._on_close, subscriber)
         self._ring()  # somebody may wait for this
@@ -2836,7 +2854,7 @@ class _Broadcaster:
         while self._written < target:
             if self.closed_because and self._task and self._task.done():
                 raise RuntimeError(f"{self.closed_because}; nothing can be delivered")
-            await self._progress()
+            await self._watchers.wait()
         deadline = time.monotonic() + self._write_timeout
         while behind:
             waited_for = [
@@ -2851,23 +2869,34 @@ class _Broadcaster:
             if left <= 0:
                 self._not_waited_for.update(waited_for)
                 break
-            await self._progress(left)
+            await self._watchers.wait(left)
 
-    async def _progress(self, seconds: float | None = None) -> None:
-        """Wait until something here may have changed, or for so many seconds."""
+
+class _Watchers:
+    """Tasks that wait for the next change."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait until something may have changed, or for so many seconds."""
         loop = asyncio.get_running_loop()
         watcher = loop.create_future()
-        self._watchers.add(watcher)
-        timer = None if seconds is None else loop.call_later(seconds, self._notify)
+        self._waiting.add(watcher)
+        timer = None if seconds is None else loop.call_later(seconds, self.notify)
         try:
             await watcher
         finally:
-            self._watchers.discard(watcher)
+            self._waiting.discard(watcher)
             if timer:
                 timer.cancel()
 
-    def _notify(self) -> None:
-        for watcher in list(self._watchers):
+    def notify(self) -> None:
+        """Something may have changed."""
+        for watcher in list(self._waiting):
             if not watcher.done():
                 watcher.set_result(None)
 

@@ -4405,7 +4405,7 @@ class SubscriberModelTest(unittest.TestCase):
                 self.assertEqual(found.count(True), 1)
         live = sum(
             len(audience.live) + len(audience.young)
-            for audience in server._broadcaster._audiences.values()
+            for audience in server._broadcaster._audiences.all()
         )
         self.assertEqual(live, len(members["live"]))
         self.assertEqual(len(server._registry), len(self.clients))
@@ -5601,7 +5601,7 @@ class ChannelTest(ServerTestCase):
             self.assertEqual(await client.data(1), ["a"])
             client.close()
         await self.until_stats(server, live=0)
-        self.assertEqual(server._broadcaster._by_channel, {})
+        self.assertEqual(server._broadcaster._audiences._by_channel, {})
 
     async def test_a_sweep_of_many_channels_gives_way_by_time(self):
         server = await self.start()
@@ -5797,7 +5797,7 @@ class CompressionTest(ServerTestCase):
         self.change(sse_server, _TAIL_BYTES=tail)
         server = await self.start(compress=True)
         early = [await self.zipped(server) for _ in range(2)]
-        (audience,) = server._broadcaster._audiences.values()
+        (audience,) = server._broadcaster._audiences.all()
         size = len(format_event("x", id=server.publish("x")))
         for client in early:
             await client.data(1)
@@ -5834,7 +5834,7 @@ class CompressionTest(ServerTestCase):
     async def test_a_large_event_is_compressed_in_turns(self):
         server = await self.start(compress=True)
         clients = [await self.zipped(server) for _ in range(2)]
-        (audience,) = server._broadcaster._audiences.values()
+        (audience,) = server._broadcaster._audiences.all()
         turns = []
         data = os.urandom(512 * KIB).hex()  # a mebibyte
         server._broadcaster.turn_is_over = lambda: not turns.append(1)
@@ -6089,7 +6089,7 @@ class FailureTest(ServerTestCase):
         server = await self.start()
         client = await self.stream(server)
         other = await self.stream(server)
-        (audience,) = server._broadcaster._audiences.values()
+        (audience,) = server._broadcaster._audiences.all()
         write = audience.write
         audience.write = mock.Mock(
             wraps=write, side_effect=[ZeroDivisionError, mock.DEFAULT]
@@ -6138,7 +6138,7 @@ class FailureTest(ServerTestCase):
         self.change(sse_server, _direct_socket=lambda transport: None)
         server = await self.start()
         clients = [await self.stream(server) for _ in range(2)]
-        (audience,) = server._broadcaster._audiences.values()
+        (audience,) = server._broadcaster._audiences.all()
         _, second = audience.live
         write = audience.write
 
@@ -6253,7 +6253,7 @@ class FailureTest(ServerTestCase):
         server = await self.start()
         first = await self.stream(server)
         leaver = await self.stream(server)
-        (audience,) = server._broadcaster._audiences.values()
+        (audience,) = server._broadcaster._audiences.all()
         descriptor = list(audience.live)[1].target.fileno()
         write = audience.write
         swapped = []
