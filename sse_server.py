@@ -959,6 +959,12 @@ def _find_fields_end(received: bytearray, searched: int) -> int:
 
 def _parse_request(head: bytes, peer: str = "") -> Request:
     """Parse a request's head with its empty line (RFC 9112, 2 to 6)."""
+    return dataclasses.replace(_parse_head(head), peer=peer)
+
+
+# When many clients reconnect at once, nearly all heads are equal.
+@functools.lru_cache(maxsize=64)
+def _parse_head(head: bytes) -> Request:
     if not head.endswith(b"\r\n\r\n"):
         raise HTTPError(400, "a line of the request ends with a bare LF")
     request_line, _, lines = head[:-2].partition(b"\r\n")
@@ -974,7 +980,7 @@ def _parse_request(head: bytes, peer: str = "") -> Request:
     fields = _parse_fields(lines)
     path, query = _parse_target(found[1], found[2])
     method, target = found[1].decode(), found[2].decode()
-    request = Request(method, target, path, query, version, fields, peer)
+    request = Request(method, target, path, query, version, fields, peer="")
     _check_fields(request)
     return request
 
