@@ -678,8 +678,9 @@ class _EventLog:
 
     def is_finished(self, channels: Channels, position: int) -> bool:
         """Whether each of these channels has ended at or before the position."""
-        ends = [self._finished.get(channel, math.inf) for channel in channels]
-        return bool(ends) and max(ends) <= position
+        if not self._finished or not channels:
+            return False
+        return all(self._finished.get(c, math.inf) <= position for c in channels)
 
     def follows(self, position: int, channels: Channels) -> bool:
         """Whether any event of these channels follows the position."""
@@ -2551,11 +2552,10 @@ class _Broadcaster:
         self, channels: Channels, last_event_id: str | None, replay: float
     ) -> bool:
         """Whether all that a stream would get is its end."""
-        wanted = channels | _ALL
+        log, wanted = self.log, channels | _ALL
+        if not log.is_finished(channels, log.newest):
+            return False
         with self.lock:
-            log = self.log
-            if not log.is_finished(channels, log.newest):
-                return False
             if last_event_id:
                 position = log.find(last_event_id, self._key_of_seen(last_event_id))
                 return position is not None and not (
