@@ -4157,15 +4157,16 @@ class SSEServer:
 
         In that thread, as in a hook, it does not wait.
         """
-        if self._thread is None:
+        thread = self._thread  # a start that fails sets it to None
+        if thread is None:
             raise RuntimeError("the server was not started with start()")
         if self._enter(_CLOSED, _NEW):  # Ctrl-C has interrupted start()
             self._broadcaster.stop("the server is closed")
         if self._loop:
             with contextlib.suppress(RuntimeError):  # it was closed from within
                 self._loop.call_soon_threadsafe(self._begin_closing)
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        if thread.is_alive() and thread is not threading.current_thread():
+            thread.join()
 
     def requests(self) -> list[Request]:
         """The request of each open stream; from any thread.
