@@ -7455,10 +7455,15 @@ class SeamTest(ServerTestCase):
     async def visit_without_cycles(self, alive, targets, authorize):
         server = await self.start(authorize=authorize, publish_token="secret")
         logging.getLogger("sse_server").setLevel(logging.CRITICAL)
+        await self.visit_in_each_way(server, targets)  # equal heads are parsed once
         gc.collect()
         gc.disable()
         self.addCleanup(gc.enable)
         before = alive()
+        await self.visit_in_each_way(server, targets)
+        await self.until(lambda: alive() == before, "the end of the connections")
+
+    async def visit_in_each_way(self, server, targets):
         end = "Connection: close"
         for _ in range(5):
             for target in targets:
@@ -7480,7 +7485,6 @@ class SeamTest(ServerTestCase):
         await self.until_gone()
         self.transports.clear()
         self.connections.clear()
-        await self.until(lambda: alive() == before, "the end of the connections")
 
     async def test_no_end_of_a_connection_leaves_anything_to_the_collector(self):
         """Neither of ours nor of asyncio's: closed, reset, cut, refused, with TLS."""
