@@ -42,8 +42,9 @@ The rules from which the rest follows:
    state       what happens in it                      it ends with
    handshake   TLS is being agreed on                  head, closed
    head        a request's head is received            asking, body, answering
-   asking      `authorize` decides (a task)            body, answering
-   body        a request's body is received            answering
+   asking      `authorize` decides (a task)            body, publishing, answering
+   body        a request's body is received            publishing, answering
+   publishing  an event is added to a file (a task)    answering
    answering   the socket takes the answer             head, idle, a stream's states
    idle        the next request may come               head
    lingering   after an error, input is discarded      leaving
@@ -116,6 +117,7 @@ from collections.abc import (
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union, cast
 
 if TYPE_CHECKING:  # some small systems have no `ssl`, and no `zlib`
+    import sqlite3
     import ssl as ssl_module
 
 __version__ = "2.0.0"
@@ -176,6 +178,22 @@ _MAX_REPLAY_SCAN = 10_000  # events that are searched for those to replay
 # Channels whose last forgotten event is remembered.  With more channels, a client may
 # be told of a gap although it missed nothing.
 _MAX_TRACKED_CHANNELS = 10_000
+# A history file.  A writer, or an opening process, waits this long for another one.
+_FILE_WAIT_SECONDS = 5.0
+_FILE_RETRY_SECONDS = 0.0005  # on average
+# The events that a history file holds beyond `history`, so that a burst is not
+# forgotten before the event loop of each process has taken it in.
+_FILE_SPARE_EVENTS = 10_000
+# Threads that publish what clients send.  One at a time can write, but all may wait.
+_FILE_THREADS = 8
+_FILE_THREAD_SECONDS = 30.0  # for each wait: for a thread, and for the thread
+_FILE_LOOK_SECONDS = 0.02  # between two looks for what other processes have added
+_FILE_BATCH_EVENTS = 256  # that are read at once, in less than 2 ms
+_FILE_TRIM_EVENTS = 128  # after so many the oldest are forgotten
+# What SQLite has not moved into the file yet (its WAL).  Above the size a thread moves
+# it, with this pause.  A reader that stays for hours may let it grow larger.
+_FILE_WAL_BYTES = 4 * _MIB
+_FILE_CHECKPOINT_SECONDS = 0.5
 # Descriptors for everything but connections: the program's own, the listening sockets,
 # and the clients that are only told that the server is full.
 _RESERVED_DESCRIPTORS = 64
@@ -403,6 +421,7 @@ _HEARTBEAT = b":\n"
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
 _NO_CHANNEL: Channels = frozenset([None])
+_NOBODY = "\0nobody"  # as a channel: of an entry that only has a place in the log
 EVERYBODY = "\0everybody"  # as a channel: all subscribers; no channel has this name
 _ALL: Channels = frozenset([EVERYBODY])
 
@@ -411,6 +430,9 @@ _ALL: Channels = frozenset([EVERYBODY])
 _EVENT = "event"
 _GAP = "gap"  # events are missing here
 _END = "end"  # nothing more will come on this channel; it has no frame
+# What is retained under a name is dropped.  Only in a history file, where it needs a
+# place for all processes; it has no frame.
+_FORGET = "forget"
 
 
 class _Entry(NamedTuple):
@@ -423,6 +445,11 @@ class _Entry(NamedTuple):
     time: float  # when it was published, in seconds since 1970
     retain: str | None = None  # the name under which the event is retained
     kind: str = _EVENT
+
+
+def _own_ids(epoch: str) -> re.Pattern[str]:
+    """The ids that a log makes, with the event's number in group 1."""
+    return re.compile(epoch + "-(0|[1-9][0-9]{0,18})")
 
 
 def _cost(frame: bytes, *names: Any) -> int:
@@ -472,13 +499,13 @@ class _EventLog:
         self._numbers: dict[str, int] = {}  # of the publisher's ids
         # Random, so that an id from before a restart never names another event.
         self._epoch = secrets.token_hex(4)
-        # An id that this log made, in its group 1 the event's number.
-        self.own_id = re.compile(self._epoch + "-(0|[1-9][0-9]{0,18})")
+        self.own_id = _own_ids(self._epoch)
         # By channel and name, oldest first: the event and its cost.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self._retained_bytes = 0  # their sum; below 0: not known
         self.retained_changes = 0  # by unretain(); other changes change `newest`
         self._finished: dict[str | None, int] = {}  # by channel, its end's number
+        self._retained_until = 0  # what rows up to this one retain is known already
         self._settled = 0  # the number of the last entry that _settle() has noted
         # The number of the last forgotten event of each channel, the oldest first.
         self._forgotten = collections.OrderedDict[Optional[str], int]()
@@ -523,18 +550,66 @@ class _EventLog:
         that is not above the newest key.
         """
         self._settle()
+        if id is not None:
+            self._check_id(id, key)
+        return self._add(body, channel, id, key, self._clock(), retain, kind)
+
+    def begin(
+        self, epoch: str, base: int, newest: int, retained: Iterable[_Row]
+    ) -> None:
+        """Hold nothing but these retained events; all up to `base` was forgotten.
+
+        With a history file, this is how a log begins, and how it goes on after it has
+        missed rows.  Then take() adds to it, and not append().  The retained events are
+        those after row `newest` of the file.
+        """
+        self._epoch, self.own_id = epoch, _own_ids(epoch)
+        entry = _Entry(base, b"", None, None, None, self._newest.total, 0.0)
+        self._entries, self._numbers = {base: entry}, {}
+        self._forgotten.clear()
+        self._forgotten_floor = self.base = self._settled = base
+        self._newest = entry
+        self._finished.clear()
+        self._retained.clear()
+        self._retained_bytes = 0
+        self.retained_changes += 1
+        self._retained_until = newest
+        for row in retained:
+            frame = _with_id(row.body, f"{epoch}-{row.number}")
+            held = _Entry(row.number, frame, row.channel, None, None, 0, row.time)
+            self._replace_retained((row.channel, row.name or ""), held)
+
+    def take(self, row: _Row) -> None:
+        """Add the row that follows in the history file."""
+        self._settle()
+        name = row.name if row.number > self._retained_until else None
+        if row.kind != _FORGET:
+            self._add(row.body, row.channel, row.id, None, row.time, name, row.kind)
+            return
+        if name is not None:
+            self.unretain(row.channel, name)
+        self._add(b"", _NOBODY, None, None, row.time, None, _FORGET)
+
+    def _add(
+        self,
+        body: bytes,
+        channel: str | None,
+        id: str | None,
+        key: Any,
+        added: float,
+        retain: str | None,
+        kind: str,
+    ) -> str:
         number, place = self.newest + 1, self._newest.place
         if kind != _EVENT:
             id = self._newest.id  # with which other processes find this place, too
         elif id is not None:
-            self._check_id(id, key)
             place = None if key is None else (key, number)
         name = id or f"{self._epoch}-{number}"
-        frame = b"" if kind == _END else _with_id(body, name)
+        frame = _with_id(body, name) if kind in (_EVENT, _GAP) else b""
         own_place = None if key is None else place
         total = self._newest.total + _cost(frame, id, channel, retain, own_place)
-        now = self._clock()
-        entry = _Entry(number, frame, channel, id, place, total, now, retain, kind)
+        entry = _Entry(number, frame, channel, id, place, total, added, retain, kind)
         self._entries[number] = entry
         if id is not None and kind == _EVENT:
             self._numbers[id] = number
@@ -742,6 +817,496 @@ def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
             break
         batch.append(entry)
     return batch
+
+
+class _Row(NamedTuple):
+    """An entry of the log, as a history file has it."""
+
+    number: int
+    kind: str
+    body: bytes  # the event without its id field
+    channel: str | None
+    id: str | None  # the publisher's; None: the log numbered the event
+    name: str | None  # the name under which the event is retained
+    time: float  # when it was added, in seconds since 1970
+
+
+class _LogFileError(OSError):
+    """The history file cannot be used now.  The text, of one line, says what to do."""
+
+
+class _LogFile:
+    """The log as a SQLite database, with which it survives a restart.
+
+    The processes that name the same file have one log: each adds rows, and each reads
+    all rows in one order.  A row that add() has returned survives the death of any
+    process.  A crash of the machine may take the newest rows, and their numbers would
+    be given again.  Therefore the file notes the boot of the machine, and how many have
+    opened it and not closed it.  If it was not closed by all before another boot, it
+    gets a new epoch, in which no id of the log from before is known.
+
+    `max_events` and `max_bytes` bound the rows, `max_seconds` their age; `max_retained`
+    and, once more, `max_bytes` bound the retained events.  The bounds of the process
+    that called set_bounds() last count for all, so that a program which only publishes
+    need not know them.
+
+    Any thread may call the methods.  Each opens the file if it is not open.  If the
+    file cannot be used, it raises _LogFileError.
+    """
+
+    _APPLICATION, _FORMAT = 0x53534531, 1  # application_id: "SSE1", and user_version
+    # openers: those that opened the file since this boot and did not close it.
+    # total: the sum of the sizes of all rows up to this one.
+    _SCHEMA = """
+        CREATE TABLE state (epoch TEXT, boot TEXT, openers INTEGER,
+            max_events INTEGER, max_bytes INTEGER, max_retained INTEGER,
+            max_seconds REAL, retained INTEGER, retained_bytes INTEGER);
+        CREATE TABLE events (number INTEGER PRIMARY KEY, kind TEXT, body BLOB,
+            channel TEXT, id TEXT, name TEXT, time REAL, size INTEGER, total INTEGER);
+        CREATE UNIQUE INDEX event_ids ON events (id) WHERE id IS NOT NULL;
+        CREATE TABLE retained (number INTEGER PRIMARY KEY, body BLOB,
+            channel TEXT, name TEXT, size INTEGER, UNIQUE (channel, name))"""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        max_events: int,
+        max_bytes: int,
+        max_retained: int,
+        max_seconds: float | None = None,
+    ) -> None:
+        self._sqlite3 = _need_module("history_file", "sqlite3")
+        self.path = os.path.abspath(path)
+        self.epoch = ""  # begins the log's own ids; known once the file is open
+        self._own_id = _own_ids("")  # their form
+        self._bounds = max_events, max_bytes, max_retained, max_seconds
+        self._process = 0  # the one in which the file is open; 0: it is not
+        self._opener = 0  # the one that is counted among the openers
+        self._connections: list[sqlite3.Connection] = []  # the writer, the reader
+        self._version = 0  # it changes when a row is added; 0: not known
+        # A thread that needs both takes the lock of the reader first.
+        self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
+        self._forking = 0  # the thread that forks, and so holds both
+        self._checkpoint: threading.Thread | None = None
+        self._checkpoint_due = 0.0
+        _files_of_this_process().add(self)
+
+    # Adding rows.
+
+    def add(
+        self,
+        kind: str,
+        body: bytes = b"",
+        channel: str | None = None,
+        id: str | None = None,
+        name: str | None = None,
+    ) -> int:
+        """Add a row, in one transaction; return its number.
+
+        With a `name`, an event is retained, and _FORGET drops what is retained.  If
+        there is nothing to drop, no row is added, and 0 is returned.  Raises ValueError
+        for the id of an event that is held, and for an id of the log's own form.  It
+        waits for other processes and threads, for less than twice _FILE_WAIT_SECONDS in
+        all, and then raises _LogFileError.
+        """
+        with self._transaction() as db:
+            if id is not None and self._own_id.fullmatch(id):
+                raise ValueError(f"id {id!r} has the form of this server's own ids")
+            dropped = name is not None and self._drop(db, channel, name)
+            if kind == _FORGET and not dropped:
+                return 0
+            newest = "SELECT number, total FROM events ORDER BY number DESC LIMIT 1"
+            number, total = db.execute(newest).fetchone() or (0, 0)
+            number += 1
+            size = len(body) + len(channel or "") + len(id or "")
+            size += _EVENT_OVERHEAD_BYTES
+            added = time.time()
+            row = number, kind, body, channel, id, name, added, size, total + size
+            try:
+                db.execute("INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?)", row)
+            except self._sqlite3.IntegrityError:
+                fault = f"id {id!r} is that of an event that is held"
+                raise ValueError(fault) from None
+            if name is not None and kind == _EVENT:
+                self._retain(db, number, body, channel, name, size)
+            if number % _FILE_TRIM_EVENTS == 0 or size > _BATCH_BYTES:
+                self._trim(db)
+            if self._refuse_replaced() > _FILE_WAL_BYTES:
+                self._begin_checkpoint()
+        return number
+
+    def _drop(self, db: sqlite3.Connection, *key: str | None) -> bool:
+        """Drop what is retained under this channel and name, if there is something."""
+        which = "SELECT number, size FROM retained WHERE channel IS ? AND name = ?"
+        number, size = db.execute(which, key).fetchone() or (0, 0)
+        if number:
+            db.execute("DELETE FROM retained WHERE number = ?", (number,))
+            self._count_retained(db, -1, -size)
+        return number > 0
+
+    def _retain(self, db: sqlite3.Connection, *row: Any) -> None:
+        """Retain an event; forget those that did not change for the longest time."""
+        db.execute("INSERT INTO retained VALUES (?,?,?,?,?)", row)
+        self._count_retained(db, 1, row[-1])
+        is_full = "retained > max_retained OR retained_bytes > max_bytes"
+        while db.execute(f"SELECT {is_full} FROM state").fetchone()[0]:
+            oldest = "SELECT channel, name FROM retained ORDER BY number LIMIT 1"
+            self._drop(db, *db.execute(oldest).fetchone())
+
+    def _count_retained(self, db: sqlite3.Connection, *change: int) -> None:
+        counts = "retained = retained + ?, retained_bytes = retained_bytes + ?"
+        db.execute(f"UPDATE state SET {counts}", change)
+
+    def _trim(self, db: sqlite3.Connection) -> None:
+        """Forget the oldest rows, some at a time, but never the newest.
+
+        Nor one between two others, however the clock is set: who reads takes a number
+        that is missing for rows that were forgotten before it could read them.
+        """
+        newest = db.execute(
+            "SELECT number, total, max_events, max_bytes, max_seconds "
+            "FROM events, state ORDER BY number DESC LIMIT 1"
+        ).fetchone()
+        if not newest:
+            return
+        number, total, max_events, max_bytes, max_seconds = newest
+        count = number - max_events - _FILE_SPARE_EVENTS
+        oldest = -math.inf if max_seconds is None else time.time() - max_seconds
+        kept = db.execute(
+            "SELECT number FROM events WHERE number = ? OR "
+            "number > ? AND ? - total + size <= ? AND time >= ? ORDER BY number LIMIT 1",
+            (number, count, total, max_bytes, oldest),
+        ).fetchone()
+        db.execute("DELETE FROM events WHERE number < ?", kept)
+
+    # Following what all processes add.
+
+    def set_bounds(self) -> None:
+        """Let the bounds of this process count for all, from now on."""
+        with self._transaction() as db:
+            bounds = "max_events = ?, max_bytes = ?, max_retained = ?, max_seconds = ?"
+            db.execute(f"UPDATE state SET {bounds}", self._bounds)
+            self._trim(db)
+
+    def begin(self) -> tuple[int, int, list[_Row]]:
+        """Where to begin to read: the position before the oldest row, and the newest.
+
+        And what is retained after the newest row.
+        """
+        with self._reading() as db, db:
+            db.execute("BEGIN")  # one state of the file
+            bounds = db.execute("SELECT min(number), max(number) FROM events")
+            oldest, newest = bounds.fetchone()
+            columns = f"number, '{_EVENT}', body, channel, NULL, name, 0.0"
+            found = db.execute(f"SELECT {columns} FROM retained ORDER BY number")
+            return (oldest or 1) - 1, newest or 0, list(map(_Row._make, found))
+
+    def read(self, after: int) -> tuple[list[_Row], bool]:
+        """The next rows after this number, and whether there may be more.
+
+        If the first one is not the next number, the rows between are forgotten.  It
+        never waits for a writer.
+        """
+        rows: list[_Row] = []
+        size = 0
+        columns = "number, kind, body, channel, id, name, time"
+        which = "WHERE number > ? ORDER BY number LIMIT ?"
+        with self._reading() as db:
+            select = f"SELECT {columns} FROM events {which}"
+            found = db.execute(select, (after, _FILE_BATCH_EVENTS))
+            for row in map(_Row._make, found):
+                rows.append(row)
+                size += len(row.body)
+                if size >= _BATCH_BYTES:
+                    break
+            found.close()  # a checkpoint would wait for it
+        return rows, size >= _BATCH_BYTES or len(rows) == _FILE_BATCH_EVENTS
+
+    def changed(self) -> bool:
+        """Whether somebody has added a row since the last call; it takes 10 us."""
+        with self._reading() as db:
+            self._refuse_replaced()
+            (version,) = db.execute("PRAGMA data_version").fetchone()
+            before, self._version = self._version, version
+        return bool(before != version)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._read_lock, self._as_os_errors():
+            self.open()
+            yield self._connections[1]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything that the block does or, if it raises, nothing."""
+        begun = time.monotonic()
+        with self._write_lock, self._as_os_errors():
+            if time.monotonic() - begun > _FILE_WAIT_SECONDS:
+                raise self._sqlite3.OperationalError("database is locked")
+            self.open()
+            db = self._connections[0]
+            if db.in_transaction:
+                raise RuntimeError("nothing can be published from within publish()")
+            with db:  # it rolls back, even if Ctrl-C comes or COMMIT itself fails
+                self._patiently(db, "BEGIN IMMEDIATE")
+                yield db
+                db.execute("COMMIT")
+
+    # Opening and closing.
+
+    def open(self) -> None:
+        """Open the file, and make it if there is none."""
+        if self._process == os.getpid():
+            return
+        with self._write_lock, self._as_os_errors():
+            if self._process == os.getpid():
+                return
+            if self._process:
+                self._refuse("it was open when this process was forked; open it here")
+            self._make()
+            # The reader is the event loop's, so it never waits.
+            writer, reader = self._connect(_FILE_WAIT_SECONDS), self._connect(0)
+            try:
+                self._prepare(writer)
+                self._identity = self._identify()[:-1]
+            except BaseException:
+                reader.close()
+                writer.close()
+                raise
+            self._connections += writer, reader
+            self._version = 0
+            self._process = os.getpid()
+            if self._opener != self._process:
+                self._opener = self._process
+                # It is called at the end of the program, too.
+                self._leave = weakref.finalize(
+                    self, _leave_file, self._process, self._connections
+                )
+
+    def close(self) -> None:
+        """Note that it was closed; the next call of another method opens it again."""
+        with self._read_lock, self._write_lock:
+            if self._opener == os.getpid():
+                self._stop_checkpoint()
+                self._leave()
+                self._process = self._opener = 0
+
+    def before_fork(self) -> None:
+        """Close the file until the fork has been made.
+
+        SQLite keeps in memory which locks of a file its process has.  A forked child
+        would inherit that, but not the locks.
+        """
+        self._read_lock.acquire()
+        self._write_lock.acquire()
+        self._forking = threading.get_ident()
+        self._stop_checkpoint()
+        while self._connections:
+            self._connections.pop().close()
+        self._process = 0
+
+    def after_fork(self) -> None:
+        if self._forking == threading.get_ident():
+            self._forking = 0
+            self._write_lock.release()
+            self._read_lock.release()
+
+    def _make(self) -> None:
+        try:
+            # SQLite gives the files that it makes beside this one the same mode.
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:  # and so is not touched: a close() releases its locks
+            if 0 < os.stat(self.path).st_size < 100:  # SQLite would take it for empty
+                raise self._sqlite3.DatabaseError("file is not a database") from None
+        except OSError as error:
+            self._refuse(f"{error.strerror}; {_FILE_ADVICE['unable to open']}")
+
+    def _connect(self, seconds: float) -> sqlite3.Connection:
+        db: sqlite3.Connection = self._sqlite3.connect(
+            self.path, timeout=seconds, isolation_level=None, check_same_thread=False
+        )
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        """Check the file, write what a new one needs, and count who has it open."""
+        with db:
+            db.execute("BEGIN")  # to see one state of the file
+            if not self._is_new(db):
+                (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+                if found != "ok":
+                    raise self._sqlite3.DatabaseError("database is malformed")
+        if self._patiently(db, "PRAGMA journal_mode = WAL") != ("wal",):
+            self._refuse("SQLite has no WAL on this file system; use a local disk")
+        db.execute("PRAGMA synchronous = FULL")  # what follows survives a crash
+        with db:
+            db.execute("BEGIN IMMEDIATE")
+            if self._is_new(db):
+                for statement in self._SCHEMA.split(";"):
+                    db.execute(statement)
+                new = secrets.token_hex(4), "", 0, *self._bounds, 0, 0
+                db.execute("INSERT INTO state VALUES (?,?,?,?,?,?,?,?,?)", new)
+                db.execute(f"PRAGMA application_id = {self._APPLICATION}")
+                db.execute(f"PRAGMA user_version = {self._FORMAT}")
+            state = db.execute("SELECT epoch, boot, openers FROM state").fetchone()
+            epoch, boot, openers = state
+            if boot != (this_boot := _boot_id()):
+                if openers:
+                    epoch = secrets.token_hex(4)
+                openers = 0
+            openers += self._opener != os.getpid()
+            state = epoch, this_boot, openers
+            db.execute("UPDATE state SET epoch = ?, boot = ?, openers = ?", state)
+        if self.epoch and self.epoch != epoch:
+            self._refuse(_REPLACED)
+        self.epoch, self._own_id = epoch, _own_ids(epoch)
+        db.execute("PRAGMA synchronous = NORMAL")  # the event loop waits for no disk
+        db.execute("PRAGMA busy_timeout = 0")  # see _patiently
+        db.execute("PRAGMA wal_autocheckpoint = 0")  # see _begin_checkpoint
+        db.execute("PRAGMA journal_size_limit = 0")  # after one, the WAL begins small
+
+    def _is_new(self, db: sqlite3.Connection) -> bool:
+        """Whether the database is empty.  Raises an error if it is another's."""
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application == version == tables == 0:
+            return True
+        if application != self._APPLICATION or version < self._FORMAT:
+            raise self._sqlite3.DatabaseError("file is not a database of sse_server")
+        if version > self._FORMAT:
+            known = f"its format is {version}, and this version knows {self._FORMAT}"
+            self._refuse(f"{known}; use a newer sse_server, or name another file")
+        return False
+
+    def _patiently(self, db: sqlite3.Connection, statement: str) -> Any:
+        """Execute it once no other process is in the way; return what it says.
+
+        SQLite would wait by itself, but longer each time: four processes that always
+        write made one of them wait for seconds.
+        """
+        deadline = time.monotonic() + _FILE_WAIT_SECONDS
+        while True:
+            try:
+                return db.execute(statement).fetchone()
+            except self._sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(0, 2 * _FILE_RETRY_SECONDS))
+
+    # Faults.
+
+    def _refuse(self, fault: str) -> NoReturn:
+        raise _LogFileError(f"history file {self.path!r}: {fault}")
+
+    @contextlib.contextmanager
+    def _as_os_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._sqlite3.Error as error:
+            text = str(error)
+            found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
+            self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
+
+    def _identify(self) -> tuple[int, int, int, int]:
+        """The file and its WAL, for comparing; and the size of the WAL."""
+        db, wal = os.stat(self.path), os.stat(self.path + "-wal")
+        return db.st_dev, db.st_ino, wal.st_ino, wal.st_size
+
+    def _refuse_replaced(self) -> int:
+        """Raises an error if others would open another file; the size of the WAL."""
+        identity: tuple[int, ...] = ()
+        with contextlib.suppress(FileNotFoundError):
+            identity = self._identify()
+        if identity[:-1] != self._identity:
+            self._refuse(_REPLACED)
+        return identity[-1]
+
+    # Moving the rows from the WAL into the file.
+
+    def _begin_checkpoint(self) -> None:
+        """Let a thread do it, which may wait for the disk.
+
+        A PASSIVE checkpoint waits for nobody, and so does most of the work; but where
+        somebody always writes it never empties the WAL.  RESTART then makes the writers
+        wait, for a short time.
+        """
+        running = self._checkpoint and self._checkpoint.is_alive()
+        if running or time.monotonic() < self._checkpoint_due:
+            return
+        thread = threading.Thread(target=self._move, daemon=True)
+        with contextlib.suppress(RuntimeError):  # the next add() tries again
+            thread.start()
+            self._checkpoint = thread
+
+    def _stop_checkpoint(self) -> None:
+        if self._checkpoint:
+            self._checkpoint.join()
+            self._checkpoint = None
+
+    def _move(self) -> None:
+        ends = time.monotonic() + _FILE_CHECKPOINT_SECONDS
+        db = self._connect(0)
+        with contextlib.suppress(self._sqlite3.Error), contextlib.closing(db):
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            while time.monotonic() < ends:
+                (is_busy, *_) = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+                if not is_busy:
+                    break
+                time.sleep(_FILE_RETRY_SECONDS)
+        self._checkpoint_due = time.monotonic() + _FILE_CHECKPOINT_SECONDS
+
+
+# What SQLite says, in part, and what to do.
+_FILE_ADVICE = {
+    "locked": "another program has kept it locked; try again, or end that program",
+    "full": "make room on its disk",
+    "readonly": "let this user write to it and to its folder",
+    "unable to open": "let this user write to it and to its folder, which must exist",
+    "not a database": "it belongs to another program, or is damaged; name another file",
+    "malformed": "it is damaged; move it away, and a new one will be made",
+    "unsupported": "it is damaged; move it away, and a new one will be made",
+}
+
+
+_REPLACED = (
+    "it was deleted or replaced while it was in use; restart all programs that use it"
+)
+
+
+def _leave_file(process: int, connections: list[sqlite3.Connection]) -> None:
+    if process != os.getpid():  # a forked child, which has opened nothing of this
+        return
+    with contextlib.suppress(Exception):  # then the file is not noted as closed
+        connections[0].execute("PRAGMA synchronous = FULL")
+        connections[0].execute("UPDATE state SET openers = openers - 1")
+    while connections:
+        connections.pop().close()
+
+
+@functools.cache
+def _files_of_this_process() -> weakref.WeakSet[_LogFile]:
+    """It is called before a file is opened, so that a fork is noticed from then on."""
+    files: weakref.WeakSet[_LogFile] = weakref.WeakSet()
+
+    def before() -> None:
+        for file in list(files):
+            file.before_fork()
+
+    def after() -> None:
+        for file in list(files):
+            file.after_fork()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
+    return files
+
+
+def _boot_id() -> str:
+    """It is another one each time the machine starts; "" where there is none."""
+    path = "/proc/sys/kernel/random/boot_id"
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+        return file.read().strip()
+    return ""
 
 
 # ------------------------------------------------------------------------------------
@@ -1274,7 +1839,14 @@ class _Stream(NamedTuple):
     replay: float  # events for a new client
 
 
-_Decision = Union[_Question, _Body, _Stream, _Response]
+class _Publication(NamedTuple):
+    """The body must be published, by publish_body() in a thread: a file may be slow."""
+
+    request: Request
+    body: bytes
+
+
+_Decision = Union[_Question, _Body, _Stream, _Publication, _Response]
 
 
 @dataclasses.dataclass(eq=False)
@@ -1298,6 +1870,7 @@ class _Site:
     restart_retry: float
     replay: float
     # What the server does and knows:
+    publishing_waits: bool  # so that it must be done in a thread
     publish: Callable[..., str]
     # Whether the event that is held under this id has this body and channel; None: no
     # event is held under it.
@@ -1388,11 +1961,22 @@ class _Site:
             return self._answer_refusal(request, permit)
         if body is None and request.has_body:
             return _Body(self.max_event_bytes, keep=publishes)
+        if publishes and self.publishing_waits:
+            return _Publication(request, body or b"")
         if publishes:
             return self._publish_body(request, body or b"")
         if method == "OPTIONS":
             return _Response(204, (("Allow", self._allow),), b"")
         return self._represent(request, permit)
+
+    def publish_body(self, publication: _Publication) -> _Response:
+        """Publish, in a thread; the answer, also if it fails."""
+        request, body = publication
+        try:
+            return self._add_fields(request, self._publish_body(request, body))
+        except HTTPError as error:
+            error.__traceback__ = None  # its frames would hold it
+            return self.response_to(error, request)
 
     def response_to(self, error: HTTPError, request: Request | None) -> _Response:
         """The answer that tells of an error; without a request, its head was invalid."""
@@ -1557,6 +2141,10 @@ class _Site:
                 id = self.publish(data, **fields)
         except RuntimeError as error:  # it was closed meanwhile
             raise HTTPError(503, str(error)) from None
+        except OSError as error:
+            logger.error("%s: %s", request.peer, error)
+            fault = "the history file cannot be written now; try again"
+            raise HTTPError(503, fault, [("Retry-After", "1")]) from None
         except ValueError as error:
             # The publisher may not have got the first answer.
             id, event = fields.get("id", ""), fields.get("event")
@@ -1748,6 +2336,7 @@ def _jittered_ms(seconds: float) -> int:
 # ------------------------------------------------------------------------------------
 
 _HANDSHAKE, _HEAD, _BODY, _ASKING = "handshake", "head", "body", "asking"
+_PUBLISHING = "publishing"
 _ANSWERING, _IDLE, _LINGERING = "answering", "idle", "lingering"
 _READY, _FULL, _AHEAD, _LIVE = "ready", "full", "ahead", "live"
 _LEAVING, _CLOSED = "leaving", "closed"
@@ -1756,9 +2345,10 @@ _STREAMING = (_LIVE, _READY, _FULL, _AHEAD)  # the states of an open stream
 # Which states may follow each state; the prologue says what they mean.
 _TRANSITIONS = {
     _HANDSHAKE: {_HEAD, _LEAVING, _CLOSED},
-    _HEAD: {_ASKING, _BODY, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
-    _ASKING: {_BODY, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
-    _BODY: {_ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _HEAD: {_ASKING, _BODY, _PUBLISHING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _ASKING: {_BODY, _PUBLISHING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _BODY: {_PUBLISHING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
+    _PUBLISHING: {_ANSWERING, _LEAVING, _CLOSED},
     _ANSWERING: {_HEAD, _IDLE, *_STREAMING, _LEAVING, _CLOSED},
     _IDLE: {_HEAD, _LEAVING, _CLOSED},
     _LINGERING: {_LEAVING, _CLOSED},
@@ -2243,6 +2833,7 @@ class _Broadcaster:
     def __init__(
         self,
         log: _EventLog,
+        file: _LogFile | None,
         registry: _Registry,
         turns: _Turns,
         heartbeat: float | None,
@@ -2254,7 +2845,8 @@ class _Broadcaster:
         on_open: _Hook,
         on_close: _Hook,
     ) -> None:
-        self.log = log
+        self.log = log  # with a file, a window of its newest events
+        self.file = file
         self.registry = registry
         # Guards the log, and whether the bell is rung.
         # Nothing is logged under it, because a logging handler may publish.
@@ -2277,7 +2869,11 @@ class _Broadcaster:
         self._task: asyncio.Task[None] | None = None
         self._rung = False  # whether there may be work to do
         self._heartbeat_due = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._is_loaded = False  # whether the log has begun where the file does
+        self._has_news = False  # whether the file may have rows that are not taken in
+        self._added = 0  # the newest row that this process has added
+        self._file_fault = ""  # why the file cannot be read now
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # by what they call
         self._watchers = _Watchers()
         # A drain has waited write_timeout for these, so the next drain does not.
         self._not_waited_for: set[_Subscriber] = set()
@@ -2326,25 +2922,136 @@ class _Broadcaster:
         kind: str = _EVENT,
     ) -> str:
         """Append to the log and ring the bell; never waits for a client."""
+        if self.file:
+            number = self._add_row(self.file, kind, body, channel, id, retain)
+            return id or f"{self.file.epoch}-{number}"
         self.check_caller()
         key = None if id is None else self.key_of(id)
         with self.lock:
-            loop = self._loop
-            fault = self.closed_because
-            if not fault and loop and loop.is_closed():
-                fault = "the server's event loop was closed before the server"
-            if fault:
-                raise RuntimeError(f"{fault}; nothing can be published")
+            self._refuse_if_closed()
             id = self.log.append(body, channel, id, key, retain, kind)
-            if loop is None:
+            if self._loop:
+                self._ring_from_any_thread(self._loop)
+            else:
                 self.log.advance(self.log.newest)
-            elif not self._rung:
-                if _is_in_task_of(loop):
-                    self._wake()
-                else:
-                    loop.call_soon_threadsafe(self._wake)
-                self._rung = True
         return id
+
+    def forget(self, channel: str | None, name: str) -> bool:
+        """Drop a retained event; return whether there was one."""
+        if self.file:
+            return self._add_row(self.file, _FORGET, b"", channel, None, name) > 0
+        self.check_caller()
+        with self.lock:
+            return self.log.unretain(channel, name)
+
+    def _add_row(self, file: _LogFile, *row: Any) -> int:
+        """Add a row to the file, from which the event loops of all processes read it.
+
+        A forked child may do this: others read it, and nobody here must be told.
+        """
+        self._refuse_if_closed()
+        number = file.add(*row)
+        if self._loop and os.getpid() == self._process:
+            with self.lock:
+                self._added = max(self._added, number)
+                self._has_news = True
+                self._ring_from_any_thread(self._loop)
+        return number
+
+    def _refuse_if_closed(self) -> None:
+        fault = self.closed_because
+        if not fault and self._loop and self._loop.is_closed():
+            fault = "the server's event loop was closed before the server"
+        if fault:
+            raise RuntimeError(f"{fault}; nothing can be published")
+
+    def _ring_from_any_thread(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._rung:
+            if _is_in_task_of(loop):
+                self._wake()
+            else:
+                loop.call_soon_threadsafe(self._wake)
+            self._rung = True
+
+    # Following the file, if there is one.
+
+    def load(self) -> None:
+        """Take in what the file holds, before the event loop follows it."""
+        if self.file:
+            self.file.set_bounds()
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Take in what is new now, from any thread."""
+        if not self.file or self.closed_because:
+            return
+        with self.lock:
+            before = self.log.newest
+            if self._loop:
+                self._take_in_all(self.file)
+                if before < self.log.newest:
+                    self._ring_from_any_thread(self._loop)
+                return
+            while self._take_in(self.file):
+                pass
+            self.log.advance(self.log.newest)
+
+    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
+        """Whether the event held under a publisher's id is this one; None: none is."""
+        with self.lock:
+            if self.file:
+                self._take_in_all(self.file)
+            return self.log.is_repeated(id, body, channel)
+
+    def _take_in_all(self, file: _LogFile) -> None:
+        with contextlib.suppress(OSError):  # the event loop notes it
+            while self._take_in(file):
+                pass
+
+    def _take_in(self, file: _LogFile) -> bool:
+        """Take in the next rows of the file; return whether there may be more."""
+        log = self.log
+        with self.lock:
+            rows, has_more = file.read(log.newest) if self._is_loaded else ([], True)
+            if not self._is_loaded or (rows and rows[0].number != log.newest + 1):
+                # Rows were forgotten before they could be read: that is a gap.
+                state = file.begin()
+                log.begin(file.epoch, *state)
+                self._is_loaded = has_more = True
+            else:
+                for row in rows:
+                    log.take(row)
+        return has_more
+
+    def _read_news(self, file: _LogFile) -> None:
+        """Take in what is new, in the event loop, when all before it was written."""
+        self._has_news = False  # before it reads, as another thread may publish now
+        try:
+            if self._take_in(file):
+                self._has_news = True
+        except OSError as error:
+            self._note_file_fault(str(error))
+        else:
+            self._note_file_fault("")
+
+    def _look(self, file: _LogFile) -> None:
+        """See whether another process has published."""
+        try:
+            has_changed = file.changed()
+        except OSError as error:
+            self._note_file_fault(str(error))
+        else:
+            if has_changed or self._file_fault:
+                self._has_news = True
+                self._ring()
+        self._call_later(_FILE_LOOK_SECONDS, self._look, file)
+
+    def _note_file_fault(self, fault: str) -> None:
+        if fault and fault != self._file_fault:
+            logger.error("%s", fault)
+        elif self._file_fault and not fault:
+            logger.info("the history file can be read again")
+        self._file_fault = fault
 
     # Beginning and ending.
 
@@ -2358,6 +3065,8 @@ class _Broadcaster:
             self._loop = loop
         if self._heartbeat is not None:
             self._beat(self._heartbeat)
+        if self.file:
+            self._look(self.file)
         self._task = loop.create_task(self._run())
         self._task.add_done_callback(lambda task: self._watchers.notify())
         self._watchers.notify()  # what was published before counts as delivered
@@ -2367,14 +3076,25 @@ class _Broadcaster:
         """Let nothing more be published; end each stream that was given everything."""
         with self.lock:
             self.closed_because = self.closed_because or why
-        if self._timer:
-            self._timer.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
         if self._loop:
+            self._has_news = self.file is not None
             self._ring()
+
+    def close_file(self) -> None:
+        """Nothing is read or published any more."""
+        if self.file:
+            self.file.close()
 
     async def _run(self) -> None:
         log = self.log
-        while not self.closed_because or self.connected or log.sent < log.newest:
+        while (
+            not self.closed_because
+            or self.connected
+            or log.sent < log.newest
+            or self._has_news
+        ):
             # A signal's handler may ring between any two steps, and must not be missed.
             self._bell = asyncio.get_running_loop().create_future()
             if not self._rung:
@@ -2404,12 +3124,15 @@ class _Broadcaster:
             if self._heartbeat_due:
                 self._heartbeat_due = False
                 yield from self._write_heartbeats()
+            if self._has_news and self.file and self.log.sent == self.log.newest:
+                self._read_news(self.file)
             if self.log.sent < self.log.newest:
                 yield from self._sweep()
                 self._watchers.notify()
             yield from self._serve_ready()
             self._watchers.notify()
-            if self.log.sent == self.log.newest and not self.registry.count(_READY):
+            is_done = self.log.sent == self.log.newest and not self._has_news
+            if is_done and not self.registry.count(_READY):
                 break
             yield True
         self._next_batch = {}
@@ -2423,8 +3146,15 @@ class _Broadcaster:
     def _beat(self, seconds: float) -> None:
         self._heartbeat_due = True
         self._ring()
+        self._call_later(seconds, self._beat, seconds)
+
+    def _call_later(
+        self, seconds: float, function: Callable[[Any], None], argument: Any
+    ) -> None:
+        """Call it again and again, until stop()."""
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(seconds, self._beat, seconds)
+        timer = loop.call_later(seconds, function, argument)
+        self._timers[function.__name__] = timer
 
     def _write_heartbeats(self) -> Iterator[None]:
         """To everybody whose socket has room; those behind get events."""
@@ -2553,6 +3283,7 @@ class _Broadcaster:
     ) -> bool:
         """Whether all that a stream would get is its end."""
         log, wanted = self.log, channels | _ALL
+        self.catch_up()
         if not log.is_finished(channels, log.newest):
             return False
         with self.lock:
@@ -2657,7 +3388,7 @@ class _Broadcaster:
         if len(id) <= _MAX_NAME_BYTES:
             key = self._key_of_seen(id)
             with self.lock:
-                position = self.log.find(id, key)
+                position = self._find(id, key)
                 if self.log.is_ahead(key):
                     subscriber.awaited = id, key
                     return False
@@ -2672,6 +3403,15 @@ class _Broadcaster:
         with contextlib.suppress(Exception):  # the publisher never gave such an id
             return None if self.log.own_id.fullmatch(id) else self.key_of(id)
         return None
+
+    def _find(self, id: str, key: Any) -> int | None:
+        """The position of an id, which another process may have published just now."""
+        position = self.log.find(id, key)
+        if position is None and self.file:
+            self._take_in_all(self.file)
+            position = self.log.find(id, key)
+            self._ring()
+        return position
 
     def _after_unknown_id(self) -> _Cursor:
         return _Cursor(self.log.base, "unknown id")
@@ -2856,7 +3596,7 @@ class _Broadcaster:
 
     async def drain(self, behind: bool) -> None:
         """See SSEServer.drain()."""
-        target = self.log.newest
+        target = max(self.log.newest, self._added)
         while self._written < target:
             if self.closed_because and self._task and self._task.done():
                 raise RuntimeError(f"{self.closed_because}; nothing can be delivered")
@@ -2969,12 +3709,67 @@ def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
 # ------------------------------------------------------------------------------------
 
 
+class _Threads:
+    """Calls what may block, each in a thread of its own, so many at a time.
+
+    The program's end does not wait for these daemon threads, but for an executor's.
+    """
+
+    def __init__(self, name: str, limit: int, seconds: float) -> None:
+        self._name = name  # of what is called
+        self._limit, self._seconds = limit, seconds  # the time for each wait
+        self._free: asyncio.Semaphore | None = None  # belongs to the event loop
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What it returns.  Raises what it raises, and TimeoutError of asyncio."""
+        self._free = self._free or asyncio.Semaphore(self._limit)
+        # The wait for a free thread has its own time limit.
+        await asyncio.wait_for(self._free.acquire(), self._seconds)
+        call = self._begin(function, arguments, self._free.release)
+        answer, error = await asyncio.wait_for(call, self._seconds)
+        if error:
+            raise error
+        return answer
+
+    def _begin(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        release: Callable[[], None],
+    ) -> asyncio.Future[tuple[Any, Exception | None]]:
+        """The future is (what it returned, what it raised)."""
+        loop = asyncio.get_running_loop()
+        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def call() -> None:
+            answer, failure = None, None
+            try:
+                answer = function(*arguments)
+            except Exception as error:
+                failure = error
+            except BaseException as error:  # it must not end the event loop
+                failure = RuntimeError(f"{self._name}() raised {error!r}")
+            with contextlib.suppress(RuntimeError):  # the event loop was closed
+                loop.call_soon_threadsafe(release)
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                outcome.set_result((answer, failure))  # if it is still waited for
+
+        name = f"sse_server {self._name}"
+        thread = threading.Thread(target=call, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left
+            release()
+            raise
+        return asyncio.wrap_future(outcome)
+
+
 class _Asker:
     """Asks the program's `authorize`: a plain function in a thread, as it may block."""
 
     def __init__(self, authorize: Authorize | None) -> None:
         self._authorize = cast(Authorize, authorize)  # without it nobody is asked about
-        self._threads: asyncio.Semaphore | None = None  # belongs to the event loop
+        self._threads = _Threads("authorize", _AUTHORIZE_THREADS, _AUTHORIZE_SECONDS)
 
     async def ask(self, request: Request) -> _Permit | HTTPError:
         """What the program permits, or the error to answer with."""
@@ -2996,47 +3791,10 @@ class _Asker:
         if inspect.iscoroutinefunction(authorize):
             answer: Any = authorize(request)
         else:
-            self._threads = self._threads or asyncio.Semaphore(_AUTHORIZE_THREADS)
-            # The wait for a free thread has its own time limit.
-            await asyncio.wait_for(self._threads.acquire(), _AUTHORIZE_SECONDS)
-            call = self._call_in_thread(authorize, request, self._threads.release)
-            answer, error = await asyncio.wait_for(call, _AUTHORIZE_SECONDS)
-            if error:
-                raise error
+            answer = await self._threads.call(authorize, request)
         if inspect.isawaitable(answer):
             answer = await asyncio.wait_for(answer, _AUTHORIZE_SECONDS)
         return cast(Permission, answer)
-
-    def _call_in_thread(
-        self, authorize: Authorize, request: Request, release: Callable[[], None]
-    ) -> asyncio.Future[tuple[Any, Exception | None]]:
-        """Call it in a daemon thread; the future is (what it returned, what it raised).
-
-        The program's end does not wait for a daemon thread, but for an executor's.
-        """
-        loop = asyncio.get_running_loop()
-        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-        def call() -> None:
-            answer, failure = None, None
-            try:
-                answer = authorize(request)
-            except Exception as error:
-                failure = error
-            except BaseException as error:  # it must not end the event loop
-                failure = RuntimeError(f"authorize() raised {error!r}")
-            with contextlib.suppress(RuntimeError):  # the event loop was closed
-                loop.call_soon_threadsafe(release)
-            with contextlib.suppress(concurrent.futures.InvalidStateError):
-                outcome.set_result((answer, failure))  # if it is still waited for
-
-        thread = threading.Thread(target=call, name="sse_server authorize", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no thread left
-            release()
-            raise
-        return asyncio.wrap_future(outcome)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -3048,6 +3806,9 @@ class _Rooms:
     registry: _Registry
     broadcaster: _Broadcaster
     turns: _Turns
+    publishers: _Threads = dataclasses.field(
+        default_factory=lambda: _Threads("publish", _FILE_THREADS, _FILE_THREAD_SECONDS)
+    )
     # The connections above the limit, which are only told so.
     refusing: set[_Connection] = dataclasses.field(default_factory=set)
 
@@ -3300,6 +4061,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._expect_body(request)
         elif isinstance(decision, _Stream):
             self._open_stream(request, decision)
+        elif isinstance(decision, _Publication):
+            self._publish(decision)
         elif body is None and request.has_body:
             self._answer_and_linger(decision, request)
         else:
@@ -3342,6 +4105,25 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.task.cancel()
             refusal = HTTPError(503, "disconnected by the program")
             self._go_on_with(self.question, refusal)
+
+    def _publish(self, publication: _Publication) -> None:
+        self.rooms.registry.enter(self, _PUBLISHING)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._await_publication(publication))
+        if not task.done():  # with asyncio.eager_task_factory it may be
+            self.task = task
+
+    async def _await_publication(self, publication: _Publication) -> None:
+        site, threads = self.rooms.site, self.rooms.publishers
+        try:
+            response = await threads.call(site.publish_body, publication)
+        except Exception:
+            logger.exception("%s: publishing failed", self.peer)
+            error = HTTPError(503, "publishing failed")
+            response = site.response_to(error, publication.request)
+        self.task = None
+        if self.state == _PUBLISHING:
+            self._answer(response, publication.request)
 
     def _expect_body(self, request: Request) -> None:
         self.rooms.registry.enter(self, _BODY)
@@ -3809,6 +4591,7 @@ class SSEServer:
         history_seconds: float | None = None,  # None: events of any age
         retained: int = 1000,  # events, of those published with retain=True
         replay: float = 0,  # events for a new client; math.inf: all
+        history_file: str | os.PathLike[str] | None = None,  # it survives a restart
         # Timing, in seconds
         heartbeat: float | None = 15.0,  # a comment to everybody; None: never
         retry: float = 2.0,  # clients wait this long to reconnect, jittered by half
@@ -3860,6 +4643,7 @@ class SSEServer:
             retry=retry,
             restart_retry=restart_retry,
             replay=replay,
+            publishing_waits=history_file is not None,
             publish=self.publish,
             is_repeated=self._is_repeated,
             stats=lambda: self.stats,
@@ -3880,10 +4664,15 @@ class SSEServer:
             _LEAVING: write_timeout,
         }
         log = _EventLog(history, history_bytes, retained, history_seconds)
+        file = None
+        if history_file is not None:
+            bounds = history, history_bytes, retained, history_seconds
+            file = _LogFile(history_file, *bounds)
         self._turns = turns = _Turns()
         self._registry = registry = _Registry(seconds, turns)
         self._broadcaster = broadcaster = _Broadcaster(
             log,
+            file,
             registry,
             turns,
             heartbeat,
@@ -3966,8 +4755,7 @@ class SSEServer:
         return self._broadcaster.publish(body, channel, id, name)
 
     def _is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
-        with self._broadcaster.lock:
-            return self._broadcaster.log.is_repeated(id, body, channel)
+        return self._broadcaster.is_repeated(id, body, channel)
 
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
@@ -3975,9 +4763,7 @@ class SSEServer:
         From any thread.  Nothing is sent.  RuntimeError in a forked process, and for a
         call that has interrupted another one in the same thread; see publish().
         """
-        self._broadcaster.check_caller()
-        with self._broadcaster.lock:
-            return self._broadcaster.log.unretain(channel, event or "message")
+        return self._broadcaster.forget(channel, event or "message")
 
     def publish_gap(self, reason: str = "source") -> str:
         """Tell everybody, of every channel, that events are missing at this point.
@@ -4116,6 +4902,7 @@ class SSEServer:
         """
         if self._enter(_CLOSED, _NEW):
             self._broadcaster.stop("the server is closed")
+            self._broadcaster.close_file()
         loop = self._loop
         if self._state == _CLOSED or loop is None or loop.is_closed():
             return
@@ -4201,6 +4988,7 @@ class SSEServer:
         Put it into a page that is rendered, and have the page open
         `/sse?last_event_id=...`: it will miss nothing between the two.
         """
+        self._broadcaster.catch_up()
         return self._broadcaster.log.newest_id
 
     @property
@@ -4210,6 +4998,7 @@ class SSEServer:
         In another thread each count may be of a slightly different moment.
         """
         broadcaster = self._broadcaster
+        broadcaster.catch_up()
         return Stats(
             live=self._registry.count(_LIVE),
             behind=self._registry.count(_READY, _FULL, _AHEAD),
@@ -4301,6 +5090,7 @@ class SSEServer:
     async def _begin(self) -> None:
         sockets: list[socket.socket] = []
         try:
+            self._broadcaster.load()
             self._door.limit = self._door.limit or _connections_by_descriptors()
             if self._listens:
                 sockets = await _listen(
@@ -4380,6 +5170,7 @@ class SSEServer:
         self._registry.stop()
         for task in self._tasks:
             task.cancel()
+        self._broadcaster.close_file()
         self._enter(_CLOSED, _CLOSING)
         _running.discard(self._registry)
 
@@ -4459,6 +5250,13 @@ def _check_arguments(given: dict[str, Any]) -> None:
             raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
         if ssl.check_hostname:  # only a client checks it
             raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
+    if given["history_file"] is not None:
+        if not isinstance(given["history_file"], (str, os.PathLike)):
+            what = f"history_file is {given['history_file']!r}"
+            raise TypeError(f"{what}; allowed is a path or None")
+        if given["id_order"]:
+            fault = "history_file gives an order to the events of all processes"
+            raise ValueError(f"{fault}; id_order cannot go with it")
 
 
 def _need_module(parameter: str, module: str) -> Any:
@@ -5044,7 +5842,10 @@ async def _publish_clock(server: SSEServer, publish: Callable[[Any], str]) -> No
         now = datetime.datetime.now(datetime.timezone.utc)
         timestamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         clients = server.stats.live + server.stats.behind
-        publish({"timestamp": timestamp, "clients": clients})
+        try:
+            publish({"timestamp": timestamp, "clients": clients})
+        except _LogFileError as error:
+            logger.error("%s", error)
         await asyncio.sleep(1)
 
 
@@ -5071,7 +5872,7 @@ def _publish_lines(
             count += 1
             size += len(line)
             try:
-                publish(line.decode("utf-8", "replace"))
+                _publish_patiently(publish, line.decode("utf-8", "replace"))
             except ValueError as error:  # U+FFFD is longer than what it replaces
                 logger.error("skipped a line: %s", error)
         drain()
@@ -5081,6 +5882,17 @@ def _publish_lines(
         logger.info("the server ended before the end of its input")
     else:
         logger.info("end of the input; still serving")
+
+
+def _publish_patiently(publish: Callable[[Any], str], line: str) -> None:
+    """Publish a line; while the history file cannot be written, the input waits."""
+    while True:
+        try:
+            publish(line)
+            return
+        except _LogFileError as error:
+            logger.error("%s", error)
+        time.sleep(1)
 
 
 def _read_lines(max_bytes: int) -> Iterator[bytes]:
@@ -5160,6 +5972,8 @@ def _argument_parser() -> argparse.ArgumentParser:
     add("--history", type=int, metavar="EVENTS", help=text)
     text = "time for which they are kept (default: any time)"
     add("--history-seconds", type=float, metavar="SECONDS", help=text)
+    text = "file in which they survive a restart; servers with the same file are one"
+    add("--history-file", metavar="FILE", help=text)
     text = "events that a new client gets first (%(default)s), or all"
     add("--replay", type=_replay, metavar="EVENTS", help=text)
     text = "time between keep-alive comments (%(default)s)"
@@ -5204,6 +6018,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(1, f"sse_server: cannot use {files}: {error}\n")
     try:
         asyncio.run(_run(server, options))
+    except _LogFileError as error:
+        parser.exit(1, f"sse_server: {error}\n")
     except OSError as error:
         if server._state != _NEW:  # it has started
             raise

@@ -57,6 +57,11 @@ from unittest import mock
 import sse_server
 from sse_server import EVERYBODY, HTTPError, Request, SSEServer, format_event
 
+try:
+    import sqlite3
+except ImportError:
+    sqlite3 = None
+
 GZIP = zlib.MAX_WBITS | 16  # how zlib's functions are told that it is gzip
 SEED = int(os.environ.get("SSE_TEST_SEED") or random.randrange(1_000_000))
 _FACTOR = int(os.environ.get("SSE_TEST_FACTOR", "1"))
@@ -1747,6 +1752,968 @@ class CallFromWithinTest(unittest.TestCase):
         self.assertEqual(server.stats.published, 1)
 
 
+@unittest.skipIf(sqlite3 is None, "this Python has no sqlite3")
+class LogFileTestCase(unittest.TestCase):
+    """Files in a folder of their own; in memory where it can be: no disk to wait for."""
+
+    def setUp(self):
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        folder = tempfile.TemporaryDirectory(dir=memory)
+        self.addCleanup(folder.cleanup)
+        self.path = os.path.join(folder.name, "events.db")
+
+    def file(self, *bounds, path=None):
+        defaults = 1000, 2**24, 1000, None
+        bounds += defaults[len(bounds) :]
+        file = sse_server._LogFile(path or self.path, *bounds)
+        self.addCleanup(file.close)
+        return file
+
+    def rows(self, file, after=0):
+        found, has_more = [], True
+        while has_more:
+            rows, has_more = file.read(after)
+            found += rows
+            after = found[-1].number if found else after
+        return found
+
+    def bodies(self, file, after=0):
+        return [row.body.decode() for row in self.rows(file, after)]
+
+    def retained(self, file):
+        return [(row.channel, row.name, row.body) for row in file.begin()[2]]
+
+    def other(self):
+        """Another program's access to the file."""
+        db = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(db.close)
+        return db
+
+    def python(self, program, count=1, prefix=()):
+        """Run the program in processes of their own, all at once; their output."""
+        processes = [
+            subprocess.Popen(
+                [*prefix, sys.executable, "-c", program, self.path],
+                cwd=os.path.dirname(os.path.abspath(sse_server.__file__)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(count)
+        ]
+        results = [process.communicate(timeout=DEADLINE) for process in processes]
+        self.assertEqual([error for _, error in results], [""] * count)
+        return [out for out, _ in results]
+
+
+class LogFileTest(LogFileTestCase):
+    ROWS = (
+        ("event", b"data: \xff\0\n\n", None, None, None),
+        ("event", b"", "news", "a\u00e9", None),
+        ("event", b"data: 1\n\n", EVERYBODY, "\u0661", "message"),
+        ("gap", b"event: gap\n\n", EVERYBODY, None, None),
+        ("event", b"data: 2\n\n", "news", None, "message"),
+        ("event", b"data: 3\n\n", None, None, "message"),
+        ("end", b"", "news", None, None),
+        ("forget", b"", None, None, "message"),
+    )
+    RETAINED = (
+        (EVERYBODY, "message", b"data: 1\n\n"),
+        ("news", "message", b"data: 2\n\n"),
+    )
+
+    def test_all_that_is_added_is_read_in_order_by_everybody(self):
+        files = [self.file() for _ in range(3)]
+        for number, row in enumerate(self.ROWS, 1):
+            before = time.time()
+            self.assertEqual(files[number % 3].add(*row), number)
+            for file in files:
+                (read,) = self.rows(file, number - 1)
+                self.assertEqual(tuple(read[:-1]), (number, *row))
+                self.assertLessEqual(before, read.time)
+                self.assertLessEqual(read.time, time.time())
+        for file in files:
+            self.assertEqual(self.rows(file), self.rows(files[0]))
+            self.assertEqual(self.retained(file), [*self.RETAINED])
+
+    def test_after_a_restart_it_goes_on(self):
+        file = self.file()
+        numbers = [file.add(*row) for row in self.ROWS]
+        rows, epoch = self.rows(file), file.epoch
+        file.close()
+        file = self.file()
+        self.assertEqual(self.rows(file), rows)
+        self.assertEqual(self.retained(file), [*self.RETAINED])
+        self.assertEqual(file.add("event"), numbers[-1] + 1)
+        self.assertEqual(file.epoch, epoch)
+
+    def test_an_id_that_is_held_is_refused_and_nothing_is_added(self):
+        file, other = self.file(1), self.file(1)
+        file.add("event", b"1", None, "a", "name")
+        for refusing in (file, other):
+            with self.assertRaises(ValueError) as caught:
+                refusing.add("event", b"2", None, "a", "name")
+            self.assertEqual(
+                str(caught.exception), "id 'a' is that of an event that is held"
+            )
+        for own in (f"{file.epoch}-0", f"{file.epoch}-9"):
+            with self.assertRaises(ValueError) as caught:
+                other.add("event", b"2", None, own)
+            text = f"id {own!r} has the form of this server's own ids"
+            self.assertEqual(str(caught.exception), text)
+        self.assertEqual(self.bodies(file), ["1"])
+        self.assertEqual(self.retained(file), [(None, "name", b"1")])
+        with self.trimming(0):
+            file.add("event", b"3")
+            self.assertEqual(file.add("event", b"4", None, "a"), 3)
+
+    def test_whether_something_was_added_is_told_once(self):
+        file, other = self.file(), self.file()
+        for adding in (file, other):
+            self.assertTrue(file.changed())
+            self.assertFalse(file.changed())
+            adding.add("event")
+        self.assertTrue(file.changed())
+        with self.assertRaises(ValueError):
+            other.add("event", b"", None, "a")
+            other.add("event", b"", None, "a")
+        self.assertTrue(file.changed())
+        file.read(0)
+        self.assertFalse(file.changed())
+
+    def test_it_is_read_in_batches(self):
+        file = self.file()
+        for size in (3, 3, 3, 9, 1, 1):
+            file.add("event", b"a" * size)
+        limits = {"_BATCH_BYTES": 6, "_FILE_BATCH_EVENTS": 3}
+        with mock.patch.multiple(sse_server, **limits):
+            for after, sizes, has_more in (
+                (0, [3, 3], True),
+                (1, [3, 3], True),
+                (2, [3, 9], True),
+                (3, [9], True),
+                (4, [1, 1], False),
+                (6, [], False),
+            ):
+                rows, more = file.read(after)
+                found = [len(row.body) for row in rows], more
+                self.assertEqual(found, (sizes, has_more))
+            file.add("event")
+            self.assertEqual(len(file.read(4)[0]), 3)
+            self.assertTrue(file.read(4)[1])
+
+    @contextlib.contextmanager
+    def trimming(self, spare, every=1):
+        limits = {"_FILE_SPARE_EVENTS": spare, "_FILE_TRIM_EVENTS": every}
+        with mock.patch.multiple(sse_server, **limits):
+            yield
+
+    def test_the_oldest_are_forgotten_and_the_newest_never(self):
+        cost = 400 + len(b"data") + len("c")  # of each
+        for bounds, held in (
+            ((3, 10**6), 3 + 2),
+            ((1, 10**6), 1 + 2),
+            ((0, 10**6), 0 + 2),
+            ((9, 3 * cost), 3),
+            ((9, 3 * cost - 1), 2),
+            ((9, 1), 1),
+            ((9, 0), 1),
+        ):
+            with self.subTest(bounds), self.trimming(spare=2):
+                file = self.file(*bounds, path=f"{self.path} {bounds}")
+                for number in range(1, 10):
+                    file.add("event", b"data", "c")
+                    numbers = [row.number for row in self.rows(file)]
+                    first = max(1, number + 1 - held)
+                    self.assertEqual(numbers, [*range(first, number + 1)])
+                self.assertEqual(file.begin(), (first - 1, number, []))
+
+    def test_what_is_too_old_is_forgotten(self):
+        file = self.file(9, 10**6, 9, 60)
+        with self.trimming(spare=9), mock.patch("time.time") as clock:
+            for clock.return_value in (1000, 1060, 1030, 1100, 1120):
+                file.add("event")
+            # The third is as old as the first, but it follows one that is not.
+            self.assertEqual(
+                [row.time for row in self.rows(file)], [1060, 1030, 1100, 1120]
+            )
+            clock.return_value = 5000
+            file.set_bounds()
+            self.assertEqual([row.time for row in self.rows(file)], [1120])
+
+    def test_forgetting_waits_for_many_events_but_not_for_large_ones(self):
+        file = self.file(2)
+        with self.trimming(spare=0, every=5):
+            counts = []
+            for _ in range(10):
+                file.add("event")
+                counts.append(len(self.rows(file)))
+            self.assertEqual(counts, [1, 2, 3, 4, 2, 3, 4, 5, 6, 2])
+            file.add("event", b"a" * (sse_server._BATCH_BYTES + 1))
+            self.assertEqual(len(self.rows(file)), 2)
+
+    def test_the_bounds_that_were_set_last_count_for_all(self):
+        server, cron = self.file(3), self.file(1)
+        with self.trimming(spare=0):
+            server.set_bounds()
+            for _ in range(5):
+                cron.add("event")
+            self.assertEqual(len(self.rows(server)), 3)
+            self.file(2).set_bounds()
+            self.assertEqual(len(self.rows(server)), 2)
+
+    def test_the_newest_of_each_channel_and_name_is_retained(self):
+        file = self.file()
+        for body, key in (
+            (b"1", (None, "a")),
+            (b"2", (None, "b")),
+            (b"3", ("a", "a")),
+            (b"4", (None, "a")),
+            (b"5", ("", "a")),
+        ):
+            file.add("event", body, key[0], None, key[1])
+        retained = [
+            (None, "b", b"2"),
+            ("a", "a", b"3"),
+            (None, "a", b"4"),
+            ("", "a", b"5"),
+        ]
+        self.assertEqual(self.retained(file), retained)
+        self.assertEqual(file.add("forget", b"", None, None, "a"), 6)
+        self.assertEqual(file.add("forget", b"", None, None, "a"), 0)
+        self.assertEqual(file.add("forget", b"", "b", None, "b"), 0)
+        del retained[2]
+        self.assertEqual(self.retained(file), retained)
+        self.assertEqual(len(self.rows(file)), 6)
+
+    def test_those_retained_and_unchanged_for_the_longest_are_forgotten(self):
+        cost = 400 + len(b"data") + len("c")
+        for bounds, held in (
+            ((10**6, 3), 3),
+            ((10**6, 0), 0),
+            ((3 * cost, 9), 3),
+            ((3 * cost - 1, 9), 2),
+            ((1, 9), 0),
+        ):
+            with self.subTest(bounds):
+                file = self.file(0, *bounds, path=f"{self.path} {bounds}")
+                for number in range(10):
+                    file.add("event", b"data", "c", None, f"{number % 6}")
+                names = [name for _, name, _ in self.retained(file)]
+                self.assertEqual(names, ["1", "2", "3"][3 - held :])
+
+    def test_each_file_is_for_its_owner_alone(self):
+        before = os.umask(0)
+        self.addCleanup(os.umask, before)
+        file = self.file()
+        file.add("event")
+        for suffix in ("", "-wal", "-shm"):
+            mode = os.stat(self.path + suffix).st_mode
+            self.assertEqual(mode & 0o777, 0o600 if os.name == "posix" else 0o666)
+
+    def test_a_file_that_has_been_closed_is_opened_again(self):
+        file = self.file()
+        file.close()
+        file.add("event")
+        file.close()
+        file.close()
+        self.assertEqual(len(self.rows(file)), 1)
+        self.assertTrue(file.changed())
+        file.close()
+        self.assertEqual(os.listdir(os.path.dirname(self.path)), ["events.db"])
+
+    def test_it_is_closed_with_the_last_reference_to_it(self):
+        file = self.file(path=self.path)
+        epoch = file.epoch
+        self._cleanups.pop()
+        del file
+        self.assertEqual(epoch, "")
+        file = sse_server._LogFile(self.path, 9, 9, 9)
+        file.add("event")
+        epoch = file.epoch
+        del file
+        with mock.patch.object(sse_server, "_boot_id", return_value="another"):
+            file = self.file()
+            file.open()
+        self.assertEqual(file.epoch, epoch)
+
+    # Epochs.
+
+    def test_an_epoch_ends_when_the_machine_was_started_before_all_had_closed(self):
+        for closed, same_boot, goes_on in (
+            (2, True, True),
+            (1, True, True),
+            (0, True, True),
+            (2, False, True),
+            (1, False, False),
+            (0, False, False),
+        ):
+            with self.subTest(closed=closed, same_boot=same_boot):
+                path = f"{self.path} {closed} {same_boot}"
+                files = [self.file(path=path) for _ in range(2)]
+                for file in files:
+                    file.add("event")
+                for file in files[:closed]:
+                    file.close()
+                boot = sse_server._boot_id() if same_boot else "another"
+                with mock.patch.object(sse_server, "_boot_id", return_value=boot):
+                    later = [self.file(path=path) for _ in range(2)]
+                    self.assertEqual([file.add("event") for file in later], [3, 4])
+                    # Both have the same, whether it is a new one or not.
+                    self.assertEqual(later[0].epoch, later[1].epoch)
+                self.assertEqual(later[0].epoch == files[0].epoch, goes_on)
+
+    def test_an_epoch_that_was_closed_in_order_goes_on_whatever_was_before(self):
+        epochs = []
+        for boot, closes in (("a", False), ("b", True), ("c", True), ("d", True)):
+            with mock.patch.object(sse_server, "_boot_id", return_value=boot):
+                file = self.file()
+                file.open()
+                epochs.append(file.epoch)
+                if closes:
+                    file.close()
+        self.assertNotEqual(epochs[0], epochs[1])
+        self.assertEqual(epochs[1:], [epochs[1]] * 3)
+
+    @unittest.skipUnless(sys.platform == "linux", "only Linux tells the boot")
+    def test_the_boot_is_told(self):
+        self.assertRegex(sse_server._boot_id(), "^[0-9a-f-]{36}$")
+        self.assertEqual(sse_server._boot_id(), sse_server._boot_id())
+
+    def test_where_no_boot_is_told_an_epoch_goes_on(self):
+        with mock.patch("builtins.open", side_effect=FileNotFoundError):
+            self.assertEqual(sse_server._boot_id(), "")
+        with mock.patch.object(sse_server, "_boot_id", return_value=""):
+            files = [self.file() for _ in range(2)]
+            self.assertEqual([file.add("event") for file in files], [1, 2])
+            self.assertEqual(files[0].epoch, files[1].epoch)
+
+    # One that waits.
+
+    def test_it_is_read_while_another_process_writes(self):
+        file = self.file()
+        file.add("event", b"1")
+        other = self.other()
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("UPDATE events SET body = 'never'")
+        self.assertEqual(self.bodies(file), ["1"])
+        self.assertTrue(file.changed())
+        other.execute("ROLLBACK")
+
+    def test_a_lock_that_is_held_too_long_is_an_error_and_nothing_is_added(self):
+        file = self.file()
+        file.add("event", b"1")
+        other = self.other()
+        other.execute("BEGIN IMMEDIATE")
+        with mock.patch.object(sse_server, "_FILE_WAIT_SECONDS", 0.02):
+            for add in (file.add, file.add, self.file().add):
+                with self.assertRaises(OSError) as caught:
+                    add("event", b"2")
+                self.assertIn("locked; another program has", str(caught.exception))
+        other.execute("ROLLBACK")
+        file.add("event", b"3")
+        self.assertEqual(self.bodies(file), ["1", "3"])
+
+    def test_it_waits_for_a_lock(self):
+        file = self.file()
+        file.add("event", b"1")
+        other = self.other()
+        other.execute("BEGIN IMMEDIATE")
+
+        def end(seconds):
+            if other.in_transaction:
+                other.execute("ROLLBACK")
+
+        with mock.patch("time.sleep", side_effect=end) as sleep:
+            file.add("event", b"2")
+        self.assertGreaterEqual(sleep.call_count, 1)
+        self.assertEqual(self.bodies(file), ["1", "2"])
+
+    def test_threads_that_wait_for_the_same_lock_fail_together(self):
+        file = self.file()
+        file.open()
+        other = self.other()
+        other.execute("BEGIN IMMEDIATE")
+        errors = []
+
+        def add():
+            try:
+                file.add("event")
+            except OSError as error:
+                errors.append(str(error))
+
+        begun = time.monotonic()
+        with mock.patch.object(sse_server, "_FILE_WAIT_SECONDS", 0.05):
+            threads = [threading.Thread(target=add) for _ in range(20)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(len(errors), 20)
+        self.assertLess(time.monotonic() - begun, 20 * 0.05)
+
+    def test_a_call_from_within_is_refused(self):
+        file = self.file()
+
+        def now():  # as the handler of a signal might
+            with self.assertRaises(RuntimeError) as caught:
+                file.add("event", b"within")
+            self.assertIn("from within", str(caught.exception))
+            return 0.0
+
+        with mock.patch("time.time", side_effect=now):
+            file.add("event", b"1")
+        file.add("event", b"2")
+        self.assertEqual(self.bodies(file), ["1", "2"])
+
+    def test_threads_add_at_once(self):
+        file = self.file()
+        numbers = []
+
+        def add(thread):
+            for count in range(50):
+                numbers.append((file.add("event", b"%d %d" % (thread, count)), thread))
+
+        threads = [threading.Thread(target=add, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(sorted(n for n, _ in numbers), [*range(1, 201)])
+        owners = dict(numbers)
+        for row in self.rows(file):
+            self.assertEqual(int(row.body.split()[0]), owners[row.number])
+
+    # One that cannot be used.
+
+    def assertRefused(self, text, *, unchanged=True):
+        before = None
+        if unchanged:
+            with open(self.path, "rb") as opened:
+                before = opened.read()
+        file = self.file()
+        for use in (file.open, file.changed, lambda: file.add("event"), file.begin):
+            with self.assertRaises(OSError) as caught:
+                use()
+            message = str(caught.exception)
+            self.assertTrue(
+                message.startswith(f"history file {self.path!r}: "), message
+            )
+            self.assertIn(text, message)
+            self.assertNotIn("\n", message)
+        file.close()
+        if unchanged:
+            with open(self.path, "rb") as opened:
+                self.assertEqual(opened.read(), before)
+
+    def write(self, data):
+        with open(self.path, "wb") as opened:
+            opened.write(data)
+
+    def test_what_is_no_database_is_refused(self):
+        for data in (b"x", b"SQLite format 3\0", b"a text\n" * 20, b"\0" * 5000):
+            with self.subTest(data[:20]):
+                self.write(data)
+                self.assertRefused("file is not a database; it belongs to another")
+
+    def test_the_database_of_another_program_is_refused(self):
+        other = self.other()
+        for statement in (
+            "CREATE TABLE events (number INTEGER PRIMARY KEY)",
+            "PRAGMA user_version = 1",
+            f"PRAGMA application_id = {sse_server._LogFile._APPLICATION + 1}",
+        ):
+            other.execute(statement)
+            with self.subTest(statement):
+                self.assertRefused(
+                    "not a database of sse_server; it belongs to another"
+                )
+
+    def test_an_empty_file_is_a_new_one(self):
+        self.write(b"")
+        self.assertEqual(self.file().add("event"), 1)
+
+    def test_one_of_a_newer_version_is_refused(self):
+        file = self.file()
+        file.add("event")
+        file.close()
+        self.other().execute("PRAGMA user_version = 2")
+        self.assertRefused(
+            "format is 2, and this version knows 1; use a newer sse_server"
+        )
+
+    def whole_file(self):
+        file = self.file(20)
+        for number in range(60):
+            name = f"{number % 7}" if number % 3 == 0 else None
+            file.add("event", b"data: %d\n\n" % number, "c", f"id {number}", name)
+        found = file.begin(), self.rows(file), file.epoch
+        file.close()
+        with open(self.path, "rb") as opened:
+            return opened.read(), found
+
+    def test_a_damaged_one_is_refused_or_the_damage_changes_nothing(self):
+        whole, (begin, rows, epoch) = self.whole_file()
+        refused = 0
+        for at in range(100):  # the database's header
+            bad = bytearray(whole)
+            bad[at] ^= random.Random(SEED + at).randrange(1, 256)
+            with self.subTest(at=at, seed=SEED):
+                self.write(bad)
+                file = self.file(20)
+                try:
+                    self.assertEqual(file.begin(), begin)
+                    self.assertEqual(self.rows(file), rows)
+                    self.assertEqual(file.epoch, epoch)
+                    self.assertEqual(file.add("event", b"", None, None, "1"), 61)
+                except OSError as error:
+                    self.assertIn("; ", str(error))
+                    self.assertNotIn("\n", str(error))
+                    refused += 1
+                    with open(self.path, "rb") as opened:
+                        self.assertEqual(opened.read(), bad)
+                file.close()
+        self.assertGreater(refused, 40)
+
+    def test_a_truncated_one_is_refused(self):
+        whole, _ = self.whole_file()
+        for size in (1, 99, 100, 101, 4096, 4097, len(whole) - 4096):
+            with self.subTest(size):
+                self.write(whole[:size])
+                self.assertRefused("damaged")
+
+    def test_a_folder_is_refused(self):
+        os.mkdir(self.path)
+        self.assertRefused("", unchanged=False)
+
+    def test_a_folder_that_does_not_exist_is_named(self):
+        self.path = os.path.join(self.path, "events.db")
+        self.assertRefused("its folder, which must exist", unchanged=False)
+
+    @unittest.skipUnless(os.name == "posix", "there are no such permissions")
+    def test_one_that_may_not_be_written_is_refused(self):
+        self.whole_file()
+        folder = os.path.dirname(self.path)
+        for path, mode in ((folder, 0o555), (self.path, 0o444)):
+            program = textwrap.dedent(
+                """
+                import os, sqlite3, sys, sse_server
+                sse_server._boot_id()  # imports what it needs
+                if not os.geteuid():
+                    os.seteuid(65534)
+                try:
+                    sse_server._LogFile(sys.argv[1], 9, 9, 9).add("event")
+                except OSError as error:
+                    print(error)
+                """
+            )
+            os.chmod(folder, 0o777)
+            os.chmod(self.path, 0o666)
+            os.chmod(path, mode)
+            with self.subTest(path):
+                (text,) = self.python(program)
+                self.assertIn("; let this user write to it and to its folder", text)
+        os.chmod(folder, 0o777)
+
+    def test_a_python_without_sqlite3_says_so(self):
+        lacking = mock.patch.dict(sys.modules, {"sqlite3": None})
+        with lacking, self.assertRaises(ValueError) as caught:
+            self.file()
+        text = "history_file needs the module sqlite3, which this Python does not have"
+        self.assertEqual(str(caught.exception), text)
+
+    @unittest.skipUnless(os.name == "posix", "an open file cannot be deleted")
+    def test_a_file_that_is_deleted_or_replaced_while_it_is_in_use_is_refused(self):
+        def delete():
+            os.unlink(self.path)
+
+        def replace():
+            for suffix in ("", "-wal", "-shm"):
+                os.unlink(self.path + suffix)
+            new = self.file()
+            new.add("event", b"new")
+            return new
+
+        for change in (delete, replace):
+            with self.subTest(change.__name__):
+                self.path += "_"
+                file = self.file()
+                file.add("event", b"old")
+                new = change()
+                for use in (lambda file=file: file.add("event"), file.changed):
+                    with self.assertRaises(OSError) as caught:
+                        use()
+                    text = "it was deleted or replaced while it was in use; restart"
+                    self.assertIn(text, str(caught.exception))
+                file.before_fork()  # which closes it
+                file.after_fork()
+                with self.assertRaises(OSError) as caught:
+                    file.add("event")
+                self.assertIn(text, str(caught.exception))
+                file.close()
+                if new:  # it is not harmed by what used the old one
+                    self.assertEqual(new.add("event", b"more"), 2)
+                    self.assertEqual(self.bodies(self.file()), ["new", "more"])
+
+    def test_a_full_disk_is_an_error_and_nothing_is_added(self):
+        file = self.file()
+        file.add("event", b"1")
+        (pages,) = file._connections[0].execute("PRAGMA page_count").fetchone()
+        file._connections[0].execute(f"PRAGMA max_page_count = {pages + 2}")
+        with self.assertRaises(OSError) as caught:
+            file.add("event", b"a" * 2**16, None, "id", "name")
+        self.assertIn("full; make room on its disk", str(caught.exception))
+        file.add("event", b"2", None, "id")
+        self.assertEqual(self.bodies(file), ["1", "2"])
+        self.assertEqual(self.retained(file), [])
+
+    # The WAL.
+
+    def test_the_wal_stays_small_though_somebody_always_reads_and_writes(self):
+        file, other = self.file(), self.file()
+        limits = {"_FILE_WAL_BYTES": 2**17, "_FILE_CHECKPOINT_SECONDS": 0.01}
+        begun_anew = size = number = 0
+        with mock.patch.multiple(sse_server, **limits):
+            while begun_anew < 3:
+                number += 1
+                (file, other)[number % 2].add("event", b"a" * 500)
+                file.read(number - 1)
+                before, size = size, os.stat(self.path + "-wal").st_size
+                begun_anew += size < before
+                self.assertLess(size, 2**25)
+        numbers = [row.number for row in self.rows(file)]
+        self.assertEqual(numbers, [*range(1, number + 1)])
+        for opened in (file, other):
+            opened.close()
+        self.assertEqual(os.listdir(os.path.dirname(self.path)), ["events.db"])
+
+    def test_nothing_waits_for_a_thread_that_cannot_be_started(self):
+        file = self.file()
+        with mock.patch.object(sse_server, "_FILE_WAL_BYTES", 0):
+            with mock.patch("threading.Thread.start", side_effect=RuntimeError):
+                self.assertEqual([file.add("event"), file.add("event")], [1, 2])
+            file.add("event")
+        file.close()
+
+
+class ModelFile:
+    """What _LogFile promises, on a list of all rows that there ever were."""
+
+    def __init__(self, max_events, max_bytes, max_retained, every, large):
+        self.max_events, self.max_bytes = max_events, max_bytes
+        self.max_retained = max_retained
+        self.every, self.large = every, large
+        self.rows = []
+        self.base = 0
+        self.retained = {}  # by channel and name, the number of the row
+
+    def add(self, kind, body, channel, id, name):
+        if kind == "forget" and (channel, name) not in self.retained:
+            return 0
+        if id is not None and id in [row[3] for row in self.rows[self.base :]]:
+            raise ValueError(id)
+        self.rows.append((kind, body, channel, id, name))
+        number = len(self.rows)
+        if name is not None:
+            self.retained.pop((channel, name), None)
+        if kind == "event" and name is not None:
+            self.retained[channel, name] = number
+        while self.is_full(self.retained.values(), self.max_retained):
+            del self.retained[next(iter(self.retained))]
+        if number % self.every == 0 or self.size(number) > self.large:
+            held = range(self.base + 1, number + 1)
+            while len(held) > 1 and self.is_full(held, self.max_events):
+                held = held[1:]
+            self.base = held[0] - 1
+        return number
+
+    def is_full(self, numbers, max_count):
+        size = sum(map(self.size, numbers))
+        return len(numbers) > max_count or size > self.max_bytes
+
+    def size(self, number):
+        _, body, channel, id, _ = self.rows[number - 1]
+        return 400 + len(body) + len(channel or "") + len(id or "")
+
+
+class LogFileModelTest(LogFileTestCase):
+    BATCH_BYTES, BATCH_EVENTS = 500, 4
+
+    def test_random_histories_of_two_processes_agree_with_a_plain_list(self):
+        for seed in range(SEED, SEED + 60 * _FACTOR):
+            with self.subTest(seed=seed):
+                self.run_history(random.Random(seed), f"{self.path} {seed}")
+
+    def run_history(self, random_, path):
+        bounds = (
+            random_.choice((0, 1, 3, 10)),
+            random_.choice((1, 900, 3000, 10**6)),
+            random_.choice((0, 1, 3, 10)),
+        )
+        every = random_.choice((1, 3))
+        self.random = random_
+        self.model = ModelFile(*bounds, every, self.BATCH_BYTES)
+        limits = {
+            "_BATCH_BYTES": self.BATCH_BYTES,
+            "_FILE_BATCH_EVENTS": self.BATCH_EVENTS,
+            "_FILE_SPARE_EVENTS": 0,
+            "_FILE_TRIM_EVENTS": every,
+        }
+        with mock.patch.multiple(sse_server, **limits):
+            self.files = [self.file(*bounds, path=path) for _ in range(2)]
+            self.places = [0, 0]
+            steps = self.add, self.add, self.read, self.begin, self.reopen
+            for _ in range(40):
+                random_.choices(steps, (10, 10, 10, 3, 1))[0]()
+            for file in self.files:
+                file.close()
+
+    def add(self):
+        choose = self.random.choice
+        row = (
+            choose(("event", "event", "event", "gap", "end", "forget")),
+            b"a" * choose((0, 1, 50, 600)),
+            choose((None, "x", EVERYBODY)),
+            choose((None, None, "a", "b", "\u00e9")),
+            choose((None, "n", "m", "o")),
+        )
+        if row[0] == "forget":
+            row = ("forget", b"", row[2], None, row[4] or "n")
+        elif row[0] != "event":
+            row = (*row[:3], None, None)
+        try:
+            expected = self.model.add(*row)
+        except ValueError:
+            with self.assertRaises(ValueError):
+                choose(self.files).add(*row)
+        else:
+            self.assertEqual(choose(self.files).add(*row), expected)
+
+    def read(self):
+        which = self.random.randrange(2)
+        after = max(self.places[which], self.model.base)
+        expected = self.model.rows[after:][: self.BATCH_EVENTS]
+        sizes = itertools.accumulate(len(row[1]) for row in expected)
+        expected = [
+            row
+            for row, size in zip(expected, sizes)
+            if size - len(row[1]) < self.BATCH_BYTES
+        ]
+        rows, has_more = self.files[which].read(self.places[which])
+        self.assertEqual([tuple(row[1:-1]) for row in rows], expected)
+        numbers = [row.number for row in rows]
+        self.assertEqual(numbers, [*range(after + 1, after + 1 + len(rows))])
+        if rows:
+            self.places[which] = numbers[-1]
+        if not has_more:
+            self.assertEqual(after + len(rows), len(self.model.rows))
+
+    def begin(self):
+        file = self.random.choice(self.files)
+        file.set_bounds()
+        base, newest, retained = file.begin()
+        self.assertEqual(newest, len(self.model.rows))
+        expected = [
+            (number, self.model.rows[number - 1][1], *key)
+            for key, number in self.model.retained.items()
+        ]
+        found = [(row.number, row.body, row.channel, row.name) for row in retained]
+        self.assertEqual(found, expected)
+        # To set bounds is to forget, for which the next add() might have waited.
+        rows = self.model.rows
+        held = range(self.model.base + 1, len(rows) + 1)
+        while len(held) > 1 and self.model.is_full(held, self.model.max_events):
+            held = held[1:]
+        self.model.base = held[0] - 1 if held else 0
+        self.assertEqual(base, self.model.base)
+
+    def reopen(self):
+        self.random.choice(self.files).close()
+
+
+class LogFileProcessTest(LogFileTestCase):
+    """What several processes do to one file, and what the end of one does to it."""
+
+    def test_processes_that_publish_at_once_into_a_new_file(self):
+        program = """if True:
+            import os, sys, sse_server
+            file = sse_server._LogFile(sys.argv[1], 1000, 2**24, 9)
+            for count in range(100):
+                print(file.add("event", b"%d %d" % (os.getpid(), count)))
+        """
+        outputs = self.python(program, count=4)
+        numbers = [[int(line) for line in out.split()] for out in outputs]
+        self.assertEqual(sorted(itertools.chain(*numbers)), [*range(1, 401)])
+        for ascending in numbers:
+            self.assertEqual(ascending, sorted(ascending))
+        rows = self.rows(self.file())
+        self.assertEqual([row.number for row in rows], [*range(1, 401)])
+        counts = collections.defaultdict(list)
+        for row in rows:
+            process, count = row.body.split()
+            counts[process].append(int(count))
+        self.assertEqual(list(counts.values()), [[*range(100)]] * 4)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork()")
+    def test_what_was_added_survives_a_kill_at_any_line(self):
+        # A child is killed at the n-th line that it runs in the module, for each n
+        # until one adds all that it wants.  What it says it has added is there.
+        program = """if True:
+            import itertools, os, signal, sys
+            import sse_server
+
+            def run(at):
+                lines = itertools.count(1)
+                def trace(frame, event, argument):
+                    if frame.f_code.co_filename != sse_server.__file__:
+                        return None
+                    if event == "line" and next(lines) == at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return trace
+                file.open()
+                sys.settrace(trace)
+                number = file.add("event", b"", None, f"id {at}", "name")
+                sys.stdout.write(f"{number} id {at}\\n")
+                sys.stdout.flush()
+                file.add("forget", b"", None, None, "name")
+
+            sse_server._FILE_TRIM_EVENTS = 1
+            file = sse_server._LogFile(sys.argv[1], 10**6, 10**9, 9)
+            file.add("event", b"", None, None, "name")
+            for at in itertools.count(1):
+                process = os.fork()
+                if not process:
+                    run(at)
+                    os._exit(0)
+                _, status = os.waitpid(process, 0)
+                if status == 0:
+                    break
+                assert os.WTERMSIG(status) == signal.SIGKILL, status
+        """
+        (out,) = self.python(program)
+        said = dict(line.split(" ", 1) for line in out.splitlines())
+        rows = self.rows(self.file())
+        self.assertEqual([row.number for row in rows], [*range(1, len(rows) + 1)])
+        for row in rows:
+            self.assertEqual(said.pop(str(row.number), row.id), row.id)
+        self.assertEqual(said, {})
+        self.assertGreater(len(rows), 30)
+        self.assertEqual(self.retained(self.file()), [])
+        (found,) = self.other().execute("PRAGMA integrity_check").fetchone()
+        self.assertEqual(found, "ok")
+
+    def test_ctrl_c_at_any_line_leaves_all_or_nothing(self):
+        file, other, retained = self.file(), self.file(), 0
+        file.open()
+        for at in itertools.count(1):
+            left = [at]
+
+            def trace(frame, event, argument, left=left):
+                if frame.f_code.co_filename != sse_server.__file__:
+                    return None
+                left[0] -= event == "line"
+                if left[0] == 0:
+                    left[0] = -1
+                    raise KeyboardInterrupt
+                return trace
+
+            before = len(self.rows(file))
+            sys.settrace(trace)
+            try:
+                file.add("event", b"", None, f"{at}", "name")
+            except KeyboardInterrupt:
+                added = len(self.rows(file)) - before
+            else:
+                break
+            finally:
+                sys.settrace(None)
+            self.assertIn(added, (0, 1))
+            retained = max(retained, added)
+            self.assertEqual(len(self.retained(file)), retained)
+            self.assertEqual(other.add("event"), before + added + 1)
+        self.assertGreater(at, 30)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork()")
+    def test_a_forked_child_opens_the_file_anew(self):
+        program = """if True:
+            import os, sys, threading, warnings
+            import sse_server
+
+            file = sse_server._LogFile(sys.argv[1], 1000, 2**24, 9)
+            file.add("event", b"before")
+            warnings.simplefilter("ignore")  # Python warns of a fork beside threads
+            is_held, may_end = threading.Event(), threading.Event()
+
+            def hold():  # as a thread does that adds an event
+                with file._transaction():
+                    is_held.set()
+                    may_end.wait()
+
+            for way in ("exit", "_exit", "with a thread"):
+                if way == "with a thread":
+                    threading.Thread(target=hold).start()
+                    is_held.wait()
+                process = os.fork()
+                if not process:
+                    assert file.read(0)[0][0].body == b"before"
+                    file.add("event", b"child")
+                    os._exit(0) if way != "exit" else sys.exit()
+                may_end.set()
+                assert os.waitpid(process, 0)[1] == 0
+                file.add("event", b"parent")
+            print(*(row.body.decode() for row in file.read(0)[0]))
+        """
+        (out,) = self.python(program)
+        self.assertEqual(out, "before child parent child parent child parent\n")
+        self.assertEqual(self.file().add("event"), 8)
+        (found,) = self.other().execute("PRAGMA integrity_check").fetchone()
+        self.assertEqual(found, "ok")
+        # What os._exit() ended has not closed the file; this test has it open.
+        (openers,) = self.other().execute("SELECT openers FROM state").fetchone()
+        self.assertEqual(openers, 2 + 1)
+
+    @unittest.skipUnless(
+        sys.platform == "linux" and os.geteuid() == 0 and shutil.which("unshare"),
+        "only root can make a small disk, with Linux's unshare",
+    )
+    def test_a_disk_that_is_full_until_there_is_room_again(self):
+        program = """if True:
+            import os, sys
+            import sse_server
+
+            folder = os.path.dirname(sys.argv[1])
+            assert not os.system(f"mount -t tmpfs -o size=1m none {folder}")
+            with open(f"{folder}/ballast", "wb") as ballast:
+                ballast.write(bytes(2**19))
+            file = sse_server._LogFile(sys.argv[1], 10**6, 10**9, 9)
+            for removed in (False, True):
+                try:
+                    while True:
+                        print(file.add("event", bytes(1000), None, None, "name"))
+                except OSError as error:
+                    print(error)
+                assert file.read(0)[0]
+                if not removed:
+                    os.unlink(ballast.name)
+            count = after = 0
+            while rows := file.read(after)[0]:
+                count += len(rows)
+                after = rows[-1].number
+            print(after, count, file.begin()[2][0].number)
+        """
+        (out,) = self.python(program, prefix=("unshare", "-m"))
+        *lines, last = out.splitlines()
+        (first, second) = (at for at, line in enumerate(lines) if "full" in line)
+        numbers = [int(line) for line in lines if line.isdigit()]
+        self.assertEqual(numbers, [*range(1, len(lines) - 1)])
+        self.assertGreater(second, first + 20)
+        self.assertEqual({*last.split()}, {str(numbers[-1])})
+
+    def test_without_a_history_file_nothing_of_it_is_loaded(self):
+        program = "import sse_server, sys; print('sqlite3' in sys.modules)"
+        self.assertEqual(self.python(program), ["False\n"])
+
+
 # ------------------------------------------------------------------------------------
 # 5. The request on the wire
 # ------------------------------------------------------------------------------------
@@ -2794,6 +3761,7 @@ def new_site(**policy):
         "retry": 1.0,
         "restart_retry": 5.0,
         "replay": 0,
+        "publishing_waits": False,
         "publish": publish,
         "is_repeated": lambda id, body, channel: None,
         "finish": lambda channel: publish("", finish=channel),
@@ -4212,7 +5180,7 @@ class SubscriberModelTest(unittest.TestCase):
 
     async def live(self):
         random_ = self.random
-        self.server = SSEServer(
+        self.server = self.new_server(
             "127.0.0.1",
             0,
             history=random_.randint(0, 5),
@@ -4227,6 +5195,7 @@ class SubscriberModelTest(unittest.TestCase):
         self.told, self.opened, self.finished = [], 0, {}
         self.end_stream = self.server._broadcaster.end
         self.server._broadcaster.end = self.end
+        self.gap_for_all = False  # also for those who may have missed nothing
         self.tables = [{}]  # what is retained after each event
         self.evicted = False
         self.published = []  # (number, channel); a gap of the publisher's: EVERYBODY
@@ -4235,7 +5204,7 @@ class SubscriberModelTest(unittest.TestCase):
         acts = [self.publish] * 4 + [self.step] * 8 + [self.give_room] * 4 + [
             self.arrive, self.arrive, self.leave, self.disconnect, self.look,
             *[self.pause] * 4, self.rarely_forget, self.beat, self.fill, self.fill,
-            self.say_gap, self.rarely_end,
+            self.say_gap, self.rarely_end, *self.more_acts(),
         ]  # fmt: skip
         # Several of one audience, of which some have room and some have none.
         self.alike = random_.random() < 0.4
@@ -4248,12 +5217,21 @@ class SubscriberModelTest(unittest.TestCase):
                 self.check()
             await self.finish()
 
+    def new_server(self, *arguments, **options):
+        return SSEServer(*arguments, **options)
+
+    def more_acts(self):
+        return []
+
+    def publisher(self):
+        return self.server
+
     def publish(self):
         channel = self.random.choice((*self.CHANNELS, EVERYBODY))
         number = len(self.published) + 1
         data = f"{number} ".ljust(self.random.choice((1, 1, 300)), "x")
         name = self.random.choice((None, None, "one", "two"))
-        self.server.publish(data, channel=channel, event=name, retain=bool(name))
+        self.publisher().publish(data, channel=channel, event=name, retain=bool(name))
         self.note(channel, (channel, name), number)
 
     def note(self, channel, key, number):
@@ -4277,14 +5255,14 @@ class SubscriberModelTest(unittest.TestCase):
         self.evicted = self.evicted or found
 
     def say_gap(self):
-        self.server.publish_gap("lost")
+        self.publisher().publish_gap("lost")
         self.note(EVERYBODY, (None, None), None)
 
     def rarely_end(self):
         """A channel ends; what is published on it later begins it anew."""
         if self.random.random() < 0.1:
             channel = self.random.choice(self.CHANNELS)
-            self.server.finish(channel)
+            self.publisher().finish(channel)
             self.note(f"the end of {channel}", (None, None), None)
 
     def beat(self):
@@ -4474,7 +5452,8 @@ class SubscriberModelTest(unittest.TestCase):
             client.position, client.owed_from = None, math.inf
             return
         if "history" in event.data and client.position is not None:
-            self.assertTrue(self.owed(client, client.position, position), "needless")
+            owed = self.owed(client, client.position, position)
+            self.assertTrue(owed or self.gap_for_all, "needless")
         client.position = position
 
     def take(self, client, number, position):
@@ -4508,6 +5487,7 @@ class SubscriberModelTest(unittest.TestCase):
             broadcaster = self.server._broadcaster
             newest = broadcaster.log.newest
             swept = broadcaster.log.sent == newest == broadcaster._written
+            swept = swept and not broadcaster._has_news
             if swept and not self.server._registry.count("ready", "full", "leaving"):
                 break
         self.check()
@@ -4533,6 +5513,193 @@ class SubscriberModelTest(unittest.TestCase):
             self.assertGreaterEqual(sums[query], 0, "closed before it was opened")
         self.assertEqual(sum(change == 1 for _, change in self.told), self.opened)
         self.assertEqual(set(sums.values()) - {0}, set(), "opened and not closed")
+
+
+class WindowModelTest(LogFileTestCase):
+    """The logs of two processes that share a file, against a list of what was added."""
+
+    CHANNELS = ("a", None, EVERYBODY)
+
+    def test_random_histories(self):
+        for seed in range(SEED, SEED + 40 * _FACTOR):
+            with self.subTest(seed=seed):
+                self.run_history(random.Random(seed), f"{self.path} {seed}")
+
+    def run_history(self, random_, path):
+        self.random = random_
+        self.rows = []  # (channel, the event that a client is given, or None)
+        self.retained = {}  # by channel and name: the event's data
+        self.last_id = None  # of the newest row, if it is the publisher's
+        options = {
+            "history": random_.choice((0, 2, 100)),
+            "retained": random_.choice((2, 100)),
+        }
+        limits = {
+            "_FILE_SPARE_EVENTS": random_.choice((0, 3, 1000)),
+            "_FILE_TRIM_EVENTS": random_.choice((1, 4)),
+            "_FILE_BATCH_EVENTS": random_.choice((1, 3, 256)),
+        }
+        with mock.patch.multiple(sse_server, **limits):
+            self.servers = [
+                SSEServer(port=None, history_file=path, **options) for _ in range(2)
+            ]
+            self.begins = [self.count_begins(server) for server in self.servers]
+            acts = self.publish, self.publish_gap, self.forget, self.compare
+            for _ in range(50):
+                random_.choices(acts, (6, 1, 2, 4))[0]()
+            self.compare()
+            for server in self.servers:
+                server._broadcaster.close_file()
+
+    def count_begins(self, server):
+        log = server._broadcaster.log
+        count = mock.Mock(side_effect=log.begin)
+        log.begin = count
+        return count
+
+    def publish(self):
+        number = len(self.rows) + 1
+        server, channel = map(self.random.choice, (self.servers, self.CHANNELS))
+        name = self.random.choice((None, None, "x", "y", "z"))
+        id = self.random.choice((None, None, f"own {number}"))
+        found = server.publish(
+            str(number), channel=channel, event=name, id=id, retain=bool(name)
+        )
+        self.last_id = id
+        self.rows.append((channel, Event(name or "message", str(number), {found})))
+        if name:
+            self.retain(server, (channel, name), number)
+
+    def retain(self, server, key, number):
+        self.retained.pop(key, None)
+        self.retained[key] = number
+        if len(self.retained) > server._broadcaster.log._max_retained:
+            del self.retained[next(iter(self.retained))]
+
+    def publish_gap(self):
+        found = self.random.choice(self.servers).publish_gap("lost")
+        # It has the id before it, if the log knows that, and else one of its own.
+        ids = {found, self.last_id or found}
+        self.rows.append((EVERYBODY, Event("gap", '{"reason":"lost"}', ids)))
+
+    def forget(self):
+        channel = self.random.choice(self.CHANNELS)
+        name = self.random.choice("xyz")
+        found = self.random.choice(self.servers).forget(name, channel)
+        self.assertEqual(found, (channel, name) in self.retained)
+        if found:
+            del self.retained[channel, name]
+            self.rows.append(("nobody", None))
+
+    def compare(self):
+        which = self.random.randrange(2)
+        broadcaster, log = (
+            self.servers[which]._broadcaster,
+            self.servers[which]._broadcaster.log,
+        )
+        before, begins = log.newest, self.begins[which].call_count
+        broadcaster.catch_up()
+        self.assertEqual(log.newest, len(self.rows))
+        entries, position = {}, log.base
+        while position < log.newest:
+            batch, position = log.read(position, log.newest)
+            entries.update((entry.number, entry) for entry in batch)
+        self.assertEqual([*entries], [*range(log.base + 1, log.newest + 1)])
+        for number, entry in entries.items():
+            channel, event = self.rows[number - 1]
+            if event:
+                (decoded,) = decode(entry.frame)
+                self.assertEqual(decoded[:2], event[:2])
+                self.assertIn(decoded.last_event_id, event.last_event_id)
+                self.assertEqual(log.id_at(number) in event.last_event_id, True)
+                self.assertEqual(entry.channel, channel)
+            else:
+                self.assertNotIn(entry.channel, self.CHANNELS)
+        names = frozenset(self.CHANNELS)
+        found = decode(b"".join(log.snapshot(0, log.newest, names)[0]))
+        expected = [str(number) for number in self.retained.values()]
+        self.assertEqual([event.data for event in found], expected)
+        self.compare_missed(log, before, self.begins[which].call_count > begins)
+
+    def compare_missed(self, log, before, has_begun):
+        """What was forgotten is missed, by all if it was never read."""
+        for channel in self.CHANNELS:
+            last = max(
+                (n for n in range(1, log.base + 1) if self.rows[n - 1][0] == channel),
+                default=0,
+            )
+            for position in range(log.newest + 1):
+                missed = log.missed(position, frozenset([channel]))
+                if position < last:
+                    self.assertTrue(missed, (position, last))
+                elif missed:
+                    self.assertTrue(log._forgotten_floor > position)
+        if before == 0 or not has_begun:
+            return
+        self.assertGreater(log._forgotten_floor, before)
+
+
+class FileSubscriberModelTest(SubscriberModelTest, LogFileTestCase):
+    """The same, with a file into which another process publishes as well."""
+
+    SCHEDULES = 60 * _FACTOR
+
+    def new_server(self, *arguments, **options):
+        file = {"history_file": f"{self.path} {self.random.random()}"}
+        self.other = SSEServer(port=None, **file)
+        # Few rows stay for who is slow to read them: then there is a gap for all.
+        self.limits = mock.patch.multiple(
+            sse_server,
+            _FILE_SPARE_EVENTS=self.random.choice((0, 3, 1000)),
+            _FILE_TRIM_EVENTS=self.random.choice((1, 3)),
+            _FILE_BATCH_EVENTS=self.random.choice((1, 4, 256)),
+        )
+        self.limits.start()
+        self.addCleanup(self.limits.stop)
+        server = SSEServer(*arguments, **options, **file)
+        log = server._broadcaster.log
+        begin = log.begin
+
+        def begin_and_note(*state):
+            self.gap_for_all = log.newest > 0
+            begin(*state)
+
+        log.begin = begin_and_note
+        return server
+
+    async def finish(self):
+        self.see_the_other()
+        await super().finish()
+        self.assertEqual(self.server._broadcaster.log.newest, len(self.published))
+        await self.other.close()
+
+    def more_acts(self):
+        return [self.see_the_other] * 4
+
+    def publisher(self):
+        return self.random.choice((self.server, self.other))
+
+    def see_the_other(self):
+        """What is done every 20 ms."""
+        broadcaster = self.server._broadcaster
+        if broadcaster.file.changed():
+            broadcaster._has_news = True
+
+    def note(self, channel, key, number):
+        if self.random.random() < 0.5:
+            self.server._broadcaster.catch_up()
+        super().note(channel, key, number)
+
+    def replayed(self, channels):
+        self.server._broadcaster.catch_up()  # as each request does
+        return super().replayed(channels)
+
+    def forget(self):
+        key = self.random.choice((*self.CHANNELS, EVERYBODY)), "one"
+        found = self.publisher().forget(event="one", channel=key[0])
+        if found:  # it has a place in the log, which nobody is sent
+            self.note("nobody", (None, None), None)
+        self.evicted = self.evicted or found
 
 
 def numbers(ids):
@@ -6586,6 +7753,414 @@ class SharedLogTest(ServerTestCase):
         for client, events in zip(clients, ([gap], expected, expected)):
             seen = await client.events(len(events))
             self.assertEqual([(event.type, event.data) for event in seen], events)
+
+
+@unittest.skipIf(sqlite3 is None, "this Python has no sqlite3")
+class HistoryFileTest(ServerTestCase):
+    """Servers that share a history file are one server, also one after the other."""
+
+    def setUp(self):
+        super().setUp()
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        folder = tempfile.TemporaryDirectory(dir=memory)
+        self.addCleanup(folder.cleanup)
+        self.path = os.path.join(folder.name, "events.db")
+
+    def new_server(self, *arguments, **options):
+        options.setdefault("history_file", self.path)
+        server = super().new_server(*arguments, **options)
+        self.addAsyncCleanup(server.close)
+        return server
+
+    def lock(self):
+        """Lock the file, as a program does that is writing; returns what ends it."""
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        return lambda: other.execute("ROLLBACK")
+
+    def write(self, content):
+        with open(self.path, "wb") as file:
+            file.write(content)
+
+    def stop_looking(self):
+        """Let servers take in only what they publish, until the test looks."""
+        self.change(sse_server, _FILE_LOOK_SECONDS=1e6)
+
+    def look(self, server):
+        server._broadcaster._look(server._broadcaster.file)
+
+    # Many processes.
+
+    async def test_all_servers_deliver_all_events_in_one_order_with_the_same_ids(self):
+        servers = [await self.start() for _ in range(3)]
+        clients = [await self.stream(server) for server in servers]
+        ids = [servers[n % 3].publish(str(n)) for n in range(60)]
+        expected = [Event("message", str(n), id) for n, id in enumerate(ids)]
+        for client in clients:
+            self.assertEqual(await client.events(60), expected)
+        for server in servers:
+            self.assertEqual(server.stats.published, 60)
+            self.assertEqual(server.last_event_id, ids[-1])
+        self.assertEqual(numbers(ids), [*range(1, 61)])
+
+    async def test_a_client_may_resume_at_any_of_them_at_once(self):
+        self.stop_looking()
+        servers = [await self.start() for _ in range(2)]
+        ids = [servers[0].publish(str(n), id=f"own {n}"[n % 2 * 9 :] or None)
+               for n in range(4)]  # fmt: skip
+        for id, rest in zip(ids, (["1", "2", "3"], ["2", "3"], ["3"])):
+            client = await self.connect(servers[1])
+            await client.open(ask("/sse", f"Last-Event-ID: {id}"))
+            self.assertEqual(await client.data(len(rest)), rest)
+        stream, content = servers[1].stream(ids[2]), b""
+        while not content.endswith(b"\n\n"):
+            content += await asyncio.wait_for(stream.__anext__(), DEADLINE)
+        await stream.aclose()
+        self.assertEqual([event.data for event in decode(content)], ["3"])
+        self.assertEqual(servers[1].stats.gaps, 0)
+
+    async def test_gaps_and_what_is_retained_are_the_same_for_all(self):
+        servers = [await self.start() for _ in range(2)]
+        clients = [await self.stream(server) for server in servers]
+        servers[0].publish("1", event="a", retain=True)
+        servers[1].publish("2", event="b", retain=True)
+        gap = servers[0].publish_gap("lost")
+        self.assertTrue(servers[1].forget("a"))
+        self.assertFalse(servers[0].forget("a"))
+        last = servers[0].publish("3")
+        for client in clients:
+            events = await client.events(4)
+            self.assertEqual([e.type for e in events], ["a", "b", "gap", "message"])
+            self.assertEqual(events[2].last_event_id, gap)
+            self.assertEqual(client.decoder.last_event_id, last)
+        for server in servers:
+            client = await self.stream(server)
+            self.assertEqual(await client.events(1), [Event("b", "2", last)])
+
+    async def test_a_process_that_serves_nothing_publishes(self):
+        server = await self.start()
+        client = await self.stream(server)
+        publisher = self.new_server(port=None)
+        ids = [publisher.publish("1"), publisher.publish("2", id="own")]
+        self.assertEqual(await client.events(2), [
+            Event("message", "1", ids[0]), Event("message", "2", "own")
+        ])  # fmt: skip
+        self.assertEqual(publisher.last_event_id, "own")
+        server.publish("3")
+        self.assertEqual(publisher.stats.published, 3)
+        await publisher.close()
+        with self.assertRaises(RuntimeError):
+            publisher.publish("4")
+        with self.assertRaises(RuntimeError):
+            publisher.forget()
+        self.assertEqual(await client.data(1), ["3"])
+        self.assertEqual(publisher.stats.published, 3)
+
+    async def test_a_cron_job_does_not_change_the_bounds(self):
+        self.change(sse_server, _FILE_SPARE_EVENTS=0, _FILE_TRIM_EVENTS=1)
+        server = await self.start(history=5)
+        client = await self.stream(server)
+        publisher = self.new_server(port=None, history=1)
+        for n in range(9):
+            publisher.publish(str(n))
+            await client.events(1)
+        await publisher.close()
+        client = await self.stream(server, "/sse?replay=all")
+        self.assertEqual(await client.data(5), ["4", "5", "6", "7", "8"])
+
+    async def test_who_was_stopped_for_longer_than_the_history_tells_of_a_gap(self):
+        self.stop_looking()
+        self.change(sse_server, _FILE_SPARE_EVENTS=0, _FILE_TRIM_EVENTS=1)
+        server = await self.start(history=3)
+        server.publish("0", event="a", retain=True)
+        server.publish("0", event="b", retain=True)
+        client = await self.stream(server)
+        await client.events(2)
+        publisher = self.new_server(port=None)
+        publisher.forget("b")
+        for n in range(9):
+            publisher.publish(str(n), event="ac"[n % 2], retain=n < 4)
+        self.look(server)
+        events = await client.events(6)
+        self.assertEqual(
+            [(event.type, event.data) for event in events],
+            [
+                ("gap", '{"reason":"history"}'),
+                ("a", "2"),
+                ("c", "3"),
+                ("a", "6"),
+                ("c", "7"),
+                ("a", "8"),
+            ],
+        )
+        self.assertEqual(client.decoder.last_event_id, publisher.last_event_id)
+        self.assertEqual(server.stats.gaps, 1)
+        await publisher.close()
+
+    async def test_a_burst_of_another_process_reaches_all_in_order(self):
+        self.change(sse_server, _FILE_BATCH_EVENTS=7)
+        server = await self.start(history=5)
+        client = await self.stream(server)
+        publisher = self.new_server(port=None, history=5)
+        for n in range(300):
+            publisher.publish(str(n))
+        await publisher.close()
+        self.assertEqual(await client.data(300), [str(n) for n in range(300)])
+        self.assertEqual(server.stats.gaps, 0)
+
+    async def test_drain_waits_for_what_was_published_here(self):
+        server = await self.start()
+        client = await self.stream(server)
+        for n in range(50):
+            server.publish(str(n))
+            await server.drain()
+            self.assertEqual(server.stats.events_written, n + 1)
+        self.assertEqual(len(await client.data(50)), 50)
+
+    async def test_close_delivers_what_anybody_has_published(self):
+        self.stop_looking()
+        servers = [await self.start() for _ in range(2)]
+        client = await self.stream(servers[0])
+        servers[1].publish("1")
+        servers[0].publish("2")
+        await servers[0].close()
+        self.assertEqual([e.data for e in await client.rest()], ["1", "2"])
+
+    async def test_threads_publish_at_once(self):
+        servers = [await self.start() for _ in range(2)]
+        clients = [await self.stream(server) for server in servers]
+
+        def publish(server, name):
+            return [server.publish(f"{name} {n}") for n in range(50)]
+
+        ids = await asyncio.gather(
+            *(self.in_thread(publish, servers[n % 2], n) for n in range(4))
+        )
+        self.assertEqual(sorted(numbers(itertools.chain(*ids))), [*range(1, 201)])
+        found = [await client.data(200) for client in clients]
+        self.assertEqual(found[0], found[1])
+        for name in range(4):
+            own = [data for data in found[0] if data.startswith(f"{name} ")]
+            self.assertEqual(own, [f"{name} {n}" for n in range(50)])
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork()")
+    async def test_a_forked_child_publishes(self):
+        program = textwrap.dedent(
+            """
+            import os, sys, sse_server, warnings
+            warnings.simplefilter("ignore")  # Python warns of a fork beside threads
+            with sse_server.SSEServer(port=None, history_file=sys.argv[1]) as server:
+                server.publish("parent")
+                process = os.fork()
+                if not process:
+                    server.publish("child")
+                    os._exit(0)
+                assert os.waitpid(process, 0)[1] == 0
+                server.publish("parent")
+            """
+        )
+        server = await self.start()
+        client = await self.stream(server)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program, self.path),
+            cwd=os.path.dirname(os.path.abspath(sse_server.__file__)),
+            stderr=subprocess.PIPE,
+        )
+        _, errors = await asyncio.wait_for(process.communicate(), DEADLINE)
+        self.assertEqual((process.returncode, errors), (0, b""))
+        self.assertEqual(await client.data(3), ["parent", "child", "parent"])
+
+    # A restart.
+
+    async def test_a_restart_is_invisible(self):
+        ids = []
+        for restart in range(5):
+            server = await self.start()
+            client = await self.connect(server)
+            await client.open(ask("/sse", *(f"Last-Event-ID: {id}" for id in ids[-1:])))
+            server.publish(str(restart), event="a", retain=True)
+            ids.append(server.publish("more", id=f"own {restart}" if restart else None))
+            self.assertEqual(await client.data(2), [str(restart), "more"])
+            self.assertEqual(server.stats.gaps, 0)
+            await server.close()
+        server = await self.start()
+        self.assertEqual(server.last_event_id, ids[-1])
+        self.assertEqual(server.stats.published, 10)
+        client = await self.stream(server)
+        self.assertEqual(await client.events(1), [Event("a", "4", ids[-1])])
+        client = await self.stream(server, f"/sse?last_event_id={ids[0]}")
+        self.assertEqual((await client.data(8))[::2], ["1", "2", "3", "4"])
+        client = await self.stream(server, "/sse?replay=3")
+        self.assertEqual(await client.data(3), ["more", "4", "more"])
+
+    async def test_what_was_published_before_the_start_is_there(self):
+        server = self.new_server()
+        server.publish("1")
+        first = server.last_event_id
+        server.publish("2")
+        await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        client = await self.stream(server, f"/sse?last_event_id={first}")
+        self.assertEqual(await client.data(1), ["2"])
+        client = await self.stream(server)
+        server.publish("3")
+        self.assertEqual(await client.data(1), ["3"])
+
+    async def test_an_id_from_before_a_crash_of_the_machine_is_unknown(self):
+        server = await self.start()
+        last = server.publish("1")
+        with mock.patch.object(sse_server, "_boot_id", return_value="another"):
+            after = await self.start()
+        client = await self.stream(after, f"/sse?last_event_id={last}")
+        gap, event = await client.events(2)
+        self.assertEqual((gap.type, gap.data), ("gap", '{"reason":"unknown id"}'))
+        self.assertEqual(event.data, "1")
+        self.assertNotEqual(event.last_event_id, last)
+
+    # Files that cannot be used.
+
+    async def test_while_the_file_is_locked_nothing_is_published_and_all_else_goes_on(
+        self,
+    ):
+        self.change(sse_server, _FILE_WAIT_SECONDS=0.2)
+        server = await self.start(heartbeat=0.01, publish_token="secret")
+        client = await self.stream(server)
+        server.publish("1")
+        await client.events(1)
+        unlock = self.lock()
+        comments = len(client.decoder.comments)
+        posted = await self.connect(server)
+        await posted.send(post("/sse", b"never") + ask("/other"))
+        answering = asyncio.ensure_future(posted.read_answer())
+        while len(client.decoder.comments) < comments + 5:
+            await client.read_stream()
+            self.assertFalse(answering.done(), "heartbeats waited for the file")
+        answer = await answering
+        self.assertEqual(answer.status, 503)
+        self.assertEqual(
+            answer.body, b"the history file cannot be written now; try again\n"
+        )
+        self.assertEqual(answer.field("retry-after"), "1")
+        self.assertEqual((await posted.read_answer()).body, b"ok")
+        for publish in (server.publish, self.new_server(port=None).publish):
+            with self.assertRaises(OSError) as caught:
+                publish("never")
+            self.assertIn("locked", str(caught.exception))
+        (error,) = self.logged(logging.ERROR)
+        self.assertIn("locked; another program has kept it locked", error)
+        unlock()
+        answer = await self.ask(server, post("/sse?id=x", b"2"))
+        self.assertEqual((answer.status, answer.body), (200, b"x"))
+        self.assertEqual(await client.data(1), ["2"])
+
+    async def test_a_post_that_is_repeated_at_another_process(self):
+        self.stop_looking()
+        servers = [await self.start(publish_token="secret") for _ in range(2)]
+        for server, data, status in (
+            (servers[0], b"1", 200),
+            (servers[1], b"1", 200),
+            (servers[1], b"2", 409),
+            (servers[0], b"1", 200),
+        ):
+            answer = await self.ask(server, post("/sse?id=a", data))
+            self.assertEqual(answer.status, status)
+            if status == 200:
+                self.assertEqual(answer.body, b"a")
+        answer = await self.ask(servers[1], post("/sse?event=x\0", b""))
+        self.assertEqual(answer.status, 400)
+        self.assertEqual(servers[1].stats.published, 1)
+
+    async def test_a_publisher_that_leaves_while_its_event_waits(self):
+        server = await self.start(publish_token="secret")
+        unlock = self.lock()
+        client = await self.connect(server)
+        await client.send(post("/sse", b"1"))
+        await self.until(lambda: server._registry.count("publishing"), "its turn")
+        client.reset()
+        await self.until(lambda: not len(server._registry), "its end")
+        unlock()
+        reader = await self.stream(server, "/sse?replay=all")
+        self.assertEqual(await reader.data(1), ["1"])
+
+    @unittest.skipUnless(os.name == "posix", "an open file cannot be deleted")
+    async def test_a_file_that_is_deleted_is_reported_once_and_streams_go_on(self):
+        server = await self.start(heartbeat=0.01)
+        client = await self.stream(server)
+        server.publish("1")
+        await client.events(1)
+        os.unlink(self.path)
+        await self.until(lambda: self.records[-1].levelno >= logging.ERROR, "the error")
+        for _ in range(3):
+            with self.assertRaises(OSError):
+                server.publish("2")
+        comments = len(client.decoder.comments)
+        while len(client.decoder.comments) < comments + 10:
+            await client.read_stream()
+        (error,) = self.logged(logging.ERROR)
+        self.assertIn("deleted or replaced", error)
+        await server.close()
+        self.assertEqual(await client.rest(), [])
+
+    async def test_a_file_that_cannot_be_read_for_a_while_loses_nothing(self):
+        server = await self.start()
+        client = await self.stream(server)
+        failures = [OSError("the disk is gone")] * 3
+        read = server._broadcaster.file.read
+
+        def fail(after):
+            if failures:
+                raise failures.pop()
+            return read(after)
+
+        self.change(server._broadcaster.file, read=fail)
+        server.publish("1")
+        self.assertEqual(await client.data(1), ["1"])
+        self.assertEqual(self.logged(logging.ERROR), ["the disk is gone"])
+        self.assertIn("the history file can be read again", self.logged())
+
+    async def test_a_server_does_not_start_with_a_file_that_it_cannot_use(self):
+        self.write(b"a text, and no database\n" * 9)
+        server = self.new_server()
+        for _ in range(2):
+            with self.assertRaises(OSError) as caught:
+                await server.__aenter__()
+            self.assertIn("not a database", str(caught.exception))
+        with self.assertRaises(OSError):
+            server.publish("1")
+        with self.assertRaises(OSError):
+            server.last_event_id  # noqa: B018
+        os.unlink(self.path)
+        await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        server.publish("1")
+
+    async def test_what_does_not_go_with_a_file(self):
+        for options, error, text in (
+            ({"id_order": int}, ValueError, "id_order cannot go with it"),
+            ({"history_file": 5}, TypeError, "history_file is 5; allowed is a path"),
+        ):
+            with self.assertRaises(error) as caught:
+                self.new_server(**options)
+            self.assertIn(text, str(caught.exception))
+        lacking = mock.patch.dict(sys.modules, {"sqlite3": None})
+        with lacking, self.assertRaises(ValueError):
+            self.new_server()
+        server = self.new_server()
+        own = server.publish("1")
+        for id in (own, own + "0"):
+            with self.assertRaises(ValueError) as caught:
+                server.publish("2", id=id)
+            self.assertIn("has the form of this server's own", str(caught.exception))
+        await server.close()
+
+    async def test_a_server_with_a_file_and_nothing_to_do_reads_nothing(self):
+        server = await self.start()
+        file = server._broadcaster.file
+        changed, read = mock.Mock(side_effect=file.changed), mock.Mock()
+        self.change(file, changed=changed, read=read)
+        await self.until(lambda: changed.call_count >= 5, "looks")
+        self.assertEqual(read.call_count, 0)
 
 
 # ------------------------------------------------------------------------------------
