@@ -12192,18 +12192,23 @@ class StandardInputTest(CommandLineTestCase):
 
 
 # ------------------------------------------------------------------------------------
-# README.md: its examples as they stand there.  The recipes, which need packages and
-# other programs, are run by .ci/run.
+# README.md: its examples as they stand there, and the recipes that need no packages.
+# The other recipes are run by .ci/run.
 # ------------------------------------------------------------------------------------
 
-README = os.path.join(os.path.dirname(os.path.abspath(__file__)), "README.md")
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+RECIPES = os.path.join(FOLDER, ".recipes")
+
+
+def read_text(*path):
+    with open(os.path.join(*path), encoding="utf-8") as file:
+        return file.read()
 
 
 class ReadmeTest(ServerTestCase):
     @classmethod
     def setUpClass(cls):
-        with open(README, encoding="utf-8") as file:
-            cls.text = file.read()
+        cls.text = read_text(FOLDER, "README.md")
         blocks = re.findall(
             r"(?:<!-- (example|recipe): (\S+) -->\n)?```python\n(.*?)```",
             cls.text,
@@ -12224,10 +12229,49 @@ class ReadmeTest(ServerTestCase):
         exec(code, names)  # noqa: S102 - it is what a reader would run
         return names
 
+    def run_recipe(self, name):
+        code = compile(read_text(RECIPES, name), f".recipes/{name}", "exec")
+        names = {"__name__": name}
+        exec(code, names)  # noqa: S102 - it is what a reader would run
+        return names
+
+    async def serve_recipe(self, name):
+        names = self.run_recipe(name)
+        await names["server"].__aenter__()
+        self.addAsyncCleanup(self._stop, names["server"])
+        return names
+
     def test_every_block_is_run_by_somebody(self):
-        tested = {"asyncio", "thread", "channel", "authorize", "disconnect", "retain",
-                  "presence", "progress"}  # fmt: skip
+        tested = {"asyncio", "thread", "channel", "authorize", "disconnect", "retain"}
         self.assertEqual((set(self.examples), self.unmarked), (tested, []))
+
+    def test_every_link_leads_somewhere(self):
+        for path in ("README.md", ".recipes/README.md", ".ci/bench/README.md"):
+            for file, heading in self.links_of(path):
+                target = os.path.join(os.path.dirname(path), file) if file else path
+                with self.subTest(f"{path}: {file}#{heading}"):
+                    self.assertTrue(os.path.exists(os.path.join(FOLDER, target)))
+                    if heading:
+                        self.assertIn(heading, self.headings_of(target))
+
+    def links_of(self, path):
+        """(file, heading) each, without those to other sites."""
+        targets = re.findall(r"\]\((?!https?:)([^)]+)\)", read_text(FOLDER, path))
+        return [target.partition("#")[::2] for target in targets]
+
+    def headings_of(self, path):
+        """As they are named in links."""
+        headings = re.findall("^#+ (.*)", read_text(FOLDER, path), re.MULTILINE)
+        return [
+            re.sub("[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings
+        ]
+
+    def test_every_recipe_is_listed(self):
+        listed = {file for file, _ in self.links_of(".recipes/README.md") if file}
+        found = {
+            name for name in os.listdir(RECIPES) if not name.startswith((".", "_"))
+        }
+        self.assertEqual(found - {"README.md"}, listed)
 
     async def test_the_example_in_a_coroutine(self):
         started = asyncio.get_running_loop().create_future()
@@ -12293,8 +12337,7 @@ class ReadmeTest(ServerTestCase):
     async def test_the_examples_of_access(self):
         names = self.run_example("authorize")
         authorize = names["authorize"]
-        self.assertTrue(authorize(get(method="POST")))
-        self.assertTrue(authorize(get(b"Cookie: session=42")))
+        self.assertEqual(authorize(get(b"Cookie: session=42")), ["jobs-42"])
         with self.assertRaises(HTTPError) as caught:
             authorize(get())
         self.assertEqual(caught.exception.status, 204)
@@ -12341,7 +12384,7 @@ class ReadmeTest(ServerTestCase):
             with ended_by_sigint():
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-c", program, self.examples[name]),
-                    cwd=os.path.dirname(README),
+                    cwd=FOLDER,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                 )
@@ -12352,11 +12395,14 @@ class ReadmeTest(ServerTestCase):
                 _, errors = await asyncio.wait_for(process.communicate(), DEADLINE)
                 self.assertEqual((process.returncode, errors), (0, b""))
 
-    async def test_the_example_of_a_job(self):
-        names = self.run_example("progress")
+    async def test_the_recipe_of_a_test(self):
+        test = self.run_recipe("test_hello.py")["HelloTest"]
+        result = await self.in_thread(test("test_hello_is_published").run)
+        self.assertEqual((result.testsRun, result.wasSuccessful()), (1, True))
+
+    async def test_the_recipe_of_a_job(self):
+        names = await self.serve_recipe("job_cookies.py")
         server = names["server"]
-        await server.__aenter__()
-        self.addAsyncCleanup(self._stop, server)
         mine = names["signed"]("7")
         for cookie, query, status in (
             (mine, "", 200),
@@ -12377,8 +12423,8 @@ class ReadmeTest(ServerTestCase):
     def test_the_options_are_those_of_the_command_line(self):
         actions = sse_server._argument_parser()._actions
         options = {option for action in actions for option in action.option_strings}
-        table = self.text.partition("## The command line")[2].partition("##")[0]
-        found = set(re.findall(r"`(--[a-z-]+)", table))
+        text = self.text.partition("## The command line")[2].partition("##")[0]
+        found = set(re.findall(r"`(--[a-z-]+)", text))
         self.assertEqual(found, options - {"-h"})
 
     async def test_the_example_of_a_state(self):
@@ -12389,27 +12435,40 @@ class ReadmeTest(ServerTestCase):
         (event,) = await client.events(1)
         self.assertEqual((event.type, event.data), ("temperature", '{"celsius":21.5}'))
 
-    async def test_the_example_of_presence(self):
-        names = {
-            "session": lambda request: request.header("x"),
-            "SSEServer": SSEServer,
-            "EVERYBODY": sse_server.EVERYBODY,
-        }
-        server = self.run_example("presence", **names)["server"]
-        await server.__aenter__()
-        self.addAsyncCleanup(self._stop, server)
-        first = await self.stream(server, "/sse", "X: ann")
-        self.assertEqual(await first.data(1), ['["ann"]'])
-        second = await self.stream(server, "/sse?channel=jobs", "X: bob")
-        self.assertEqual(await first.data(1), ['["ann","bob"]'])
-        self.assertEqual(await second.data(2), ['["ann"]', '["ann","bob"]'])
-        second.close()
-        self.assertEqual(await first.data(1), ['["ann"]'])
+    async def test_the_recipe_of_presence(self):
+        server = (await self.serve_recipe("presence.py"))["server"]
+        ann = await self.stream(server, "/sse", "Cookie: user=ann")
+        bob = await self.stream(server, "/sse", "Cookie: user=bob")
+        came, left = (f'{{"user":"bob","here":{here}}}' for here in ("true", "false"))
+        self.assertEqual(
+            [(event.type, event.data) for event in await bob.events(2)],
+            [("presence", came), ("online", '["ann","bob"]')],
+        )
+        second = await self.stream(server, "/sse", "Cookie: user=bob")
+        await second.events(1)
+        for client in (second, bob):
+            client.close()
+        self.assertEqual(
+            [(event.type, event.data) for event in await ann.events(4)],
+            [
+                ("presence", '{"user":"ann","here":true}'),
+                ("online", '["ann"]'),
+                ("presence", came),
+                ("presence", left),
+            ],
+        )
+        stranger = await self.ask(server, ask("/sse"), head_only=True)
+        self.assertEqual(stranger.status, 204)
 
     def test_the_limits_are_those_of_the_module(self):
         defaults = SSEServer.__init__.__kwdefaults__
-        rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", self.text, re.MULTILINE)
-        limits = {name: text for name, text in rows if name in defaults}
+        rows = re.findall(r"^\| (`[\w`, ]+) \| (.*?) \|", self.text, re.MULTILINE)
+        limits = {
+            name: text
+            for names, text in rows
+            for name in re.findall(r"\w+", names)
+            if name in defaults
+        }
         self.assertEqual(len(limits), 13)
         for name, value in {
             "history": "1000 events",
@@ -12428,7 +12487,8 @@ class ReadmeTest(ServerTestCase):
         self.assertEqual(defaults["max_event_bytes"], 1024 * KIB)
         self.assertEqual(sse_server._RESERVED_DESCRIPTORS, 64)
         self.assertIn(f"{sse_server._MAX_NAME_BYTES} bytes", self.text)
-        self.assertIn(f"| {sse_server._MAX_CHANNELS} |", self.text)
+        channels, parameters = sse_server._MAX_CHANNELS, sse_server._MAX_PARAMETERS
+        self.assertIn(f"| {channels}, {parameters} |", self.text)
         self.assertIn(
             f"{sse_server._MAX_HEAD_BYTES // KIB} KiB, {sse_server._MAX_FIELDS} fields | 431",
             self.text,

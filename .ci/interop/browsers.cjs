@@ -10,6 +10,7 @@ const { parseArgs } = require("node:util");
 const { inPage, startBrowsers, Report } = require("./harness.cjs");
 const eventsource = require("./eventsource.cjs");
 const page = require("./page.cjs");
+const tabs = require("./tabs.cjs");
 
 function titleOf(check) {
   return check.name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
@@ -43,6 +44,7 @@ async function main() {
       );
     }
     await together(report, browsers, chosen(eventsource.checks), options);
+    await together(report, browsers, chosen(tabs.checks), options);
     await together(report, browsers, chosen(page.checks), options);
     const [chromium] = browsers;
     await together(report, [chromium], chosen(page.checksOfChromium), options);

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 install_programs chromium:chromium firefox-esr:firefox-esr nginx:nginx-light \
-    haproxy:haproxy curl:curl node:nodejs npm:npm
+    haproxy:haproxy caddy:caddy curl:curl node:nodejs npm:npm
 install_packages "$here/requirements.txt" "$cache/interop/venv"
 install_packages "$here/package.json" "$cache/interop/node"
 printf 'export INTEROP_PYTHON=%q NODE_PATH=%q PATH=%q\n' \

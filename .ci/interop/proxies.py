@@ -1,12 +1,16 @@
-"""Proxies in front: nginx and HAProxy pass the stream on at once, keep an idle one,
-tell of a client that left, and cannot be talked into smuggling a request.
+"""Proxies in front, configured by the recipes as they stand: nginx, HAProxy, Caddy and
+Vite's development server pass the stream on at once, keep an idle one, tell of a client
+that left, and bring all clients back after the server was killed and away for a while.
+nginx and HAProxy cannot be talked into smuggling a request.
 
-usage: proxies.py     (configured with README.md's own blocks, if it has them)
+usage: proxies.py     (with the environment that install.sh prints)
 """
 
 import asyncio
 import contextlib
 import getpass
+import json
+import os
 import pathlib
 import re
 import signal
@@ -19,6 +23,7 @@ import smuggling
 from clients import Client
 from common import free_port
 from harness import (
+    ANSWER_LIMIT,
     HERE,
     PATIENCE,
     Curl,
@@ -30,29 +35,18 @@ from harness import (
     until_async,
 )
 
-README = HERE.parents[1] / "README.md"
+RECIPES = HERE.parents[1] / ".recipes"
 EVENTS = 20  # of which each must be seen before the next is published
 PROXY_TIMEOUT = 3  # seconds that a proxy lets a silent upstream live, for the usual 60
 HEARTBEAT = 1.0  # seconds, for the usual 15
 AT_ONCE = 1.0  # seconds: an event that takes longer was held back
 USUALLY = 0.1  # seconds that half of the events may take at most
 QUICKLY = HEARTBEAT / 2  # seconds: a departure is noticed without a write to the client
+AWAY = 6.0  # seconds that the server is away: longer than HAProxy goes on trying
 
 LOG = "output.log"
-CONFIGURATION = "configuration"
-USUAL_ADDRESS = "127.0.0.1:8080"  # the server's in README.md's blocks
+USUAL_ADDRESS = "127.0.0.1:8080"  # the server's in the recipes
 
-# What README.md recommends, should it have no such block.
-NGINX_BLOCK = """
-location /sse {
-    proxy_pass http://127.0.0.1:8080;
-    error_page 502 504 = @sse_away;
-}
-location @sse_away {
-    default_type text/event-stream;
-    return 200 "retry: 3000\\n";
-}
-"""
 NGINX = """
 daemon off;
 user {user};
@@ -79,17 +73,6 @@ http {{
 }}
 """
 HTTP_1_1 = 'proxy_http_version 1.1; proxy_set_header Connection "";'
-HAPROXY_BLOCK = """
-listen sse
-    bind :80
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-    option http-no-delay
-    option abortonclose
-    server sse_server 127.0.0.1:8080
-"""
 HAPROXY = """
 global
     hard-stop-after 1s
@@ -100,6 +83,11 @@ defaults
 {listen}
     {rules}
 """
+CADDY = """{
+    admin off
+    auto_https off
+}
+"""
 
 
 # How both log a request that they passed on; one that they answered has "-" or "<".
@@ -107,9 +95,9 @@ PASSED_ON = re.compile(r"^upstream: \w", re.MULTILINE)
 
 
 class Proxy:
-    """nginx or HAProxy, in the foreground, in a folder of its own."""
+    """A proxy in the foreground, in a folder of its own."""
 
-    def __init__(self, command, folder, port, reload_signal):
+    def __init__(self, command, folder, port, reload_signal=None):
         self._command = command
         self._folder = folder
         self._log = folder / LOG
@@ -148,13 +136,13 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def running(command, configuration, port, reload_signal):
-    """A proxy with this configuration, in a temporary folder."""
+async def running(command, file, configuration, port, reload_signal=None):
+    """A proxy with this configuration in a file of this name, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix=f"sse-{command[0]}-") as name:
         folder = pathlib.Path(name)
         # nginx gives its temporary folders to its user, who must be able to reach them.
         folder.chmod(0o755)
-        (folder / CONFIGURATION).write_text(configuration)
+        (folder / file).write_text(configuration)
         proxy = Proxy(command, folder, port, reload_signal)
         try:
             await proxy.start()
@@ -173,8 +161,8 @@ def nginx(upstream, locations, protocol=""):
         protocol=protocol,
         locations=locations,
     )
-    command = ["nginx", "-p", "./", "-e", "error.log", "-c", CONFIGURATION]
-    return running(command, configuration, port, signal.SIGHUP)
+    command = ["nginx", "-p", "./", "-e", "error.log", "-c", "nginx.conf"]
+    return running(command, "nginx.conf", configuration, port, signal.SIGHUP)
 
 
 def haproxy(upstream, block, rules=""):
@@ -186,25 +174,38 @@ def haproxy(upstream, block, rules=""):
         (r"timeout client \S+", f"timeout client {PROXY_TIMEOUT}s"),
         (r"timeout server \S+", f"timeout server {PROXY_TIMEOUT}s"),
     ):
-        expect(re.search(setting, listen), f"no {setting} in HAProxy's block")
+        expect(re.search(setting, listen), f"no {setting} in haproxy.cfg")
         listen = re.sub(setting, value, listen)
-    command = ["haproxy", "-W", "-db", "-f", CONFIGURATION]
+    command = ["haproxy", "-W", "-db", "-f", "haproxy.cfg"]
     configuration = HAPROXY.format(listen=listen, rules=rules)
-    return running(command, configuration, port, signal.SIGUSR2)
+    return running(command, "haproxy.cfg", configuration, port, signal.SIGUSR2)
 
 
-def block_of_readme(language, default):
-    """README.md's only block in this language, or the default."""
-    text = README.read_text("utf-8") if README.exists() else ""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    expect(len(blocks) <= 1, f"README.md has {len(blocks)} blocks of {language}, not 1")
-    print(f"{language}: the block is", "README.md's" if blocks else "this script's own")
-    return blocks[0] if blocks else default
+def caddy(upstream, block):
+    """The site on a port of its own, without a certificate."""
+    port = free_port()
+    expect("example.com" in block, "example.com is not in the Caddyfile")
+    site = block.replace("example.com", f"http://127.0.0.1:{port}")
+    command = ["caddy", "run", "--adapter", "caddyfile", "--config", "Caddyfile"]
+    configuration = CADDY + aimed(site, f"127.0.0.1:{upstream}")
+    return running(command, "Caddyfile", configuration, port)
+
+
+def vite(upstream, block):
+    port = free_port()
+    program = pathlib.Path(os.environ["NODE_PATH"], "vite", "bin", "vite.js")
+    command = ["node", str(program), "--host", "127.0.0.1", "--port", str(port)]
+    configuration = aimed(block, f"127.0.0.1:{upstream}")
+    return running(command, "vite.config.js", configuration, port)
+
+
+def recipe(name):
+    return (RECIPES / name).read_text("utf-8")
 
 
 def aimed(block, upstream):
-    """The block with the server's usual address replaced."""
-    expect(USUAL_ADDRESS in block, f"{USUAL_ADDRESS} is not in the block")
+    """The recipe with the server's usual address replaced."""
+    expect(USUAL_ADDRESS in block, f"{USUAL_ADDRESS} is not in the recipe")
     return block.replace(USUAL_ADDRESS, upstream)
 
 
@@ -302,13 +303,23 @@ async def is_resumed_after_a_reload_and_a_stop(proxy, server, notes):
         expect(seen == wanted, f"seen {seen}, published {wanted}")
 
 
-async def asks_to_come_again(proxy, server, notes):
+async def asks_to_come_again(proxy):
     """While the server is away: an EventSource would take an error for the end."""
-    await server.stop()
     async with Curl.watching(proxy.url) as curl:
         await until_async(lambda: curl.ended, "an answer")
-        expect(curl.decoder.retry, "nginx sent no `retry` while the server was away")
-        notes.append(f"after {curl.decoder.retry} ms")
+        expect(curl.decoder.retry, "no `retry` while the server was away")
+        return f"asked to come again after {curl.decoder.retry} ms"
+
+
+async def refuses_a_publication(proxy):
+    """While the server is away: whoever publishes has to be told."""
+    process = await asyncio.create_subprocess_exec(
+        *("curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}"),
+        *("--data-binary", "lost", proxy.url),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    status, _ = await process.communicate()
+    expect(int(status) >= 500, f"status {status.decode()} for a lost publication")
 
 
 async def waits_for_the_server(proxy, server, notes):
@@ -326,7 +337,6 @@ CHECKS = [
     keeps_an_idle_stream,
     tells_of_a_departure,
     passes_on_a_publication,
-    is_resumed_after_a_reload_and_a_stop,
 ]
 
 
@@ -348,23 +358,98 @@ async def all_checks(report, name, checks, start, block):
                 await check(proxy, server, notes)
 
 
-async def passes_on_what_is_compressed(report, for_nginx, for_haproxy):
+async def passes_on_what_is_compressed(report, proxies):
     """Unchanged, whether it would compress by itself or not."""
-    gzip = "gzip on; gzip_proxied any; gzip_types text/event-stream;"
-    compression = "compression algo gzip\n    compression type text/event-stream"
-    proxies = {
-        "nginx": lambda upstream: nginx_1_1(upstream, for_nginx),
-        "nginx with gzip on": lambda upstream: nginx_1_1(upstream, gzip + for_nginx),
-        "HAProxy": lambda upstream: haproxy(upstream, for_haproxy),
-        "HAProxy with compression": lambda upstream: haproxy(
-            upstream, for_haproxy, compression
-        ),
-    }
-    for name, start in proxies.items():
+    for name, start, *block in proxies:
         with report.case(f"{name} passes on what is compressed, at once") as notes:
             options = {"heartbeat": HEARTBEAT, "hosts": ["*"], "compress": True}
-            async with fronted(start, **options) as (proxy, server):
+            async with fronted(start, *block, **options) as (proxy, server):
                 await passes_on_at_once(proxy, server, notes, compressed=True)
+
+
+# The server is killed, and away for a while.
+
+
+class Tab:
+    """A page in Chromium with an EventSource."""
+
+    def __init__(self):
+        self.data = []
+
+    async def received(self, count):
+        await until_async(
+            lambda: len(self.data) >= count,
+            lambda: f"{count} events; {len(self.data)} came to Chromium",
+        )
+
+
+class Chromium:
+    """One browser, with a tab for each stream."""
+
+    def __init__(self, process):
+        self._process = process
+        self._tabs = {}
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(cls):
+        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+        process = await asyncio.create_subprocess_exec(
+            "node", HERE / "chromium.cjs", limit=ANSWER_LIMIT, **pipes
+        )
+        browser = cls(process)
+        try:
+            yield browser
+        finally:
+            process.stdin.close()
+            await asyncio.wait_for(process.wait(), PATIENCE)
+            await browser._reading
+
+    async def _read(self):
+        async for line in self._process.stdout:
+            url, data = json.loads(line)
+            self._tabs[url].data.append(data)
+
+    def open(self, url):
+        tab = self._tabs[url] = Tab()
+        self._process.stdin.write(f"{url}\n".encode())
+        return tab
+
+
+async def all_come_back(start, block, browser, notes, guarded=True):
+    events = [{"data": f"number {n}", "id": f"row-{n}"} for n in range(4)]
+    async with contextlib.AsyncExitStack() as stack:
+        # With replay, for a client whose first connection was cut before an event came.
+        running = fronted(start, block, retry=0.3, hosts=["*"], replay=10)
+        proxy, server = await stack.enter_async_context(running)
+        clients = [browser.open(proxy.url)]
+        for library in ("eventsource", "undici"):
+            client = Client.watching(library, proxy.url)
+            clients.append(await stack.enter_async_context(client))
+        await server.watched_by(len(clients))
+        await server.publish(*events[:2])
+        for client in clients:
+            await client.received(2)
+        await server.kill()
+        away = [asyncio.sleep(AWAY)]
+        if guarded:
+            away += [refuses_a_publication(proxy), asks_to_come_again(proxy)]
+        notes += (await asyncio.gather(*away))[2:]
+        again = Server.running(port=server.port, hosts=["*"])
+        server = await stack.enter_async_context(again)
+        await server.publish(*events)
+        for client in clients:
+            await client.received(4)
+        seen = [clients[0].data, *([e.data for e in c.events] for c in clients[1:])]
+        wanted = [event["data"] for event in events]
+        expect(seen == [wanted] * 3, f"seen {seen}, published {wanted}")
+
+
+async def come_back(report, name, start, block, browser):
+    what = f"the server is killed, and away for {AWAY:g} s: all clients come back"
+    with report.case(f"{name}: {what}") as notes:
+        await all_come_back(start, block, browser, notes)
 
 
 # The two checks that could pass for no reason are shown to fail where they must.
@@ -397,8 +482,20 @@ async def seconds_until_cut(proxy):
 
 async def a_cut_is_seen(report):
     with report.case("control: a stream without heartbeats is cut") as notes:
-        async with fronted(haproxy, HAPROXY_BLOCK, heartbeat=60) as (proxy, _):
+        block = recipe("haproxy.cfg")
+        async with fronted(haproxy, block, heartbeat=60) as (proxy, _):
             notes.append(f"after {await seconds_until_cut(proxy):.1f} s")
+
+
+async def who_stays_away_is_seen(report, browser):
+    with report.case("control: behind a plain Caddy they do not come back") as notes:
+        block = "example.com {\n reverse_proxy /sse 127.0.0.1:8080\n}\n"
+        try:
+            await all_come_back(caddy, block, browser, [], guarded=False)
+        except Failure as caught:
+            notes.append(str(caught))
+            return
+        raise Failure("they came back after an error")
 
 
 FORBIDDING = """
@@ -417,27 +514,43 @@ def forbidding_nginx_1_1(upstream):
 
 def forbidding_haproxy(upstream):
     rules = "http-request deny if { path /sse }"
-    return haproxy(upstream, HAPROXY_BLOCK, rules)
+    return haproxy(upstream, recipe("haproxy.cfg"), rules)
+
+
+GZIP_OF_NGINX = "gzip on; gzip_proxied any; gzip_types text/event-stream;\n"
+GZIP_OF_HAPROXY = "compression algo gzip\n    compression type text/event-stream"
 
 
 async def main():
     report = Report("proxies")
-    for_nginx = block_of_readme("nginx", NGINX_BLOCK)
-    for_haproxy = block_of_readme("haproxy", HAPROXY_BLOCK)
-    nginx_checks = [*CHECKS]
-    if "error_page" in for_nginx:
-        nginx_checks.append(asks_to_come_again)
-    else:
-        print("nginx: the block has no error_page for while the server is away")
-    haproxy_checks = [*CHECKS, waits_for_the_server]
+    for_nginx, for_haproxy = recipe("nginx.conf"), recipe("haproxy.cfg")
+    proxies = [
+        ("nginx (HTTP/1.0)", nginx_1_0, for_nginx),
+        ("nginx (HTTP/1.1)", nginx_1_1, for_nginx),
+        ("HAProxy", haproxy, for_haproxy),
+        ("Caddy", caddy, recipe("Caddyfile")),
+        ("Vite", vite, recipe("vite.config.js")),
+    ]
+    compressing = [
+        ("nginx with gzip on", nginx_1_1, GZIP_OF_NGINX + for_nginx),
+        ("HAProxy with compression", haproxy, for_haproxy, GZIP_OF_HAPROXY),
+    ]
+    more = {name: [is_resumed_after_a_reload_and_a_stop] for name, *_ in proxies[:3]}
+    more["HAProxy"].append(waits_for_the_server)
     await asyncio.gather(
-        all_checks(report, "nginx (HTTP/1.0)", nginx_checks, nginx_1_0, for_nginx),
-        all_checks(report, "nginx (HTTP/1.1)", nginx_checks, nginx_1_1, for_nginx),
-        all_checks(report, "HAProxy", haproxy_checks, haproxy, for_haproxy),
-        passes_on_what_is_compressed(report, for_nginx, for_haproxy),
+        *(
+            all_checks(report, name, [*CHECKS, *more.get(name, [])], start, block)
+            for name, start, block in proxies
+        ),
+        passes_on_what_is_compressed(report, proxies[1:] + compressing),
         buffering_is_seen(report),
         a_cut_is_seen(report),
     )
+    async with Chromium.running() as browser:
+        await asyncio.gather(
+            *(come_back(report, *proxy, browser) for proxy in proxies),
+            who_stays_away_is_seen(report, browser),
+        )
     await smuggling.hidden_request_publishes(report)
     await asyncio.gather(
         smuggling.withstands(report, "nginx (HTTP/1.0)", forbidding_nginx_1_0),

@@ -1,4 +1,4 @@
-"""README.md's Redis recipe as a cluster that is mistreated: every client ends with every
+"""The Redis recipe as a cluster that is mistreated: every client ends with every
 event, in order, none twice; counted.
 
 Two processes on one port, and four behind nginx.  One process is killed and started
@@ -95,7 +95,7 @@ def behind_nginx(report, workshop, size):
     servers = "".join(f"server 127.0.0.1:{port};\n" for port in ports)
     locations = workshop.recipe("nginx.conf")
     here = "proxy_pass http://127.0.0.1:8080;"
-    expect(here in locations, f"{here} is not in the README's nginx.conf")
+    expect(here in locations, f"{here} is not in nginx.conf")
     locations = locations.replace(here, "proxy_pass http://sse;")
     block = (
         f"upstream sse {{ {servers} }}\n"

@@ -1,5 +1,5 @@
-"""What the checks at scale share: a network of their own, programs that run in it,
-README.md's recipes, and a report."""
+"""What the checks at scale share: a network of their own, programs that run in it, the
+recipes, and a report."""
 
 import argparse
 import contextlib
@@ -27,10 +27,10 @@ from common import (  # noqa: F401
 ROOT = HERE.parents[1]
 PATIENCE = 30.0  # seconds that anything awaited may take on a busy machine
 README = ROOT / "README.md"
+RECIPES = ROOT / ".recipes"
 RECIPE = re.compile(
     r"^<!-- (?:recipe|example): (\S+) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
-NGINX_BLOCK = re.compile(r"^```nginx\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IN_PRIVATE_NETWORK = "SSE_SCALE_IN_PRIVATE_NETWORK"
 
 
@@ -67,20 +67,17 @@ def arguments(parser=None):
 
 
 def recipes(readme):
-    """A README's recipes by their names; its only block for nginx is nginx.conf."""
-    text = readme.read_text("utf-8")
-    found = dict(RECIPE.findall(text))
-    blocks = NGINX_BLOCK.findall(text)
-    expect(len(blocks) <= 1, f"{readme} has {len(blocks)} blocks for nginx, not 1")
-    if blocks:
-        found["nginx.conf"] = blocks[0]
-    return found
+    """The files in .recipes, and the recipes that a README shows, by their names."""
+    files = [path for path in RECIPES.iterdir() if path.is_file()]
+    found = {path.name: path.read_text("utf-8") for path in files}
+    return {**found, **dict(RECIPE.findall(readme.read_text("utf-8")))}
 
 
 class Workshop:
     """A temporary folder with the module and the recipes as files.
 
-    The recipes are README.md's, and before them those of the draft, if there is one.
+    The recipes are those of .recipes and README.md, and before them those of the draft,
+    if there is one.
     """
 
     def __init__(self, draft, module):
@@ -93,7 +90,7 @@ class Workshop:
             (self.folder / name).write_text(block, "utf-8")
 
     def recipe(self, name):
-        expect(name in self.recipes, f"the README has no recipe {name}")
+        expect(name in self.recipes, f"there is no recipe {name}")
         return self.recipes[name]
 
     def write(self, name, text):

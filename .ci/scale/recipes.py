@@ -1,10 +1,11 @@
-"""README.md's recipes, as they stand there: Redis, PostgreSQL, Flask, http.server, the
-systemd unit, and HTTP/2 towards the browser.
+"""The recipes as they stand: Redis, PostgreSQL, Flask, http.server, FastAPI, aiohttp, the
+systemd unit, the image of a container, and HTTP/2 towards the browser.
 
 usage: recipes.py [--readme FILE] [--module FILE]
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import pwd
@@ -113,12 +114,14 @@ def redis_oddities(report, client, one):
     with (
         report.case("redis: an entry that cannot be served is skipped"),
         Stream(8081) as stream,
+        Stream(8082) as other,
     ):
         client.xadd("events", {"other": "x"})
         client.xadd("events", {"data": "known", "producer": "x", "id": "y"})
         client.xadd("events", {"data": b"\xff", "event": "two\nlines"})
         client.xadd("events", {"data": b"\xff"})
-        expect(stream.data(2) == ["known", "\ufffd"], "not the readable ones")
+        for each in (stream, other):
+            expect(each.data(2) == ["known", "\ufffd"], "not the readable ones")
         skipped = one.output().count("skipped")
         expect(skipped == 2, f"{skipped} lines about it, not 2")
 
@@ -328,10 +331,12 @@ def postgres_deleted(report, sql, one):
             sql.execute("DELETE FROM events WHERE id < %s", [ids[-1]])
             one.signal(signal.SIGCONT)
             expect_events(stream.take(2), None, "5")
-        with Stream(8083, str(ids[-1])) as stream:
+        last = str(ids[-1])
+        with Stream(8083, last) as stream, Stream(8084, last) as other:
             sql.execute("DELETE FROM events")
             publish_row(sql, "after")
-            expect(stream.data(1) == ["after"], "a gap though all was seen")
+            for each in (stream, other):
+                expect(each.data(1) == ["after"], "a gap though all was seen")
 
 
 def postgres_restart(report, server):
@@ -349,7 +354,7 @@ def postgres_restart(report, server):
         expect(stream.data(1) == other.data(1) == ["back"], "not what came after")
 
 
-# Threads.
+JSON = ["-H", "Content-Type: application/json", "--data-binary", '{"n": 1}']
 
 
 def curl(*options):
@@ -364,15 +369,17 @@ def curl(*options):
     return run.stdout
 
 
+# Threads.
+
+
 def thread_checks(report, workshop):
-    json = ["-H", "Content-Type: application/json", "--data-binary", '{"n": 1}']
     flask = [sys.executable, "-m", "flask", "--app", "flask_app", "run"]
     with (
         report.case("flask: a view publishes"),
         Program(flask, workshop.folder, port=5000) as app,
         Stream(8080) as stream,
     ):
-        curl("http://localhost:5000/orders", *json)
+        curl("http://localhost:5000/orders", *JSON)
         event = stream.next()
         expect(event["event"] == "order", f"not an order: {event}")
         expect(event["data"] == '{"n":1}', f"not what was posted: {event}")
@@ -386,7 +393,7 @@ def thread_checks(report, workshop):
         for _ in range(2):
             until(lambda: listening(5000) and listening(8080), "both ports")
             with Stream(8080) as stream:
-                curl("http://localhost:5000/orders", *json)
+                curl("http://localhost:5000/orders", *JSON)
                 expect(stream.next()["event"] == "order", "not an order")
                 file = workshop.folder / "flask_app.py"
                 file.write_text(file.read_text() + "\n")
@@ -428,32 +435,79 @@ def thread_checks(report, workshop):
         expect(events[0]["data"] == "é" and events[0]["event"] == "order", f"{events}")
     with (
         report.case("http.server: a handler publishes"),
-        workshop.python("http.server", port=8000) as app,
+        workshop.python("http_server.py", port=8000) as app,
         Stream(8080) as stream,
     ):
-        id = curl("http://localhost:8000/", *json)
+        id = curl("http://localhost:8000/", *JSON)
         expect(stream.next() == {"id": id, "data": '{"n":1}'}, "not what was posted")
         ended_by_ctrl_c(app)
 
 
+# Frameworks with an event loop.
+
+
 def asgi_checks(report, workshop):
+    uvicorn = [sys.executable, "-m", "uvicorn", "--port", "8000"]
     workshop.recipe("fastapi_app.py")
-    uvicorn = [sys.executable, "-m", "uvicorn", "--port", "8000", "fastapi_app:app"]
-    uvicorn += ["--timeout-graceful-shutdown", "3"]
+    fastapi = [*uvicorn, "--timeout-graceful-shutdown", "3", "fastapi_app:app"]
+    with Program(fastapi, workshop.folder, port=8000) as app:
+        in_a_framework(report, "fastapi", app)
+    with workshop.python("aiohttp_app.py", port=8000) as app:
+        in_a_framework(report, "aiohttp", app)
+    workshop.recipe("tokens.py")
+    workshop.write("model.py", MODEL)
+    with Program([*uvicorn, "tokens:app"], workshop.folder, port=8000) as app:
+        one_request(report, app)
+
+
+def in_a_framework(report, name, app):
     with (
-        report.case("fastapi: the stream is its own response, resumes, and ends"),
-        Program(uvicorn, workshop.folder, port=8000) as app,
+        report.case(f"{name}: the stream is its own response, resumes, and ends"),
         Stream(8000, path="/events") as stream,
     ):
-        json = ["-H", "Content-Type: application/json", "--data-binary", '{"n": 1}']
-        curl("http://localhost:8000/orders", *json)
+        curl("http://localhost:8000/orders", *JSON)
         first = stream.next()
         expect(first["event"] == "order", f"not an order: {first}")
-        curl("http://localhost:8000/orders", *json)
+        curl("http://localhost:8000/orders", *JSON)
         second = stream.next()
         with Stream(8000, first["id"], path="/events") as late:
             expect(late.next() == second, "not what it missed")
         ended_by_ctrl_c(app)
+
+
+MODEL = """
+import asyncio
+
+async def tokens(prompt):
+    try:
+        for word in prompt.split():
+            yield word
+            await asyncio.sleep(0.01)
+    finally:
+        print("no more tokens", flush=True)
+"""
+
+
+def one_request(report, app):
+    with report.case("tokens: an answer of its own for each request, and its end"):
+        answer = curl("http://localhost:8000/answer?prompt=why+not")
+        wanted = "data: why\n\ndata: not\n\nevent: done\ndata: \n\n"
+        expect(answer == wanted, f"the answer is {answer!r}")
+    with report.case("tokens: a client that leaves ends the generator"):
+        count = app.output().count("no more tokens")
+        run = subprocess.run(
+            [
+                "curl",
+                "-sN",
+                "-m",
+                "1",
+                "http://localhost:8000/answer?prompt=" + "a+" * 1000,
+            ],
+            capture_output=True,
+            check=False,
+        )
+        expect(0 < run.stdout.count(b"data: a") < 900, "it got all tokens")
+        until(lambda: app.output().count("no more tokens") > count, "the end", 2)
 
 
 PUBLISHING = """
@@ -512,44 +566,26 @@ urlpatterns = [path("sse", sse)]
 settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x")
 app = get_asgi_application()
 """
-AIOHTTP = """
-from aiohttp import web
-from publishing import server, started
-
-async def sse(request):
-    response = web.StreamResponse(headers=server.stream_headers())
-    await response.prepare(request)
-    stream = server.stream(request.headers.get("last-event-id"))
-    try:
-        async for data in stream:
-            await response.write(data)
-    finally:
-        await stream.aclose()
-    return response
-
-async def begin(app):
-    await started()
-
-async def end(app):
-    await server.close()
-
-app = web.Application()
-app.router.add_get("/sse", sse)
-app.on_startup.append(begin)
-app.on_shutdown.append(end)
-web.run_app(app, port=8000, print=None)
-"""
+AIOHTTP = {  # what is changed in the recipe
+    "server = SSEServer(port=None)": "from publishing import server, started",
+    "server.__aenter__()": "started()",
+    "/events": "/sse",
+}
 
 
 def framework_checks(report, workshop):
     """stream() as the body of other frameworks' responses: 500 clients, then Ctrl-C."""
     workshop.write("publishing.py", PUBLISHING)
+    aiohttp = workshop.recipe("aiohttp_app.py")
+    for here, there in AIOHTTP.items():
+        expect(here in aiohttp, f"{here} is not in aiohttp_app.py")
+        aiohttp = aiohttp.replace(here, there)
     uvicorn = ["-m", "uvicorn", "--port", "8000", "--timeout-graceful-shutdown", "3"]
     uvicorn += ["--log-level", "error"]
     for name, program, command in (
         ("starlette", STARLETTE, [*uvicorn, "starlette_app:app"]),
         ("django", DJANGO, [*uvicorn, "django_app:app"]),
-        ("aiohttp", AIOHTTP, ["aiohttp_app.py"]),
+        ("aiohttp", aiohttp, ["aiohttp_app.py"]),
     ):
         workshop.write(f"{name}_app.py", program)
         with (
@@ -619,6 +655,37 @@ def unit_checks(report, workshop):
                 curl("-H", bearer, "--data-binary", "x", "http://127.0.0.1:8080/sse")
                 expect(stream.data(1) == ["x"], "not what was published")
             expect(server.stop() == 0, "not 0 at SIGTERM")
+
+
+def image_checks(report, workshop):
+    lines = workshop.recipe("Dockerfile").splitlines()
+    with report.case(
+        "Dockerfile: as process 1 it serves, and says farewell at SIGTERM"
+    ):
+        expect(
+            len(lines) == 5 and lines[-1].startswith("CMD "), f"the image is {lines}"
+        )
+        program, script, *options = json.loads(lines[-1].removeprefix("CMD "))
+        expect((program, script) == ("python", "/sse_server.py"), f"not {program}")
+        command = [sys.executable, "-u", "sse_server.py", *options]
+        enter = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"]
+        with Program([*enter, *command], workshop.folder) as container:
+            until(lambda: listening(8080), "it listens")
+            (one,) = (
+                pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children")
+                .read_text()
+                .split()
+            )
+            client = subprocess.Popen(
+                ["curl", "-sN", "http://localhost:8080/sse"], stdout=subprocess.PIPE
+            )
+            while client.stdout.readline() != b"\n":  # an event of the clock
+                pass
+            os.kill(int(one), signal.SIGTERM)
+            farewell, _ = client.communicate(timeout=PATIENCE)
+            status = container.process.wait(PATIENCE)
+        expect(b"retry: " in farewell, f"no `retry` at the end, but {farewell}")
+        expect((client.returncode, status) == (0, 0), f"{client.returncode}, {status}")
 
 
 def http2_checks(report, workshop):
@@ -732,6 +799,7 @@ def main():
         asgi_checks(report, workshop)
         framework_checks(report, workshop)
         unit_checks(report, workshop)
+        image_checks(report, workshop)
         http2_checks(report, workshop)
     return report.close()
 

@@ -1,4 +1,4 @@
-"""README.md's relay recipe, mistreated: an origin and four relays that share a port, with
+"""The relay recipe, mistreated: an origin and four relays that share a port, with
 clients that come back at any of them; nothing lost without a gap, nothing twice.
 
 Relays are killed, and stopped for longer than a heartbeat; so is the origin; and the

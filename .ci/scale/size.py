@@ -1,5 +1,5 @@
-"""The size of it: five processes of README.md's Redis recipe with 15,000 subscribers
-each, one event a second to all of them for a minute.  Prints figures, proves nothing.
+"""The size of it: five processes of the Redis recipe with 15,000 subscribers each, one
+event a second to all of them for a minute.  Prints figures, proves nothing.
 
 Memory: PSS of the five servers from /proc, per subscriber beyond what they took before;
 the kernel's objects (of both ends, for the clients are here too) from Slab in
