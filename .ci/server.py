@@ -75,7 +75,7 @@ class Commands:
 
     def compressed(self):
         """How many streams are."""
-        audiences = self.server._broadcaster._audiences.values()
+        audiences = self.server._broadcaster._audiences.all()
         return {"streams": sum(a.members for a in audiences if a.wish.gzip)}
 
     def disconnect(self):
