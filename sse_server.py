@@ -66,7 +66,7 @@ hook.  To run many processes, feed each from the log of a broker and use the bro
 ids as the ids of the events, or let the other processes read from one server.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # this file needs Python 3.9 or later
 
 import argparse
 import asyncio
@@ -117,6 +117,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union, ca
 
 if TYPE_CHECKING:  # some small systems have no `ssl`, and no `zlib`
     import ssl as ssl_module
+
+# 3.7 and 3.8 get here, as long as this file contains no syntax that is new in 3.8.
+if sys.version_info < (3, 9):  # noqa: UP036
+    _kind = SystemExit if __name__ == "__main__" else ImportError
+    _found = sys.version.split()[0]
+    raise _kind(f"sse_server needs Python 3.9 or later; this is {_found}")
 
 __version__ = "2.0.0"
 __all__ = ["EVERYBODY", "HTTPError", "Request", "SSEServer", "Stats", "format_event"]
@@ -1318,7 +1324,8 @@ class _Site:
         token = self.publish_token or ""
         if not isinstance(token, str):
             raise TypeError("publish_token is not a str; allowed is a str or None")
-        if found := re.search("[^!-~]", token):
+        found = re.search("[^!-~]", token)
+        if found:
             fault = f"publish_token has {found[0]!a} at index {found.start()}"
             raise ValueError(fault + "; allowed are visible ASCII characters")
         self._token = token.encode()
@@ -1648,7 +1655,7 @@ def _note(title: str, *paragraphs: str) -> _Response:
 def _for_some(content_type: str, *others: tuple[str, str]) -> _Headers:
     """The fields of an answer that only those get who accept it, and only now."""
     uncached = ("Cache-Control", "no-store"), ("Vary", "Accept")
-    return ("Content-Type", content_type), *uncached, *others, _NOSNIFF
+    return (("Content-Type", content_type), *uncached, *others, _NOSNIFF)
 
 
 # An EventSource may be tried from the browser's console.
@@ -4055,8 +4062,10 @@ class SSEServer:
         try:
             last_id, first = request.last_event_id, self._site.first_bytes()
             self._broadcaster.add(reader, wish, last_id, replay, b"", first)
-            while taken := await reader.take():
+            taken = await reader.take()
+            while taken:
                 yield taken
+                taken = await reader.take()
         finally:
             reader.close()
 
@@ -5073,7 +5082,7 @@ def _publish_lines(
             try:
                 publish(line.decode("utf-8", "replace"))
             except ValueError as error:  # U+FFFD is longer than what it replaces
-                logger.error("skipped a line: %s", error)
+                logger.error("skipped a line: %s (--max-event-bytes)", error)
         drain()
     except OSError as error:
         logger.error("cannot read standard input: %s; still serving", error)
@@ -5083,23 +5092,37 @@ def _publish_lines(
         logger.info("end of the input; still serving")
 
 
-def _read_lines(max_bytes: int) -> Iterator[bytes]:
-    """Yield the lines of standard input; report and skip those above `max_bytes`."""
+def _read_lines(max_bytes: int) -> Iterator[bytearray]:
+    """Yield the lines of standard input; report and skip those above `max_bytes`.
+
+    A line ends with LF, CRLF or CR.  A program that shows its progress writes a CR
+    before or after each state, so an empty line that ends with a CR is none.
+    """
     if sys.stdin is None:
         raise OSError("it is closed")
-    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
-        os.set_blocking(sys.stdin.fileno(), True)
     # Not sys.stdin.buffer: the interpreter cannot end while this thread reads from it.
-    with open(sys.stdin.fileno(), "rb", 64 * _KIB, closefd=False) as file:
-        while piece := file.readline(max_bytes + 2):
-            line = piece.removesuffix(b"\n").removesuffix(b"\r")
-            size = len(line)
-            while not piece.endswith(b"\n") and (piece := file.readline(64 * _KIB)):
-                size += len(piece.rstrip(b"\r\n"))
+    descriptor = sys.stdin.fileno()
+    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
+        os.set_blocking(descriptor, True)
+    mark = b"\xef\xbb\xbf"  # a byte order mark, which may begin the input
+    received, line, size = b"\n", bytearray(), 0
+    while received:
+        before, received = received, os.read(descriptor, 64 * _KIB)
+        halved = before.endswith(b"\r") and received.startswith(b"\n")  # a CRLF
+        # The end of the input ends a line as a CR does.
+        for part in received[halved:].splitlines(True) if received else [b"\r"]:
+            text = part.rstrip(b"\r\n")
+            size += len(text)
             if size <= max_bytes:
-                yield line
-            else:
-                logger.error("skipped a line of %d bytes; allowed: %d", size, max_bytes)
+                line += text
+            if text == part:
+                continue
+            if size > max_bytes:
+                fault = "skipped a line of %d bytes; allowed: %d (--max-event-bytes)"
+                logger.error(fault, size, max_bytes)
+            elif line or part != b"\r":
+                yield line.removeprefix(mark)
+            mark, line, size = b"", bytearray(), 0
 
 
 class _ArgumentParser(argparse.ArgumentParser):
@@ -5162,6 +5185,10 @@ def _argument_parser() -> argparse.ArgumentParser:
     add("--history-seconds", type=float, metavar="SECONDS", help=text)
     text = "events that a new client gets first (%(default)s), or all"
     add("--replay", type=_replay, metavar="EVENTS", help=text)
+    text = "time after which a stream ends and its client comes back (default: none)"
+    add("--lifetime", type=float, metavar="SECONDS", help=text)
+    text = "time that a restart takes, in which clients stay away (%(default)s)"
+    add("--restart-retry", type=float, metavar="SECONDS", help=text)
     text = "time between keep-alive comments (%(default)s)"
     add("--heartbeat", type=float, metavar="SECONDS", help=text)
     text = "most data in one event (%(default)s)"
@@ -5202,18 +5229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         files = " and ".join(filter(None, (options.certfile, options.keyfile)))
         parser.exit(1, f"sse_server: cannot use {files}: {error}\n")
-    try:
-        asyncio.run(_run(server, options))
-    except OSError as error:
-        if server._state != _NEW:  # it has started
-            raise
-        in_use = error.errno == errno.EADDRINUSE
-        hint = "; choose another --port, or 0 for a free one" if in_use else ""
-        address = f"{options.host}:{options.port}"
-        reason = os.strerror(errno.EADDRINUSE) if in_use else error.strerror or error
-        parser.exit(1, f"sse_server: cannot listen on {address}: {reason}{hint}\n")
-    except KeyboardInterrupt:  # where the event loop cannot handle signals
-        pass
+    failure = ""
+    with contextlib.suppress(KeyboardInterrupt):  # if the loop cannot handle signals
+        failure = asyncio.run(_run(server, options))
+    if failure:
+        parser.exit(1, f"sse_server: {failure}\n")
     return 0
 
 
@@ -5232,8 +5252,8 @@ def _make_server(options: argparse.Namespace) -> SSEServer:
     return SSEServer(**{name: getattr(options, name) for name in parameters})
 
 
-async def _run(server: SSEServer, options: argparse.Namespace) -> None:
-    """Serve until a signal comes."""
+async def _run(server: SSEServer, options: argparse.Namespace) -> str:
+    """Serve until a signal comes; return why it could not start, or ""."""
     loop = asyncio.get_running_loop()
     signals = signal.SIGINT, signal.SIGTERM
 
@@ -5245,7 +5265,15 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
 
     given = {name: getattr(options, name) for name in ("event", "channel", "retain")}
     publish = functools.partial(server.publish, **given)
-    async with server:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(server)
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            reason = os.strerror(errno.EADDRINUSE) if in_use else error.strerror
+            hint = "; choose another --port, or 0 for a free one" if in_use else ""
+            where = f"{options.host}:{options.port}"
+            return f"cannot listen on {where}: {reason or error}{hint}"
         tasks = [server.serve_forever()]
         if options.input:
             feed = server, publish, loop, options
@@ -5264,6 +5292,7 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> None:
             _print(f"Listening on {server.url}\n{text}")
         with contextlib.suppress(asyncio.CancelledError):
             await work
+    return ""
 
 
 def _print(text: str) -> None:
