@@ -3765,86 +3765,144 @@ if hasattr(os, "register_at_fork"):
 class SSEServer:
     """Broadcasts the events that are published to all connected clients.
 
-    Use it as `async with SSEServer() as server:` in a running event loop, or as `with
-    SSEServer() as server:` in code that is not async: then it runs an event loop in a
-    thread of its own.  `serve_forever()` starts and ends it by itself.  A server runs
-    once.  A bad argument raises ValueError or TypeError; the start raises OSError if
-    the server cannot listen.
+        async with SSEServer() as server:   # in a running event loop
+            server.publish({"celsius": 21}, event="reading", channel="kitchen")
+            print(server.stats.live)        # clients that were given everything
 
-    Access: `authorize(request)` is called before a request to `path` is served; this
-    may be a stream or a POST, as `request.method` tells.  True allows the request,
-    false is answered with 403, and an HTTPError with its own status.  `authorize` may
-    also return the names of the channels that the client may hear (None stands for the
+    `with SSEServer() as server:` is for code that is not async: it runs an event loop
+    in a thread of its own.  `serve_forever()` starts and ends a server by itself.  A
+    server runs once.  A bad argument raises ValueError or TypeError; the start raises
+    OSError if the server cannot listen.
+
+    Where it is:
+      host="localhost"        A name or an address.  None: every address of the machine.
+      port=8080               0: one that is free.  None: no port, for a server that only
+                              feeds stream().
+      path="/sse"             The path of the stream.  Other paths are answered 200 "ok".
+
+    History, for clients that come back:
+      history=1000            So many events are kept.  Older ones are forgotten, and a
+                              client that has missed one of these gets a `gap`.
+      history_bytes=2**24     The same in bytes, counting ids, names and 400 bytes more
+                              for each event.  The retained events have as much again.
+      history_seconds=None    The same in seconds; retained events stay.  None: any age.
+      retained=1000           So many events are kept that were published with `retain`.
+                              What is unchanged for the longest time is dropped first.
+      replay=0                So many past events are sent to a new client that does not
+                              ask for a number of them.  math.inf: all.
+
+    Timing, in seconds:
+      heartbeat=15.0          From one comment on every stream to the next.  None: none.
+      retry=2.0               A client waits so long before it reconnects, jittered by
+                              half: 1 to 3.
+      restart_retry=5.0       The same when the server has ended.  A browser that is
+                              refused once gives up (Firefox) or waits longer each time,
+                              so a restart should take less.
+      lifetime=None           A stream is ended after this time, jittered by 20 %, and
+                              its client reconnects.  None: never.
+      header_timeout=10.0     A request's head may take so long.  Then it is answered
+                              with 408.
+      body_timeout=30.0       The same for its body.
+      keepalive_timeout=75.0  A connection without a next request is closed after it.
+      write_timeout=30.0      A client that takes nothing for so long is cut.  It may
+                              resume.
+      shutdown_timeout=5.0    close() ends all streams in this time, or cuts them.
+
+    Limits:
+      max_connections=None    Above it, requests are answered with 503, and an
+                              EventSource, which would then stop for good, is told to
+                              come back in 30 seconds.  None: the process's limit of
+                              descriptors less 64.
+      max_event_bytes=2**20   Of data, in UTF-8.  Above it, publish() raises ValueError
+                              and a POST is answered with 413.
+
+    Access:
+      authorize=None          A function that is asked about each request; see below.
+                              None: everybody may read.
+      publish_token=None      Clients that know it may publish with POST: visible ASCII
+                              characters.  None and "": nobody may.
+      cors_origins=()         The origins whose pages may read the stream, such as
+                              "https://example.com", and send any header fields.  "*":
+                              all, but without credentials, and not those that reach
+                              into a private network from outside.
+      hosts=None              The names of this server that a request to `path` may
+                              carry, without ports.  "*": any.  None: any, but only
+                              loopback's if the server listens on nothing else, because
+                              a foreign page can make its own name point there (DNS
+                              rebinding).  Such a server always has loopback's names.
+
+    Hooks:
+      on_open=None            A function that is called with the Request of each stream
+                              that has opened, in the event loop.  It must not block.
+                              What it raises is logged, but at the end of the server not
+                              that publish() raises RuntimeError.
+      on_close=None           The same for each stream that has ended for any reason.
+                              Both are called exactly once.
+      dumps=None              A function that makes text of data that is not a str.
+                              None: JSON as of format_event().
+
+    Transport:
+      compress=False          Whether clients that accept gzip get it: it is compressed
+                              once for all that get the same bytes.
+      ssl=None                An ssl.SSLContext, for HTTPS.
+      reuse_port=False        Whether several processes may listen on the port.
+      id_order=None           A function that makes sort keys of your own ids, such as
+                              `int`, if these ascend; see below.
+
+    `authorize(request)` is called before a request to `path` is served; this may be a
+    stream or a POST, as `request.method` tells.  True allows the request, false is
+    answered with 403, and an HTTPError with its own status.  `authorize` may also
+    return the names of the channels that the client may hear (None stands for the
     events without a channel).  Then a client that asks for another channel gets 403,
-    and a client that asks for none gets all of these.  Any other answer and any other
-    exception is logged and answered with 500; but an EventSource, which would stop for
-    good, is told to come back.  A coroutine function runs in the event loop.  A plain
+    and a client that asks for none gets all of these; the head of its stream does not
+    show the newest id of all channels (Last-Event-ID), which others get.  Any other
+    answer and any other exception is logged and answered with 500; but an EventSource
+    is told to come back.  A coroutine function runs in the event loop.  A plain
     function runs in a thread and may block.
-    The head of a stream shows the newest id of all channels (Last-Event-ID), but not to
-    a client for which `authorize` has named the channels.
-
-    `publish_token`, of visible ASCII characters, allows clients to publish with POST;
-    None and "" do not.
-    `cors_origins` are the origins whose pages may read the stream, such as
-    "https://example.com", and send any header fields.  "*" means all origins, but
-    without credentials, and not those that reach into a private network from outside.
-    `hosts` are the names of this server that a request to `path` may carry, without
-    ports; "*" means any name.  A server that listens only on loopback always has
-    loopback's names, and by default no other, because a foreign page can make its own
-    name point there (DNS rebinding).  Any other server has "*" by default.
-
-    Hooks: `on_open(request)` is called when a stream has opened, `on_close(request)`
-    when it has ended for any reason, each exactly once, in the event loop.  They must
-    not block.  An exception is logged, but at the end of the server not that publish()
-    raises RuntimeError.
 
     Many processes: if all of them publish events with the same ids, and the ids ascend
-    when they are sorted by `id_order` (such as `int`), a client may resume at any of
-    them.  If a client has seen events that this process has not published yet, it waits
-    for them for up to 30 seconds.
+    by `id_order`, a client may resume at any of them.  If a client has seen events that
+    this process has not published yet, it waits for them for up to 30 seconds.
     """
 
     def __init__(
         self,
-        host: str | None = "localhost",  # None: every address of the machine
-        port: int | None = 8080,  # 0: one that is free; None: none, for stream()
+        host: str | None = "localhost",
+        port: int | None = 8080,
         *,
         path: str = "/sse",
-        # History, for clients that come back
-        history: int = 1000,  # events
-        history_bytes: int = 16 * _MIB,  # and as much for the retained events
-        history_seconds: float | None = None,  # None: events of any age
-        retained: int = 1000,  # events, of those published with retain=True
-        replay: float = 0,  # events for a new client; math.inf: all
-        # Timing, in seconds
-        heartbeat: float | None = 15.0,  # a comment to everybody; None: never
-        retry: float = 2.0,  # clients wait this long to reconnect, jittered by half
-        # The same after the server has ended.  A browser that is refused once gives up
-        # (Firefox) or waits longer each time, so a restart should take less time.
+        # History
+        history: int = 1000,
+        history_bytes: int = 16 * _MIB,
+        history_seconds: float | None = None,
+        retained: int = 1000,
+        replay: float = 0,
+        # Timing
+        heartbeat: float | None = 15.0,
+        retry: float = 2.0,
         restart_retry: float = 5.0,
-        lifetime: float | None = None,  # of a stream, jittered by 20 %; None: no limit
-        header_timeout: float = 10.0,  # for a request's head to be complete
-        body_timeout: float = 30.0,  # for its body
-        keepalive_timeout: float = 75.0,  # for the next request on a connection
-        write_timeout: float = 30.0,  # a client that takes nothing for this long is cut
-        shutdown_timeout: float = 5.0,  # for close() to end all streams in order
+        lifetime: float | None = None,
+        header_timeout: float = 10.0,
+        body_timeout: float = 30.0,
+        keepalive_timeout: float = 75.0,
+        write_timeout: float = 30.0,
+        shutdown_timeout: float = 5.0,
         # Limits
-        max_connections: int | None = None,  # None: what the descriptors allow
-        max_event_bytes: int = _MIB,  # of data, in UTF-8
+        max_connections: int | None = None,
+        max_event_bytes: int = _MIB,
         # Access
         authorize: Authorize | None = None,
         publish_token: str | None = None,
         cors_origins: Iterable[str] = (),
-        hosts: Iterable[str] | None = None,  # None: only loopback's if it listens there
-        # Hooks, called in the event loop, with the request of the stream
+        hosts: Iterable[str] | None = None,
+        # Hooks
         on_open: Callable[[Request], object] | None = None,
         on_close: Callable[[Request], object] | None = None,
-        dumps: Callable[[Any], str] | None = None,  # for data that is no text
+        dumps: Callable[[Any], str] | None = None,
         # Transport
-        compress: bool = False,  # once for all clients that get the same bytes
+        compress: bool = False,
         ssl: ssl_module.SSLContext | None = None,
         reuse_port: bool = False,
-        # The sort key of the publisher's ids, if these ascend
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
         _check_arguments(locals())
@@ -4214,7 +4272,7 @@ class SSEServer:
 
     @property
     def stats(self) -> Stats:
-        """Counts of this moment; may be read from any thread.
+        """Counts of this moment, such as `server.stats.live`; from any thread.
 
         In another thread each count may be of a slightly different moment.
         """

@@ -27,6 +27,7 @@ import functools
 import gc
 import hashlib
 import http
+import inspect
 import io
 import itertools
 import json
@@ -6727,6 +6728,13 @@ class ConstructorTest(unittest.TestCase):
                 with self.assertRaises(kind) as caught:
                     SSEServer(**{name: value})
                 self.assertEqual(str(caught.exception), message)
+
+    def test_help_explains_each_parameter_and_its_default(self):
+        signature = inspect.signature(SSEServer)
+        parameters = [(p.name, p.default) for p in signature.parameters.values()]
+        found = re.findall(r"(?m)^ +(\w+)=(\S+) +\S", SSEServer.__doc__)
+        explained = [(name, eval(default)) for name, default in found]
+        self.assertEqual(explained, parameters)
 
     # What a Python without these modules runs; some small systems have one.
     WITHOUT = """
