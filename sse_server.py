@@ -67,7 +67,7 @@ hook.  To run many processes, feed each from the log of a broker and use the bro
 ids as the ids of the events, or let the other processes read from one server.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # this file needs Python 3.9 or later
 
 import argparse
 import asyncio
@@ -119,6 +119,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union, ca
 if TYPE_CHECKING:  # some small systems have no `ssl`, and no `zlib`
     import sqlite3
     import ssl as ssl_module
+
+# 3.7 and 3.8 get here, as long as this file contains no syntax that is new in 3.8.
+if sys.version_info < (3, 9):  # noqa: UP036
+    _kind = SystemExit if __name__ == "__main__" else ImportError
+    _found = sys.version.split()[0]
+    raise _kind(f"sse_server needs Python 3.9 or later; this is {_found}")
 
 __version__ = "2.0.0"
 __all__ = ["EVERYBODY", "HTTPError", "Request", "SSEServer", "Stats", "format_event"]
@@ -1149,7 +1155,8 @@ class _LogFile:
                 db.execute(f"PRAGMA user_version = {self._FORMAT}")
             state = db.execute("SELECT epoch, boot, openers FROM state").fetchone()
             epoch, boot, openers = state
-            if boot != (this_boot := _boot_id()):
+            this_boot = _boot_id()
+            if boot != this_boot:
                 if openers:
                     epoch = secrets.token_hex(4)
                 openers = 0
@@ -1891,7 +1898,8 @@ class _Site:
         token = self.publish_token or ""
         if not isinstance(token, str):
             raise TypeError("publish_token is not a str; allowed is a str or None")
-        if found := re.search("[^!-~]", token):
+        found = re.search("[^!-~]", token)
+        if found:
             fault = f"publish_token has {found[0]!a} at index {found.start()}"
             raise ValueError(fault + "; allowed are visible ASCII characters")
         self._token = token.encode()
@@ -2236,7 +2244,7 @@ def _note(title: str, *paragraphs: str) -> _Response:
 def _for_some(content_type: str, *others: tuple[str, str]) -> _Headers:
     """The fields of an answer that only those get who accept it, and only now."""
     uncached = ("Cache-Control", "no-store"), ("Vary", "Accept")
-    return ("Content-Type", content_type), *uncached, *others, _NOSNIFF
+    return (("Content-Type", content_type), *uncached, *others, _NOSNIFF)
 
 
 # An EventSource may be tried from the browser's console.
@@ -4491,37 +4499,39 @@ _FAILED, _CLOSING = "failed", "closing"  # and _CLOSED
 
 
 class _Termination:
-    """Lets SIGTERM end a `with` block in order, as Ctrl-C does, and then the program.
+    """Has signals end a block in order, where the program leaves them to Python.
 
     Python leaves SIGTERM to the system: it ends the process without a word to the
     clients, and as process 1 of a container it is ignored.  A program that handles
-    SIGTERM itself keeps its handler, and so does one whose `with` block is not in the
-    main thread.  A second SIGTERM ends the process at once.
+    SIGTERM itself keeps its handlers, and so does one whose block is not in the main
+    thread.  A second signal ends the process at once.
     """
 
-    def __init__(self, leave: Callable[[], object]) -> None:
+    def __init__(self, leave: Callable[[], object], *signals: signal.Signals) -> None:
         self._leave = leave  # the block
-        self._came = self._is_set = False
+        self._came = False
         self._process = os.getpid()
+        self._before: dict[signal.Signals, Any] = {}  # the handlers
         if threading.current_thread() is threading.main_thread():
-            self._is_set = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if self._is_set:
-            signal.signal(signal.SIGTERM, self._handle)
+            found = signal.getsignal(signal.SIGTERM)
+            is_ours = isinstance(getattr(found, "__self__", None), _Termination)
+            if is_ours or found is signal.SIG_DFL:
+                self._before = {n: signal.signal(n, self._handle) for n in signals}
 
     def _handle(self, number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
         if os.getpid() != self._process:  # a forked child runs no server
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         self._came = True
-        logger.info("SIGTERM: ending")
+        logger.info("%s: ending", signal.Signals(number).name)
         self._leave()
 
-    def finish(self) -> None:
-        """The block has ended.  Raises SystemExit if SIGTERM ended it."""
-        if self._came:
-            sys.exit(0)
-        if self._is_set:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def finish(self) -> bool:
+        """The block has ended.  Return whether a signal has ended it."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        return self._came
 
 
 # Of the servers that run in this process, for a child that is forked from it.
@@ -4540,87 +4550,147 @@ if hasattr(os, "register_at_fork"):
 class SSEServer:
     """Broadcasts the events that are published to all connected clients.
 
-    Use it as `async with SSEServer() as server:` in a running event loop, or as `with
-    SSEServer() as server:` in code that is not async: then it runs an event loop in a
-    thread of its own.  `serve_forever()` starts and ends it by itself.  A server runs
-    once.  A bad argument raises ValueError or TypeError; the start raises OSError if
-    the server cannot listen.
+        async with SSEServer() as server:   # in a running event loop
+            server.publish({"celsius": 21}, event="reading", channel="kitchen")
+            print(server.stats.live)        # clients that were given everything
 
-    Access: `authorize(request)` is called before a request to `path` is served; this
-    may be a stream or a POST, as `request.method` tells.  True allows the request,
-    false is answered with 403, and an HTTPError with its own status.  `authorize` may
-    also return the names of the channels that the client may hear (None stands for the
+    `with SSEServer() as server:` is for code that is not async: it runs an event loop
+    in a thread of its own.  `serve_forever()` starts and ends a server by itself.  A
+    server runs once.  A bad argument raises ValueError or TypeError; the start raises
+    OSError if the server cannot listen.
+
+    Where it is:
+      host="localhost"        A name or an address.  None: every address of the machine.
+      port=8080               0: one that is free.  None: no port, for a server that only
+                              feeds stream().
+      path="/sse"             The path of the stream.  Other paths are answered 200 "ok".
+
+    History, for clients that come back:
+      history=1000            So many events are kept.  Older ones are forgotten, and a
+                              client that has missed one of these gets a `gap`.
+      history_bytes=2**24     The same in bytes, counting ids, names and 400 bytes more
+                              for each event.  The retained events have as much again.
+      history_seconds=None    The same in seconds; retained events stay.  None: any age.
+      retained=1000           So many events are kept that were published with `retain`.
+                              What is unchanged for the longest time is dropped first.
+      history_file=None       A file in which they survive a restart.  Servers that name
+                              the same file are one, also in other processes.
+      replay=0                So many past events are sent to a new client that does not
+                              ask for a number of them.  math.inf: all.
+
+    Timing, in seconds:
+      heartbeat=15.0          From one comment on every stream to the next.  None: none.
+      retry=2.0               A client waits so long before it reconnects, jittered by
+                              half: 1 to 3.
+      restart_retry=5.0       The same when the server has ended.  A browser that is
+                              refused once gives up (Firefox) or waits longer each time,
+                              so a restart should take less.
+      lifetime=None           A stream is ended after this time, jittered by 20 %, and
+                              its client reconnects.  None: never.
+      header_timeout=10.0     A request's head may take so long.  Then it is answered
+                              with 408.
+      body_timeout=30.0       The same for its body.
+      keepalive_timeout=75.0  A connection without a next request is closed after it.
+      write_timeout=30.0      A client that takes nothing for so long is cut.  It may
+                              resume.
+      shutdown_timeout=5.0    close() ends all streams in this time, or cuts them.
+
+    Limits:
+      max_connections=None    Above it, requests are answered with 503, and an
+                              EventSource, which would then stop for good, is told to
+                              come back in 30 seconds.  None: the process's limit of
+                              descriptors less 64.
+      max_event_bytes=2**20   Of data, in UTF-8.  Above it, publish() raises ValueError
+                              and a POST is answered with 413.
+
+    Access:
+      authorize=None          A function that is asked about each request; see below.
+                              None: everybody may read.
+      publish_token=None      Clients that know it may publish with POST: visible ASCII
+                              characters.  None and "": nobody may.
+      cors_origins=()         The origins whose pages may read the stream, such as
+                              "https://example.com", and send any header fields.  "*":
+                              all, but without credentials, and not those that reach
+                              into a private network from outside.
+      hosts=None              The names of this server that a request to `path` may
+                              carry, without ports.  "*": any.  None: any, but only
+                              loopback's if the server listens on nothing else, because
+                              a foreign page can make its own name point there (DNS
+                              rebinding).  Such a server always has loopback's names.
+
+    Hooks:
+      on_open=None            A function that is called with the Request of each stream
+                              that has opened, in the event loop.  It must not block.
+                              What it raises is logged, but at the end of the server not
+                              that publish() raises RuntimeError.
+      on_close=None           The same for each stream that has ended for any reason.
+                              Both are called exactly once.
+      dumps=None              A function that makes text of data that is not a str.
+                              None: JSON as of format_event().
+
+    Transport:
+      compress=False          Whether clients that accept gzip get it: it is compressed
+                              once for all that get the same bytes.
+      ssl=None                An ssl.SSLContext, for HTTPS.
+      reuse_port=False        Whether several processes may listen on the port.
+      id_order=None           A function that makes sort keys of your own ids, such as
+                              `int`, if these ascend; see below.
+
+    `authorize(request)` is called before a request to `path` is served; this may be a
+    stream or a POST, as `request.method` tells.  True allows the request, false is
+    answered with 403, and an HTTPError with its own status.  `authorize` may also
+    return the names of the channels that the client may hear (None stands for the
     events without a channel).  Then a client that asks for another channel gets 403,
-    and a client that asks for none gets all of these.  Any other answer and any other
-    exception is logged and answered with 500; but an EventSource, which would stop for
-    good, is told to come back.  A coroutine function runs in the event loop.  A plain
+    and a client that asks for none gets all of these; the head of its stream does not
+    show the newest id of all channels (Last-Event-ID), which others get.  Any other
+    answer and any other exception is logged and answered with 500; but an EventSource
+    is told to come back.  A coroutine function runs in the event loop.  A plain
     function runs in a thread and may block.
-    The head of a stream shows the newest id of all channels (Last-Event-ID), but not to
-    a client for which `authorize` has named the channels.
-
-    `publish_token`, of visible ASCII characters, allows clients to publish with POST;
-    None and "" do not.
-    `cors_origins` are the origins whose pages may read the stream, such as
-    "https://example.com", and send any header fields.  "*" means all origins, but
-    without credentials, and not those that reach into a private network from outside.
-    `hosts` are the names of this server that a request to `path` may carry, without
-    ports; "*" means any name.  A server that listens only on loopback always has
-    loopback's names, and by default no other, because a foreign page can make its own
-    name point there (DNS rebinding).  Any other server has "*" by default.
-
-    Hooks: `on_open(request)` is called when a stream has opened, `on_close(request)`
-    when it has ended for any reason, each exactly once, in the event loop.  They must
-    not block.  An exception is logged, but at the end of the server not that publish()
-    raises RuntimeError.
 
     Many processes: if all of them publish events with the same ids, and the ids ascend
-    when they are sorted by `id_order` (such as `int`), a client may resume at any of
-    them.  If a client has seen events that this process has not published yet, it waits
-    for them for up to 30 seconds.
+    by `id_order`, a client may resume at any of them.  If a client has seen events that
+    this process has not published yet, it waits for them for up to 30 seconds.
     """
 
     def __init__(
         self,
-        host: str | None = "localhost",  # None: every address of the machine
-        port: int | None = 8080,  # 0: one that is free; None: none, for stream()
+        host: str | None = "localhost",
+        port: int | None = 8080,
         *,
         path: str = "/sse",
-        # History, for clients that come back
-        history: int = 1000,  # events
-        history_bytes: int = 16 * _MIB,  # and as much for the retained events
-        history_seconds: float | None = None,  # None: events of any age
-        retained: int = 1000,  # events, of those published with retain=True
-        replay: float = 0,  # events for a new client; math.inf: all
-        history_file: str | os.PathLike[str] | None = None,  # it survives a restart
-        # Timing, in seconds
-        heartbeat: float | None = 15.0,  # a comment to everybody; None: never
-        retry: float = 2.0,  # clients wait this long to reconnect, jittered by half
-        # The same after the server has ended.  A browser that is refused once gives up
-        # (Firefox) or waits longer each time, so a restart should take less time.
+        # History
+        history: int = 1000,
+        history_bytes: int = 16 * _MIB,
+        history_seconds: float | None = None,
+        retained: int = 1000,
+        history_file: str | os.PathLike[str] | None = None,
+        replay: float = 0,
+        # Timing
+        heartbeat: float | None = 15.0,
+        retry: float = 2.0,
         restart_retry: float = 5.0,
-        lifetime: float | None = None,  # of a stream, jittered by 20 %; None: no limit
-        header_timeout: float = 10.0,  # for a request's head to be complete
-        body_timeout: float = 30.0,  # for its body
-        keepalive_timeout: float = 75.0,  # for the next request on a connection
-        write_timeout: float = 30.0,  # a client that takes nothing for this long is cut
-        shutdown_timeout: float = 5.0,  # for close() to end all streams in order
+        lifetime: float | None = None,
+        header_timeout: float = 10.0,
+        body_timeout: float = 30.0,
+        keepalive_timeout: float = 75.0,
+        write_timeout: float = 30.0,
+        shutdown_timeout: float = 5.0,
         # Limits
-        max_connections: int | None = None,  # None: what the descriptors allow
-        max_event_bytes: int = _MIB,  # of data, in UTF-8
+        max_connections: int | None = None,
+        max_event_bytes: int = _MIB,
         # Access
         authorize: Authorize | None = None,
         publish_token: str | None = None,
         cors_origins: Iterable[str] = (),
-        hosts: Iterable[str] | None = None,  # None: only loopback's if it listens there
-        # Hooks, called in the event loop, with the request of the stream
+        hosts: Iterable[str] | None = None,
+        # Hooks
         on_open: Callable[[Request], object] | None = None,
         on_close: Callable[[Request], object] | None = None,
-        dumps: Callable[[Any], str] | None = None,  # for data that is no text
+        dumps: Callable[[Any], str] | None = None,
         # Transport
-        compress: bool = False,  # once for all clients that get the same bytes
+        compress: bool = False,
         ssl: ssl_module.SSLContext | None = None,
         reuse_port: bool = False,
-        # The sort key of the publisher's ids, if these ascend
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
         _check_arguments(locals())
@@ -4841,8 +4911,10 @@ class SSEServer:
         try:
             last_id, first = request.last_event_id, self._site.first_bytes()
             self._broadcaster.add(reader, wish, last_id, replay, b"", first)
-            while taken := await reader.take():
+            taken = await reader.take()
+            while taken:
                 yield taken
+                taken = await reader.take()
         finally:
             reader.close()
 
@@ -4885,12 +4957,20 @@ class SSEServer:
                 self._loop.call_soon_threadsafe(self._begin_disconnecting, predicate)
 
     async def serve_forever(self) -> None:
-        """Start if need be, and serve until close() or until this is cancelled.
+        """Start if need be, and serve until close(), a signal, or a cancellation.
 
-        Raises what broadcasting failed with, if it failed.
+        In the main thread, SIGINT (Ctrl-C) and SIGTERM close the server in order, and
+        this returns; a second one ends the process.  But a program that handles SIGTERM
+        itself keeps its handlers.  Raises what broadcasting failed with, if it failed.
         """
         async with self:
-            await asyncio.shield(self._broadcasting)
+            loop = asyncio.get_running_loop()
+            close = functools.partial(loop.call_soon_threadsafe, self._begin_closing)
+            termination = _Termination(close, signal.SIGINT, signal.SIGTERM)
+            try:
+                await asyncio.shield(self._broadcasting)
+            finally:
+                termination.finish()
 
     async def close(self) -> None:
         """Deliver what was published, end every stream, and stop listening.
@@ -4993,7 +5073,7 @@ class SSEServer:
 
     @property
     def stats(self) -> Stats:
-        """Counts of this moment; may be read from any thread.
+        """Counts of this moment, such as `server.stats.live`; from any thread.
 
         In another thread each count may be of a slightly different moment.
         """
@@ -5016,27 +5096,27 @@ class SSEServer:
         task = asyncio.current_task()
         cancel = task.cancel if task else lambda: None
         loop = asyncio.get_running_loop()
-        termination = _Termination(lambda: loop.call_soon_threadsafe(cancel))
+        leave = functools.partial(loop.call_soon_threadsafe, cancel)
+        self._terminations.append(_Termination(leave, signal.SIGTERM))
         try:
             await self._start()
         except BaseException:
-            termination.finish()
+            self._exit_if_ended_by_a_signal(self._terminations.pop())
             raise
-        self._terminations.append(termination)
         return self
 
     async def __aexit__(self, *raised: object) -> None:
         try:
             await self.close()
         finally:
-            self._terminations.pop().finish()
+            self._exit_if_ended_by_a_signal(self._terminations.pop())
 
     def __enter__(self) -> SSEServer:
-        self._termination = _Termination(sys.exit)
+        self._termination = _Termination(sys.exit, signal.SIGTERM)
         try:
             self.start()
         except BaseException:
-            self._termination.finish()
+            self._exit_if_ended_by_a_signal(self._termination)
             raise
         return self
 
@@ -5044,7 +5124,12 @@ class SSEServer:
         try:
             self.stop()
         finally:
-            self._termination.finish()
+            self._exit_if_ended_by_a_signal(self._termination)
+
+    @staticmethod
+    def _exit_if_ended_by_a_signal(termination: _Termination) -> None:
+        if termination.finish():
+            sys.exit(0)
 
     def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
         async def serve() -> None:
@@ -5874,7 +5959,7 @@ def _publish_lines(
             try:
                 _publish_patiently(publish, line.decode("utf-8", "replace"))
             except ValueError as error:  # U+FFFD is longer than what it replaces
-                logger.error("skipped a line: %s", error)
+                logger.error("skipped a line: %s (--max-event-bytes)", error)
         drain()
     except OSError as error:
         logger.error("cannot read standard input: %s; still serving", error)
@@ -5895,23 +5980,37 @@ def _publish_patiently(publish: Callable[[Any], str], line: str) -> None:
         time.sleep(1)
 
 
-def _read_lines(max_bytes: int) -> Iterator[bytes]:
-    """Yield the lines of standard input; report and skip those above `max_bytes`."""
+def _read_lines(max_bytes: int) -> Iterator[bytearray]:
+    """Yield the lines of standard input; report and skip those above `max_bytes`.
+
+    A line ends with LF, CRLF or CR.  A program that shows its progress writes a CR
+    before or after each state, so an empty line that ends with a CR is none.
+    """
     if sys.stdin is None:
         raise OSError("it is closed")
-    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
-        os.set_blocking(sys.stdin.fileno(), True)
     # Not sys.stdin.buffer: the interpreter cannot end while this thread reads from it.
-    with open(sys.stdin.fileno(), "rb", 64 * _KIB, closefd=False) as file:
-        while piece := file.readline(max_bytes + 2):
-            line = piece.removesuffix(b"\n").removesuffix(b"\r")
-            size = len(line)
-            while not piece.endswith(b"\n") and (piece := file.readline(64 * _KIB)):
-                size += len(piece.rstrip(b"\r\n"))
+    descriptor = sys.stdin.fileno()
+    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12
+        os.set_blocking(descriptor, True)
+    mark = b"\xef\xbb\xbf"  # a byte order mark, which may begin the input
+    received, line, size = b"\n", bytearray(), 0
+    while received:
+        before, received = received, os.read(descriptor, 64 * _KIB)
+        halved = before.endswith(b"\r") and received.startswith(b"\n")  # a CRLF
+        # The end of the input ends a line as a CR does.
+        for part in received[halved:].splitlines(True) if received else [b"\r"]:
+            text = part.rstrip(b"\r\n")
+            size += len(text)
             if size <= max_bytes:
-                yield line
-            else:
-                logger.error("skipped a line of %d bytes; allowed: %d", size, max_bytes)
+                line += text
+            if text == part:
+                continue
+            if size > max_bytes:
+                fault = "skipped a line of %d bytes; allowed: %d (--max-event-bytes)"
+                logger.error(fault, size, max_bytes)
+            elif line or part != b"\r":
+                yield line.removeprefix(mark)
+            mark, line, size = b"", bytearray(), 0
 
 
 class _ArgumentParser(argparse.ArgumentParser):
@@ -5976,6 +6075,10 @@ def _argument_parser() -> argparse.ArgumentParser:
     add("--history-file", metavar="FILE", help=text)
     text = "events that a new client gets first (%(default)s), or all"
     add("--replay", type=_replay, metavar="EVENTS", help=text)
+    text = "time after which a stream ends and its client comes back (default: none)"
+    add("--lifetime", type=float, metavar="SECONDS", help=text)
+    text = "time that a restart takes, in which clients stay away (%(default)s)"
+    add("--restart-retry", type=float, metavar="SECONDS", help=text)
     text = "time between keep-alive comments (%(default)s)"
     add("--heartbeat", type=float, metavar="SECONDS", help=text)
     text = "most data in one event (%(default)s)"
@@ -6016,20 +6119,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         files = " and ".join(filter(None, (options.certfile, options.keyfile)))
         parser.exit(1, f"sse_server: cannot use {files}: {error}\n")
-    try:
-        asyncio.run(_run(server, options))
-    except _LogFileError as error:
-        parser.exit(1, f"sse_server: {error}\n")
-    except OSError as error:
-        if server._state != _NEW:  # it has started
-            raise
-        in_use = error.errno == errno.EADDRINUSE
-        hint = "; choose another --port, or 0 for a free one" if in_use else ""
-        address = f"{options.host}:{options.port}"
-        reason = os.strerror(errno.EADDRINUSE) if in_use else error.strerror or error
-        parser.exit(1, f"sse_server: cannot listen on {address}: {reason}{hint}\n")
-    except KeyboardInterrupt:  # where the event loop cannot handle signals
-        pass
+    failure = ""
+    with contextlib.suppress(KeyboardInterrupt):  # if the loop cannot handle signals
+        failure = asyncio.run(_run(server, options))
+    if failure:
+        parser.exit(1, f"sse_server: {failure}\n")
     return 0
 
 
@@ -6048,38 +6142,35 @@ def _make_server(options: argparse.Namespace) -> SSEServer:
     return SSEServer(**{name: getattr(options, name) for name in parameters})
 
 
-async def _run(server: SSEServer, options: argparse.Namespace) -> None:
-    """Serve until a signal comes."""
-    loop = asyncio.get_running_loop()
-    signals = signal.SIGINT, signal.SIGTERM
-
-    def stop(number: signal.Signals) -> None:
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)  # a second one ends the process
-        logger.info("%s: ending", number.name)
-        work.cancel()
-
+async def _run(server: SSEServer, options: argparse.Namespace) -> str:
+    """Serve until a signal comes; return why it could not start, or ""."""
     given = {name: getattr(options, name) for name in ("event", "channel", "retain")}
     publish = functools.partial(server.publish, **given)
-    async with server:
-        tasks = [server.serve_forever()]
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(server)
+        except _LogFileError as error:
+            return str(error)
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            reason = os.strerror(errno.EADDRINUSE) if in_use else error.strerror
+            hint = "; choose another --port, or 0 for a free one" if in_use else ""
+            where = f"{options.host}:{options.port}"
+            return f"cannot listen on {where}: {reason or error}{hint}"
         if options.input:
-            feed = server, publish, loop, options
+            feed = server, publish, asyncio.get_running_loop(), options
             threading.Thread(target=_publish_lines, args=feed, daemon=True).start()
         elif not options.publish_token:  # POST requests publish instead
-            tasks.append(_publish_clock(server, publish))
-        work = asyncio.gather(*tasks)
-        for number in signals:
-            with contextlib.suppress(NotImplementedError):  # Windows
-                loop.add_signal_handler(number, stop, number)
+            clock = asyncio.ensure_future(_publish_clock(server, publish))
+            stack.callback(clock.cancel)
         if options.level <= logging.INFO:
             url = server.url.replace("//0.0.0.0:", f"//{_own_address()}:")
             text = f"Watch it: curl -N {url}, or open it in a browser"
             if options.publish_token and not options.input:
                 text += "\nThe clock is off: events come by POST with the token"
             _print(f"Listening on {server.url}\n{text}")
-        with contextlib.suppress(asyncio.CancelledError):
-            await work
+        await server.serve_forever()
+    return ""
 
 
 def _print(text: str) -> None:

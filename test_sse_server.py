@@ -11,6 +11,7 @@ A random test draws a new seed at each run and shows it when it fails.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import base64
 import codecs
@@ -26,6 +27,7 @@ import functools
 import gc
 import hashlib
 import http
+import inspect
 import io
 import itertools
 import json
@@ -8302,6 +8304,13 @@ class ConstructorTest(unittest.TestCase):
                     SSEServer(**{name: value})
                 self.assertEqual(str(caught.exception), message)
 
+    def test_help_explains_each_parameter_and_its_default(self):
+        signature = inspect.signature(SSEServer)
+        parameters = [(p.name, p.default) for p in signature.parameters.values()]
+        found = re.findall(r"(?m)^ +(\w+)=(\S+) +\S", SSEServer.__doc__)
+        explained = [(name, eval(default)) for name, default in found]
+        self.assertEqual(explained, parameters)
+
     # What a Python without these modules runs; some small systems have one.
     WITHOUT = """
 import sys
@@ -11540,7 +11549,7 @@ TIMESTAMP = (
 OPTIONS = (
     *("--version", "--host", "--port", "--certfile", "--keyfile", "--event"),
     *("--channel", "--lossless", "--publish-token", "--cors-origin", "--history"),
-    "--history-seconds",
+    *("--history-seconds", "--lifetime", "--restart-retry"),
     *("--heartbeat", "--max-event-bytes", "--max-connections", "--verbose", "--quiet"),
 )
 # What the tests' own environment may have set.
@@ -11643,6 +11652,17 @@ async def main():
         await server.serve_forever()
 asyncio.run(main())
 """
+    ALONE = """
+import asyncio, sse_server
+async def main():
+    server = sse_server.SSEServer("127.0.0.1", 0)
+    serving = asyncio.ensure_future(server.serve_forever())
+    while not server.port:
+        await asyncio.sleep(0)
+    print(server.port, flush=True)
+    await serving
+asyncio.run(main())
+"""
     THREAD = """
 import time, sse_server
 with sse_server.SSEServer("127.0.0.1", 0) as server:
@@ -11703,6 +11723,18 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
                 self.assertEqual(client.content.count(b"retry: "), 2)
                 self.assertEqual(await self.finish(process), (0, ""))
 
+    async def test_serve_forever_returns_at_either_signal(self):
+        """The program goes on after it, to its own end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            for program in (self.FOREVER, self.ALONE):
+                with self.subTest(number=number, program=program), ended_by_sigint():
+                    text = program + "print('done')\n"
+                    process, client, _ = await self.run_program(text)
+                    process.send_signal(number)
+                    self.assertEqual(await client.rest(), [])
+                    self.assertEqual(await process.stdout.readline(), b"done\n")
+                    self.assertEqual(await self.finish(process), (0, ""))
+
     async def test_a_second_sigterm_ends_it_at_once(self):
         process, _, _ = await self.run_program(self.STUCK)
         process.send_signal(signal.SIGTERM)
@@ -11762,7 +11794,7 @@ class CommandLineTest(CommandLineTestCase):
 
     async def test_signals_end_it_politely(self):
         for number in (signal.SIGTERM, signal.SIGINT):
-            process, port = await self.serve("--channel", "x")
+            process, port = await self.serve("--restart-retry=50", "-")
             clients = [await self.watch(port) for _ in range(20)]
             process.send_signal(number)
             status, err = await self.finish(process)
@@ -11771,7 +11803,7 @@ class CommandLineTest(CommandLineTestCase):
             self.assertIn(f"{number.name}: ending\n", err)
             for client in clients:
                 self.assertEqual(await client.rest(), [])
-                self.assertTrue(2500 <= client.decoder.retry <= 7500)
+                self.assertTrue(25_000 <= client.decoder.retry <= 75_000)
 
     async def test_a_second_signal_ends_it_at_once(self):
         process, port = await self.serve()
@@ -11842,6 +11874,30 @@ class CommandLineTest(CommandLineTestCase):
                 status = end.code
         return status, out.getvalue(), err.getvalue()
 
+    OLD_PYTHON = """
+import runpy, sys
+sys.version_info, sys.version = (3, 8, 18), "3.8.18 (main)"
+path, = sys.argv[1:]
+try:
+    runpy.run_path(path, run_name="sse_server")
+except ImportError as error:
+    print(error)
+runpy.run_path(path, run_name="__main__")
+"""
+
+    async def test_an_older_python_is_told_in_one_line(self):
+        path = os.path.abspath(sse_server.__file__)
+        process = await self.run_command(program=["-c", self.OLD_PYTHON, path])
+        text = "sse_server needs Python 3.9 or later; this is 3.8.18\n"
+        out, err = await asyncio.wait_for(process.communicate(), DEADLINE)
+        seen = process.returncode, out.decode(), err.decode()
+        self.assertEqual(seen, (1, text, text))
+
+    def test_older_pythons_come_as_far_as_that(self):
+        """If the parser refuses a later line, that one is not reached."""
+        with open(sse_server.__file__, encoding="utf-8") as file:
+            ast.parse(file.read(), feature_version=(3, 7))
+
     async def test_arguments_that_are_refused(self):
         """One clear line and exit status 2."""
         name = "{} has {} bytes; allowed are 1 to 256 (UTF-8)".format
@@ -11851,6 +11907,8 @@ class CommandLineTest(CommandLineTestCase):
             "--history -1": "history is -1; allowed are integers from 0",
             "--event gap": "event 'gap' is the server's own; see publish_gap()",
             "--heartbeat 0": "heartbeat is 0.0; allowed are seconds above 0",
+            "--lifetime 0": "lifetime is 0.0; allowed are seconds above 0",
+            "--restart-retry 0": "restart_retry is 0.0; allowed are seconds above 0",
             "--heartbeat nan": "heartbeat is nan; allowed are seconds above 0",
             "--max-connections 0": "max_connections is 0; allowed are integers from 1",
             "--max-event-bytes 0": "max_event_bytes is 0; allowed are integers from 1",
@@ -11951,6 +12009,10 @@ class CommandLineTest(CommandLineTestCase):
         self.assertEqual(await late.data(1), ["x" * 40])
         full = await self.visit(port)
         self.assertEqual((await full.request(ask("/"))).status, 503)
+
+    async def test_a_stream_has_a_lifetime(self):
+        _, port = await self.serve("--lifetime=0.05", "-")
+        self.assertEqual(await (await self.watch(port)).rest(), [])
 
     async def test_the_clock(self):
         _, port = await self.serve("--channel=clock", "--event=tick", "--retain")
@@ -12073,7 +12135,8 @@ class StandardInputTest(CommandLineTestCase):
             "crlf",
             "",
             "é\u2028\x85\x0b漢",
-            "a\nb",
+            "a",
+            "b",
             "bad \ufffd\ufffd",
             "x" * 20,
             "y" * 20,
@@ -12089,9 +12152,12 @@ class StandardInputTest(CommandLineTestCase):
         process.stdin.close()
         self.assertEqual(await client.data(1), ["last"])
         found = "".join(await self.errors_until(process, "still serving"))
-        self.assertIn("skipped a line of 21 bytes; allowed: 20\n", found)
-        self.assertIn("skipped a line of 3000000 bytes; allowed: 20\n", found)
-        self.assertIn("skipped a line: data has 30 bytes; allowed are 20\n", found)
+        for fault in (
+            " of 21 bytes; allowed: 20 (--max-event-bytes)\n",
+            " of 3000000 bytes; allowed: 20 (--max-event-bytes)\n",
+            ": data has 30 bytes; allowed are 20 (--max-event-bytes)\n",
+        ):
+            self.assertIn(f"skipped a line{fault}", found)
         self.assertEqual(found.count("skipped"), 3)
         again = await self.watch(port, "/sse?channel=log&lastEventId=x")
         found = await again.data(len(expected) + 3)
@@ -12099,6 +12165,28 @@ class StandardInputTest(CommandLineTestCase):
         process.terminate()
         status, err = await self.finish(process)
         self.assertEqual(status, 0, err)
+
+    async def test_the_progress_of_a_program_is_seen_while_it_runs(self):
+        """Such a program writes a CR before each state, or after it."""
+        process, port = await self.serve("-")
+        client = await self.watch(port)
+        for written, seen in (
+            (b"\r#   1 %\r##", ["#   1 %"]),
+            (b"  2 %\r", ["##  2 %"]),
+            (b"\r###  3 %\r\r", ["###  3 %"]),
+            (b"\nready\r", ["ready"]),
+            (b"\n\r\n\n\rlast", ["", ""]),
+        ):
+            process.stdin.write(written)
+            self.assertEqual(await client.data(len(seen)), seen)
+        process.stdin.close()
+        self.assertEqual(await client.data(1), ["last"])
+
+    async def test_a_byte_order_mark_at_the_begin_is_dropped(self):
+        process, port = await self.serve("-")
+        client = await self.watch(port)
+        process.stdin.write(b"\xef\xbb\xbf{}\n\xef\xbb\xbf1\n")
+        self.assertEqual(await client.data(2), ["{}", "\ufeff1"])
 
     async def test_a_stalled_viewer_holds_up_neither_the_pipe_nor_the_others(self):
         process, port = await self.serve("-", "--history=100000")
