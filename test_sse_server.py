@@ -9862,28 +9862,32 @@ class AuthorizeTest(ServerTestCase):
 
     async def test_the_wait_for_a_thread_has_an_end(self):
         server, first, calls = await self.blocking()
-        with (
-            mock.patch.object(sse_server, "_AUTHORIZE_SECONDS", 0.05),
-            self.assertLogs("sse_server", "ERROR"),
-        ):
-            answer = await self.ask(server, ask())
-        self.assertEqual(answer.status, 503)
-        calls[0].set()
-        await first.open(b"")
+        await self.pass_time(10)
+        second = await self.connect(server)
+        await second.send(ask())
+        await self.until(lambda: len(self.in_state("asking")) == 2, "the wait")
+        with self.assertLogs("sse_server", "ERROR"):
+            await self.pass_time(23)
+            self.assertEqual((await first.read_answer()).status, 503)
+            self.assertEqual(len(self.in_state("asking")), 1)
+            await self.pass_time(12)
+            self.assertEqual((await second.read_answer()).status, 503)
+        self.assertEqual(len(calls), 1)
 
     async def test_the_wait_for_a_thread_is_not_counted_as_the_call(self):
         server, first, calls = await self.blocking()
         second = await self.connect(server)
         await second.send(ask())
         await self.until(lambda: len(self.in_state("asking")) == 2, "the wait")
-        with (
-            mock.patch.object(sse_server, "_AUTHORIZE_SECONDS", 0.05),
-            self.assertLogs("sse_server", "ERROR"),
-        ):
-            calls[0].set()
-            await first.open(b"")
+        await self.pass_time(20)
+        calls[0].set()
+        await first.open(b"")
+        await self.until(lambda: len(calls) == 2, "the second call")
+        await self.pass_time(20)
+        self.assertEqual(len(self.in_state("asking")), 1)
+        with self.assertLogs("sse_server", "ERROR"):
+            await self.pass_time(12)
             self.assertEqual((await second.read_answer()).status, 503)
-        self.assertEqual(len(calls), 2)
 
 
 class PermissionTest(ServerTestCase):
@@ -9982,7 +9986,7 @@ class DisconnectTest(ServerTestCase):
         """Rule 4: the wait for the last bytes to be taken has a deadline."""
         self.send_buffer = BUFFER
         server = await self.start(history=100_000, write_timeout=12)
-        client, _ = await self.stall(server)
+        client, _ = await self.stall(server, 48 * KIB)  # more than is taken late
         server.disconnect(lambda request: True)
         await self.until_stats(server, live=0, behind=0)
         await self.pass_time(13)
@@ -10730,10 +10734,20 @@ class EndingTest(ServerTestCase):
             client.close()
         await closing
 
-    async def test_the_end_stops_the_heartbeat(self):
-        server = await self.start()
+    async def test_the_end_stops_every_timer(self):
+        loop = asyncio.get_running_loop()
+        call_later, timers = loop.call_later, []
+
+        def note(*arguments, **options):
+            timers.append(call_later(*arguments, **options))
+            return timers[-1]
+
+        self.change(loop, call_later=note)
+        server = await self.start(lifetime=100)
+        await self.stream(server)
         await server.close()
-        self.assertTrue(server._broadcaster._timer.cancelled())
+        left = [t for t in timers if t.when() > loop.time() and not t.cancelled()]
+        self.assertEqual((len(timers) > 2, left), (True, []))
 
     async def test_closing_idle_connections_gives_way(self):
         server = await self.start()
