@@ -412,7 +412,7 @@ _HEARTBEAT = b":\n"
 #    subscriber was given: at position 7, the next one is event 8.  The log holds the
 #    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
-#    Ctrl-C may interrupt any method between two instructions.  So append() computes
+#    Ctrl-C may interrupt any method between two instructions.  So _add() computes
 #    everything first, and its last assignment makes the event exist.  What follows from
 #    that, _settle() does: it retains the event and forgets old ones.  What Ctrl-C leaves
 #    undone, the next call of _settle() does.  A call from within, of a signal's handler
