@@ -418,7 +418,7 @@ _HEARTBEAT = b":\n"
 #    subscriber was given: at position 7, the next one is event 8.  The log holds the
 #    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
-#    Ctrl-C may interrupt any method between two instructions.  So append() computes
+#    Ctrl-C may interrupt any method between two instructions.  So _add() computes
 #    everything first, and its last assignment makes the event exist.  What follows from
 #    that, _settle() does: it retains the event and forgets old ones.  What Ctrl-C leaves
 #    undone, the next call of _settle() does.  A call from within, of a signal's handler
@@ -526,19 +526,19 @@ class _EventLog:
     @property
     def newest_id(self) -> str:
         """The newest event's id.  Before the first event: an id that precedes all."""
-        return self._id_of(self._newest)
+        newest = self._newest
+        return newest.id or self._make_id(newest.number)
 
     def id_at(self, number: int) -> str:
-        """The id of a held event or of the one at `base`, as find() takes it.
-
-        A gap's id is that of the event before it, for which find() returns the number
-        of that event.  So a gap is given an id of this log's own here.
-        """
+        """An id with which find() finds what is held, or the entry at `base`."""
         entry = self._entries[number]
-        return self._id_of(entry if entry.kind == _EVENT else entry._replace(id=None))
+        # Not that of a gap, nor one that was given to another event since.
+        if entry.id is not None and self._find_published(entry.id) == number:
+            return entry.id
+        return self._make_id(number)
 
-    def _id_of(self, entry: _Entry) -> str:
-        return entry.id or f"{self._epoch}-{entry.number}"
+    def _make_id(self, number: int) -> str:
+        return f"{self._epoch}-{number}"
 
     def append(
         self,
@@ -611,7 +611,7 @@ class _EventLog:
             id = self._newest.id  # with which other processes find this place, too
         elif id is not None:
             place = None if key is None else (key, number)
-        name = id or f"{self._epoch}-{number}"
+        name = id or self._make_id(number)
         frame = _with_id(body, name) if kind in (_EVENT, _GAP) else b""
         own_place = None if key is None else place
         total = self._newest.total + _cost(frame, id, channel, retain, own_place)

@@ -1061,6 +1061,17 @@ class EventLogTest(unittest.TestCase):
             (log.id_at(log.base), log.find(log.id_at(log.base))), (id_at(log, 2), 2)
         )
 
+    def test_the_id_of_the_base_is_not_one_that_was_given_again(self):
+        """A client that is told of a gap resumes there, and not behind the twin."""
+        log = new_log(max_events=0)
+        log.append(b"data: a\n\n", None, "twin")
+        log.advance(1)
+        self.assertEqual((log.base, log.id_at(1)), (1, "twin"))
+        append_many(log, 1)
+        log.append(b"data: a\n\n", None, "twin")
+        self.assertEqual((log.base, log.find("twin")), (1, 3))
+        self.assertEqual(log.find(log.id_at(1)), 1)
+
     def test_a_forgotten_id_is_found_while_nothing_after_it_is_forgotten(self):
         log = new_log(max_events=1)
         for id in ("a", "b", "c"):
@@ -1393,85 +1404,185 @@ class EventLogTest(unittest.TestCase):
         self.assertEqual((log.newest, log.retains(NO_CHANNEL)), (3_000, False))
 
 
-class ModelLog:
-    """What EventLog promises, on a plain list of all events that there ever were."""
+class ModelEvent(NamedTuple):
+    number: int
+    name: str  # the id that clients see
+    id: str | None  # the publisher's; what is no event has that of the one before it
+    kind: str
+    key: int | None
+    channel: str | None
+    retain: str | None
+    frame: bytes
+    time: float
 
-    def __init__(self, epoch, max_events, max_bytes, tracked):
-        self.epoch = epoch
-        self.max_events = max_events
-        self.max_bytes = max_bytes
-        self.tracked = tracked
-        self.events = []  # (id, whether it is the publisher's, channel, frame)
-        self.numbers = {}  # of the publisher's ids: the first event, while it is held
+    def is_named(self, id):
+        """Whether the publisher gave it this id."""
+        return self.id == id and self.kind == "event"
+
+    @property
+    def cost(self):
+        place = [(self.key, self.number), self.key, self.number]
+        names = [self.id, self.channel, self.retain]
+        return cost_of(self.frame, *names, *(place if self.key else ()))
+
+
+class ModelLog:
+    """What the log promises, on a plain list of all events that there ever were."""
+
+    def __init__(self, epoch, clock, tracked, **limits):
+        self.epoch, self.clock, self.tracked = epoch, clock, tracked
+        self.limits = limits
+        self.events = []
+        self.retained = []  # events, the one that changed last at the end
         self.base = 0
         self.sent = 0
 
-    def append(self, body, channel, id):
-        name = f"{self.epoch}-{len(self.events) + 1}" if id is None else id
-        frame = body[:-1] + f"id: {name}\n\n".encode()
-        self.events.append((name, id is not None, channel, frame))
-        if id is not None and id not in self.numbers:
-            self.numbers[id] = len(self.events)
-        self.forget_all()
+    def refuses(self, id, key):
+        self.forget_old()
+        own = f"{self.epoch}-"
+        return id is not None and (
+            (id.startswith(own) and str(self.number_of(id)) == id[len(own) :])
+            or any(event.is_named(id) for event in self.held)
+            or (key is not None and key <= max(self.keys(), default=0))
+        )
+
+    def append(self, body, channel, id=None, key=None, retain=None, kind="event"):
+        number = len(self.events) + 1
+        if kind != "event" and self.events:
+            id = self.events[-1].id
+        name = id or f"{self.epoch}-{number}"
+        frame = body.removesuffix(b"\n") + f"id: {name}\n\n".encode()
+        frame = b"" if kind == "end" else frame
+        event = ModelEvent(
+            *(number, name, id, kind, key, channel, retain, frame, self.clock())
+        )
+        self.events.append(event)
+        if retain:
+            self.unretain(channel, retain)
+            self.retained.append(event)
+        self.forget_old()
         return name
 
     def advance(self, position):
         self.sent = position
-        self.forget_all()
+        self.forget_old()
 
-    def forget_all(self):
-        while len(self.held) > 1 and self.held_bytes > self.max_bytes:
-            self.forget()
-        while len(self.held) > self.max_events and self.base < self.sent:
-            self.forget()
+    def unretain(self, channel, name):
+        before = len(self.retained)
+        self.retained = [
+            event
+            for event in self.retained
+            if (event.channel, event.retain) != (channel, name)
+        ]
+        return len(self.retained) < before
 
-    def forget(self):
-        self.base += 1
-        self.numbers = {i: n for i, n in self.numbers.items() if n > self.base}
+    def forget_old(self):
+        limits = self.limits
+        while len(self.held) > 1 and sum(self.costs(self.held)) > limits["max_bytes"]:
+            self.base += 1
+        while self.base < self.sent and (
+            len(self.held) > limits["max_events"]
+            or self.clock() - self.held[0].time > limits["max_seconds"]
+        ):
+            self.base += 1
+        while (
+            len(self.retained) > limits["max_retained"]
+            or sum(self.costs(e._replace(id=None, key=None) for e in self.retained))
+            > limits["max_bytes"]
+        ):
+            del self.retained[0]
 
     @property
     def held(self):
         return self.events[self.base :]
 
-    @property
-    def held_bytes(self):
-        return sum(
-            cost_of(frame, channel, id if published else None)
-            for id, published, channel, frame in self.held
-        )
+    def costs(self, events):
+        return [event.cost for event in events]
 
-    def find(self, id):
-        if id in self.numbers:
-            return self.numbers[id]
-        if self.base and self.events[self.base - 1][:2] == (id, True):
-            return self.base
-        for number in range(len(self.events) + 1):
-            if id == f"{self.epoch}-{number}":
-                return number
+    def keys(self, upto=None):
+        return [e.key for e in self.events[:upto] if e.key is not None]
+
+    def number_of(self, id):
+        """The number in an id of the log's own, whether it was given or not."""
+        found = re.fullmatch(f"{self.epoch}-([0-9]+)", id)
+        return int(found[1]) if found else None
+
+    def find(self, id, key):
+        self.forget_old()
+        for event in reversed(self.events[max(0, self.base - 1) :]):
+            if event.is_named(id):
+                return event.number
+        number = self.number_of(id)
+        if number is not None and number <= len(self.events):
+            return number
+        # It is known between which two ids it belongs, if the first is known.
+        at_base = max(self.keys(self.base), default=math.inf)
+        before = [e for e in self.events if e.key and key and e.key <= key]
+        if before and (at_base <= key or before[-1].number > self.base):
+            return before[-1].number
         return None
+
+    def is_ahead(self, key):
+        return key is not None and key > max(self.keys(), default=-1)
 
     def missed(self, position, channels):
         lost = {}
-        for number, (_, _, channel, _) in enumerate(self.events[: self.base], 1):
-            lost[channel] = number
+        for event in self.events[: self.base]:
+            if event.kind != "end":  # nobody needs it who was not given it
+                lost[event.channel] = event.number
         # The channels beyond the tracked ones are taken for the newest among them.
         untracked = sorted(lost.values(), reverse=True)[self.tracked :]
         floor = untracked[0] if untracked else 0
         return any(max(lost.get(c, 0), floor) > position for c in channels)
 
-    def read(self, position, end, max_bytes, max_events):
+    def read(self, position, end):
         position = max(position, self.base)
-        frames = [frame for *_, frame in self.events[position:end]][:max_events]
-        while len(frames) > 1 and sum(map(len, frames)) > max_bytes:
-            frames.pop()
+        frames = self.batch(self.events[position:end])
         return frames, position + len(frames)
+
+    def batch(self, events):
+        frames = [event.frame for event in events][: EventLogModelTest.BATCH_EVENTS]
+        while len(frames) > 1 and sum(map(len, frames)) > EventLogModelTest.BATCH_BYTES:
+            frames.pop()
+        return frames
+
+    def before_newest(self, count, channels):
+        self.forget_old()
+        looked_at = self.held[-EventLogModelTest.REPLAY_SCAN :]
+        found = [e.number for e in looked_at if e.frame and e.channel in channels]
+        found = found[-count:]
+        return min(found, default=len(self.events) + 1) - 1
+
+    def retains(self, channels):
+        return any(event.channel in channels for event in self.retained)
+
+    def is_finished(self, channels, position):
+        last = {event.channel: event for event in self.events}
+        ends = {
+            channel: event.number
+            for channel, event in last.items()
+            if event.kind == "end" and event.number > self.base
+        }
+        return all(ends.get(channel, math.inf) <= position for channel in channels)
+
+    def follows(self, position, channels):
+        held = self.events[max(position, self.base) :]
+        return any(event.frame and event.channel in channels for event in held)
+
+    def snapshot(self, after, upto, channels):
+        found = [e for e in self.retained if e.channel in channels]
+        found = [e for e in found if after < e.number <= upto]
+        frames = self.batch(found)
+        reached = upto if len(frames) == len(found) else found[len(frames) - 1].number
+        return [re.sub(rb"id: .*\n\n\Z", b"\n", frame) for frame in frames], reached
 
 
 class EventLogModelTest(unittest.TestCase):
     BATCH_BYTES = 200
     BATCH_EVENTS = 4
-    IDS = ("", "a", "b", "c", "é")
-    CHANNELS = (None, "x", "y", "z", "w")
+    REPLAY_SCAN = 6
+    CHANNELS = (None, "x", "y", "z", EVERYBODY)
+    NAMES = (None, None, "one", "two")  # under which an event is retained
 
     def test_random_histories_agree_with_a_plain_list(self):
         for seed in range(SEED, SEED + 100 * _FACTOR):
@@ -1480,63 +1591,125 @@ class EventLogModelTest(unittest.TestCase):
 
     def run_history(self, random_):
         self.random = random_
+        self.now = 1e9
+        self.ordered = random_.random() < 0.5
         tracked = random_.choice((1, 2, 3, 100))
-        bounds = random_.choice((0, 1, 2, 5, 20)), random_.choice((1, 700, 2000, 9999))
         limits = {
+            "max_events": random_.choice((0, 1, 2, 5, 20)),
+            "max_bytes": random_.choice((1, 700, 2000, 9999)),
+            "max_retained": random_.choice((0, 1, 2, 10)),
+            "max_seconds": random_.choice((2, 5, 20)),
+            "clock": lambda: self.now,
+        }
+        patches = {
             "_MAX_TRACKED_CHANNELS": tracked,
             "_BATCH_BYTES": self.BATCH_BYTES,
             "_BATCH_EVENTS": self.BATCH_EVENTS,
+            "_MAX_REPLAY_SCAN": self.REPLAY_SCAN,
         }
-        with mock.patch.multiple(sse_server, **limits):
-            self.log = new_log(*bounds)
-            self.model = ModelLog(self.log.newest_id[:8], *bounds, tracked)
-            for _ in range(40):
-                random_.choice((self.append, self.append, self.advance))()
-                self.compare()
+        acts = [self.append] * 4 + [self.advance] * 2
+        acts += [self.say_gap, self.finish, self.unretain, self.let_pass]
+        with mock.patch.multiple(sse_server, **patches):
+            self.log = new_log(**limits)
+            self.model = ModelLog(self.log.newest_id[:8], tracked=tracked, **limits)
+            for _ in range(60):
+                random_.choice(acts)()
+                if random_.random() < 0.6:  # else several things happen in between
+                    self.compare()
+
+    def both(self, method, *arguments):
+        """Call this of the log and of the model: they agree."""
+        found, expected = (
+            getattr(of, method)(*arguments) for of in (self.log, self.model)
+        )
+        self.assertEqual(found, expected, (method, *arguments))
+        return found
+
+    def an_id(self):
+        """An id that a client or a publisher may know, and its key."""
+        newest = len(self.model.events)
+        own = f"{self.model.epoch}-{self.random.randint(0, newest + 1)}"
+        if self.random.random() < 0.2:
+            return own, None
+        if not self.ordered:
+            return self.random.choice(("a", "b", "c", "é")), None
+        key = max(self.model.keys(), default=0) + self.random.randint(-5, 4)
+        return str(max(1, key)), max(1, key)
 
     def append(self):
-        id = self.random.choice((None, None, *self.IDS[1:]))
-        if id in self.model.numbers:
-            with self.assertRaises(ValueError):
-                self.log.append(b"", None, id)
-            return
-        channel = self.random.choice(self.CHANNELS)
+        id, key = self.an_id() if self.random.random() < 0.5 else (None, None)
+        fields = self.random.choice(self.CHANNELS), id, key
         body = b"data: %b\n\n" % (b"a" * self.random.choice((0, 1, 50, 150, 300)))
-        self.assertEqual(
-            self.log.append(body, channel, id), self.model.append(body, channel, id)
-        )
+        if self.model.refuses(id, key):
+            with self.assertRaises(ValueError):
+                self.log.append(body, *fields)
+        else:
+            self.both("append", body, *fields, self.random.choice(self.NAMES))
+
+    def say_gap(self):
+        self.both("append", b"data: g\n\n", EVERYBODY, None, None, None, "gap")
+
+    def finish(self):
+        channel = self.random.choice(self.CHANNELS)
+        self.both("append", b"", channel, None, None, None, "end")
 
     def advance(self):
-        position = self.random.randint(self.log.sent, self.log.newest)
-        self.log.advance(position)
-        self.model.advance(position)
+        self.both("advance", self.random.randint(self.log.sent, self.log.newest))
+
+    def unretain(self):
+        self.both("unretain", self.random.choice(self.CHANNELS), "one")
+
+    def let_pass(self):
+        self.now += self.random.randint(1, 4)
 
     def compare(self):
         log, model = self.log, self.model
         self.assertEqual((log.base, log.sent), (model.base, model.sent))
-        self.assertEqual(
-            (log.newest, size_of(log)), (len(model.events), len(model.held))
-        )
-        newest = model.events[-1][0] if model.events else f"{model.epoch}-0"
+        self.assertEqual(log.newest, len(model.events))
+        newest = model.events[-1].name if model.events else f"{model.epoch}-0"
         self.assertEqual(log.newest_id, newest)
-        for id in (
-            *self.IDS,
-            f"{model.epoch}-{self.random.randint(0, log.newest + 1)}",
-        ):
-            self.assertEqual(log.find(id), model.find(id), id)
         position = self.random.randint(0, log.newest)
-        channels = frozenset(self.random.choices(self.CHANNELS, k=2))
-        self.assertEqual(
-            log.missed(position, channels), model.missed(position, channels)
-        )
-        self.compare_read(position, self.random.randint(position, log.newest))
+        channels = frozenset(self.random.choices(self.CHANNELS, k=2)) | {EVERYBODY}
+        end = self.random.randint(position, log.newest)
+        self.both("missed", position, channels)
+        batch, reached = log.read(position, end)
+        frames = [entry.frame for entry in batch]
+        self.assertEqual((frames, reached), model.read(position, end))
+        self.both("snapshot", position, end, channels)
+        self.both("retains", channels)
+        self.both("is_finished", self.random.choice((channels, NO_CHANNEL)), position)
+        self.both("follows", position, channels)
+        id, key = self.an_id()
+        self.both("is_ahead", key)
+        # Either of these forgets what has become too old.
+        asks = ("find", id, key), ("before_newest", self.random.randint(1, 9), channels)
+        for ask in self.random.sample(asks, 2):
+            self.both(*ask)
+        number = self.random.randint(log.base, log.newest)
+        self.assertEqual(log.find(log.id_at(number)), number)
+        self.compare_who_resumes(channels)
 
-    def compare_read(self, position, end):
-        batch, last = self.log.read(position, end)
-        self.assertEqual(
-            ([entry.frame for entry in batch], last),
-            self.model.read(position, end, self.BATCH_BYTES, self.BATCH_EVENTS),
-        )
+    def compare_who_resumes(self, channels):
+        """Who saw an event gets all that follow, or is told: whatever the log is."""
+        events = self.model.events
+        if not events:
+            return
+        seen = self.random.choice(events)
+        id, key = seen.name, int(seen.name) if self.ordered and seen.id else None
+        last = seen.number
+        if self.ordered and self.random.random() < 0.5:  # it saw it elsewhere
+            key = self.random.randint(1, max(self.model.keys(), default=1))
+            id = str(key)
+            last = max((e.number for e in events if e.key and e.key <= key), default=0)
+        if any(event.is_named(id) for event in events[last:]):
+            return  # the publisher gave the id to another event since
+        position = self.log.find(id, key)
+        if position is None or self.log.missed(position, channels):
+            return  # it is told of a gap
+        start = max(position, self.log.base)
+        owed = [e.number for e in events[last:] if e.frame and e.channel in channels]
+        lost = [number for number in owed if number <= start]
+        self.assertEqual(lost, [], f"after {id} no gap")
 
 
 def interrupted(classes, at, interrupt, call):
@@ -1603,14 +1776,14 @@ class InterruptedLogTest(unittest.TestCase):
         self.assertLessEqual(len(retained), 2)
         return ids
 
-    def log(self):
-        log = new_log(max_events=2, max_bytes=5 * 600, max_retained=2)
+    def log(self, max_events=2):
+        log = new_log(max_events, max_bytes=5 * 600, max_retained=2)
         for number in range(4):
             log.append(self.BODY, "a", f"old {number}")
         log.sent = log.newest
         return log
 
-    def each_instruction(self, call, step=1):
+    def each_instruction(self, call, step=1, max_events=2):
         """Logs whose `call` was interrupted, at one instruction each.
 
         With a step it is each second and so on, the first of them at random, unless
@@ -1622,7 +1795,7 @@ class InterruptedLogTest(unittest.TestCase):
             raise KeyboardInterrupt
 
         for at in range(1 + SEED % step, 10_000, step):
-            log = self.log()
+            log = self.log(max_events)
             with contextlib.suppress(KeyboardInterrupt):
                 if not interrupted(
                     [sse_server._EventLog], at, ctrl_c, lambda log=log: call(log)
@@ -1678,6 +1851,17 @@ class InterruptedLogTest(unittest.TestCase):
             self.assertEqual(log.find("new"), 5)
             retained = log.snapshot(0, log.newest, A)
             self.assertEqual(retained, ([self.BODY], 5))
+
+    def test_a_gap_is_not_taken_for_the_event_that_was_interrupted(self):
+        """The gap has the number that the event would have had, and its id."""
+
+        def publish_again(log):
+            log.append(self.BODY, "a", "old 3")
+
+        for log in self.each_instruction(publish_again, max_events=0):
+            log.append(self.BODY, EVERYBODY, kind="gap")
+            log.advance(log.newest)
+            self.assertNotEqual(log.find("old 3"), log.newest)
 
     def test_what_is_retained_is_counted(self):
         def call(log):
