@@ -61,10 +61,14 @@ The rules from which the rest follows:
    socket.  It is asked when a request's head is there, again when `authorize` has
    decided, and again when the body is there.
 
-It does not do HTTP/2, WebSocket, sessions, storage, or the renewal of certificates.
-For HTTP/2 and certificates, put a proxy in front.  For sessions, use the `authorize`
-hook.  To run many processes, feed each from the log of a broker and use the broker's
-ids as the ids of the events, or let the other processes read from one server.
+With a history file, the log is a SQLite database, _LogFile.  All processes that name it
+add to it, and each takes what is new into its _EventLog, in the order of the file: the
+_EventLog is then a window of the newest events.  Everything else is as without a file.
+
+It does not do HTTP/2, WebSocket, sessions, or the renewal of certificates.  For HTTP/2
+and certificates, put a proxy in front.  For sessions, use the `authorize` hook.  To run
+processes on many machines, feed each from the log of a broker and use the broker's ids
+as the ids of the events, or let the other processes read from one server.
 """
 
 from __future__ import annotations  # this file needs Python 3.9 or later
@@ -2881,7 +2885,8 @@ class _Broadcaster:
         self._has_news = False  # whether the file may have rows that are not taken in
         self._added = 0  # the newest row that this process has added
         self._file_fault = ""  # why the file cannot be read now
-        self._timers: dict[str, asyncio.TimerHandle] = {}  # by what they call
+        self._timer: asyncio.TimerHandle | None = None  # of the next heartbeat
+        self._look_timer: asyncio.TimerHandle | None = None
         self._watchers = _Watchers()
         # A drain has waited write_timeout for these, so the next drain does not.
         self._not_waited_for: set[_Subscriber] = set()
@@ -3052,7 +3057,8 @@ class _Broadcaster:
             if has_changed or self._file_fault:
                 self._has_news = True
                 self._ring()
-        self._call_later(_FILE_LOOK_SECONDS, self._look, file)
+        loop = asyncio.get_running_loop()
+        self._look_timer = loop.call_later(_FILE_LOOK_SECONDS, self._look, file)
 
     def _note_file_fault(self, fault: str) -> None:
         if fault and fault != self._file_fault:
@@ -3084,8 +3090,9 @@ class _Broadcaster:
         """Let nothing more be published; end each stream that was given everything."""
         with self.lock:
             self.closed_because = self.closed_because or why
-        for timer in self._timers.values():
-            timer.cancel()
+        for timer in (self._timer, self._look_timer):
+            if timer:
+                timer.cancel()
         if self._loop:
             self._has_news = self.file is not None
             self._ring()
@@ -3154,15 +3161,8 @@ class _Broadcaster:
     def _beat(self, seconds: float) -> None:
         self._heartbeat_due = True
         self._ring()
-        self._call_later(seconds, self._beat, seconds)
-
-    def _call_later(
-        self, seconds: float, function: Callable[[Any], None], argument: Any
-    ) -> None:
-        """Call it again and again, until stop()."""
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(seconds, function, argument)
-        self._timers[function.__name__] = timer
+        self._timer = loop.call_later(seconds, self._beat, seconds)
 
     def _write_heartbeats(self) -> Iterator[None]:
         """To everybody whose socket has room; those behind get events."""
@@ -3723,18 +3723,21 @@ class _Threads:
     The program's end does not wait for these daemon threads, but for an executor's.
     """
 
-    def __init__(self, name: str, limit: int, seconds: float) -> None:
-        self._name = name  # of what is called
-        self._limit, self._seconds = limit, seconds  # the time for each wait
+    def __init__(self, name: str, limit: int) -> None:
+        self._name, self._limit = name, limit  # the name of what is called
         self._free: asyncio.Semaphore | None = None  # belongs to the event loop
 
-    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What it returns.  Raises what it raises, and TimeoutError of asyncio."""
+    async def call(
+        self, seconds: float, function: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """What it returns.  Raises what it raises, and TimeoutError of asyncio.
+
+        Each of two waits may take so many seconds: for a thread, and for the call.
+        """
         self._free = self._free or asyncio.Semaphore(self._limit)
-        # The wait for a free thread has its own time limit.
-        await asyncio.wait_for(self._free.acquire(), self._seconds)
+        await asyncio.wait_for(self._free.acquire(), seconds)
         call = self._begin(function, arguments, self._free.release)
-        answer, error = await asyncio.wait_for(call, self._seconds)
+        answer, error = await asyncio.wait_for(call, seconds)
         if error:
             raise error
         return answer
@@ -3777,7 +3780,7 @@ class _Asker:
 
     def __init__(self, authorize: Authorize | None) -> None:
         self._authorize = cast(Authorize, authorize)  # without it nobody is asked about
-        self._threads = _Threads("authorize", _AUTHORIZE_THREADS, _AUTHORIZE_SECONDS)
+        self._threads = _Threads("authorize", _AUTHORIZE_THREADS)
 
     async def ask(self, request: Request) -> _Permit | HTTPError:
         """What the program permits, or the error to answer with."""
@@ -3799,7 +3802,7 @@ class _Asker:
         if inspect.iscoroutinefunction(authorize):
             answer: Any = authorize(request)
         else:
-            answer = await self._threads.call(authorize, request)
+            answer = await self._threads.call(_AUTHORIZE_SECONDS, authorize, request)
         if inspect.isawaitable(answer):
             answer = await asyncio.wait_for(answer, _AUTHORIZE_SECONDS)
         return cast(Permission, answer)
@@ -3815,7 +3818,7 @@ class _Rooms:
     broadcaster: _Broadcaster
     turns: _Turns
     publishers: _Threads = dataclasses.field(
-        default_factory=lambda: _Threads("publish", _FILE_THREADS, _FILE_THREAD_SECONDS)
+        default_factory=lambda: _Threads("publish", _FILE_THREADS)
     )
     # The connections above the limit, which are only told so.
     refusing: set[_Connection] = dataclasses.field(default_factory=set)
@@ -4124,7 +4127,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
     async def _await_publication(self, publication: _Publication) -> None:
         site, threads = self.rooms.site, self.rooms.publishers
         try:
-            response = await threads.call(site.publish_body, publication)
+            call = threads.call(_FILE_THREAD_SECONDS, site.publish_body, publication)
+            response = await call
         except Exception:
             logger.exception("%s: publishing failed", self.peer)
             error = HTTPError(503, "publishing failed")
@@ -4647,9 +4651,15 @@ class SSEServer:
     is told to come back.  A coroutine function runs in the event loop.  A plain
     function runs in a thread and may block.
 
-    Many processes: if all of them publish events with the same ids, and the ids ascend
-    by `id_order`, a client may resume at any of them.  If a client has seen events that
-    this process has not published yet, it waits for them for up to 30 seconds.
+    History file: with a `history_file`, a local file, a restart loses nothing, and all
+    processes of the machine that name the file are one server.  Each of them delivers
+    what any of them publishes, also one that is never started.  The file needs the
+    module sqlite3.  The start raises OSError if it cannot be used.
+
+    Many machines: if all of them publish events with the same ids, and the ids ascend
+    when they are sorted by `id_order` (such as `int`), a client may resume at any of
+    them.  If a client has seen events that this process has not published yet, it waits
+    for them for up to 30 seconds.
     """
 
     def __init__(
@@ -4797,14 +4807,19 @@ class SSEServer:
         If a burst is larger than `history_bytes`, its first events are lost, and
         clients that miss them get a gap.  A fast producer should await drain().
 
+        With a history file, it is published when it is in the file.  That takes some 40
+        microseconds, but up to five seconds, seldom ten, while other programs hold the
+        file.  Then, and if the disk is full, this raises OSError: nothing is published.
+
         Raises ValueError for data above `max_event_bytes`, for what format_event
         refuses, for the id of an event that is still held, for an id of the form of the
         server's own, for an id that does not ascend by `id_order`, for the event `gap`,
         and for an event, id or channel that is empty, is longer than 256 bytes, or has
         a control character or a space at an end (a header field could not carry it);
         TypeError for data that is not JSON; RuntimeError once the server is closed,
-        has failed, or has lost its event loop, in a process forked from its own, and
-        for a call that has interrupted another one in the same thread.
+        has failed, or has lost its event loop, in a process forked from its own (unless
+        there is a history file), and for a call that has interrupted another one in the
+        same thread.
         """
         for what, name in (("event", event), ("id", id), ("channel", channel)):
             if name is not None and not (what == "channel" and name == EVERYBODY):
@@ -4830,8 +4845,8 @@ class SSEServer:
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
 
-        From any thread.  Nothing is sent.  RuntimeError in a forked process, and for a
-        call that has interrupted another one in the same thread; see publish().
+        From any thread.  Nothing is sent.  It raises OSError and RuntimeError as
+        publish() does.
         """
         return self._broadcaster.forget(channel, event or "message")
 

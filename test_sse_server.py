@@ -5859,10 +5859,10 @@ class FileSubscriberModelTest(SubscriberModelTest, LogFileTestCase):
         self.addCleanup(self.limits.stop)
         server = SSEServer(*arguments, **options, **file)
         log = server._broadcaster.log
-        begin = log.begin
+        begin, begins = log.begin, itertools.count()
 
         def begin_and_note(*state):
-            self.gap_for_all = log.newest > 0
+            self.gap_for_all = next(begins) > 0  # the first one is at the start
             begin(*state)
 
         log.begin = begin_and_note
@@ -8012,11 +8012,13 @@ class HistoryFileTest(ServerTestCase):
             client = await self.connect(servers[1])
             await client.open(ask("/sse", f"Last-Event-ID: {id}"))
             self.assertEqual(await client.data(len(rest)), rest)
-        stream, content = servers[1].stream(ids[2]), b""
+        ids.append(servers[0].publish("4"))
+        servers[0].publish("5")
+        stream, content = servers[1].stream(ids[-1]), b""
         while not content.endswith(b"\n\n"):
             content += await asyncio.wait_for(stream.__anext__(), DEADLINE)
         await stream.aclose()
-        self.assertEqual([event.data for event in decode(content)], ["3"])
+        self.assertEqual([event.data for event in decode(content)], ["5"])
         self.assertEqual(servers[1].stats.gaps, 0)
 
     async def test_gaps_and_what_is_retained_are_the_same_for_all(self):
@@ -8169,6 +8171,39 @@ class HistoryFileTest(ServerTestCase):
         _, errors = await asyncio.wait_for(process.communicate(), DEADLINE)
         self.assertEqual((process.returncode, errors), (0, b""))
         self.assertEqual(await client.data(3), ["parent", "child", "parent"])
+
+    async def test_a_channel_that_ends_and_one_that_begins_anew_end_so_for_all(self):
+        self.stop_looking()
+        servers = [await self.start() for _ in range(2)]
+        client = await self.stream(servers[1], "/sse?channel=a")
+        first = servers[0].publish("1", channel="a")
+        end = servers[0].finish("a")
+        answer = await self.ask(servers[1], ask(f"/sse?channel=a&last_event_id={end}"))
+        self.assertEqual(answer.status, 204)
+        self.look(servers[1])
+        self.assertEqual([event.data for event in await client.rest()], ["1"])
+        late = await self.stream(
+            servers[1], f"/sse?channel=a&last_event_id={first[:-1]}0"
+        )
+        self.assertEqual([event.data for event in await late.rest()], ["1"])
+        servers[0].publish("2", channel="a")
+        client = await self.stream(servers[1], f"/sse?channel=a&last_event_id={end}")
+        self.assertEqual(await client.data(1), ["2"])
+
+    async def test_what_is_older_than_history_seconds_is_forgotten_by_all(self):
+        servers = [await self.start(history_seconds=3600) for _ in range(2)]
+        with mock.patch("time.time", return_value=time.time() - 3601):
+            first = servers[0].publish("old")
+        servers[0].publish("1")
+        servers.append(await self.start(history_seconds=3600))
+        for server in servers:
+            client = await self.stream(server, "/sse?replay=all")
+            self.assertEqual(await client.data(1), ["1"])
+            target = f"/sse?last_event_id={first.rpartition('-')[0]}-0"
+            client = await self.stream(server, target)
+            self.assertEqual(
+                [e.type for e in await client.events(2)], ["gap", "message"]
+            )
 
     # A restart.
 
@@ -11761,6 +11796,7 @@ OPTIONS = (
     *("--version", "--host", "--port", "--certfile", "--keyfile", "--event"),
     *("--channel", "--lossless", "--publish-token", "--cors-origin", "--history"),
     *("--history-seconds", "--lifetime", "--restart-retry"),
+    *("--history-file",),
     *("--heartbeat", "--max-event-bytes", "--max-connections", "--verbose", "--quiet"),
 )
 # What the tests' own environment may have set.
@@ -11842,6 +11878,59 @@ class CommandLineTestCase(ServerTestCase):
             self.assertTrue(line, f"no {pattern} in {found}")
             found.append(line.decode())
         return found
+
+
+@unittest.skipIf(sqlite3 is None, "this Python has no sqlite3")
+class CommandLineFileTest(CommandLineTestCase):
+    """`--history-file`."""
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = os.path.join(folder.name, "events.db")
+
+    async def test_a_restart_goes_on(self):
+        last = None
+        for count in range(3):
+            process, port = await self.serve("--history-file", self.path, "-")
+            process.stdin.write(b"%d\n" % count)
+            client = await self.watch(
+                port, f"/sse?last_event_id={last}" if last else "/sse?replay=all"
+            )
+            self.assertEqual(await client.data(1), [str(count)])
+            last = client.decoder.last_event_id
+            (process.kill if count == 1 else process.terminate)()
+            await self.finish(process)
+        self.assertRegex(last, "^[0-9a-f]{8}-3$")
+
+    async def test_a_file_that_cannot_be_used_is_one_line(self):
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.execute("CREATE TABLE cookies (name TEXT)")
+        process = await self.run_command("--port", "0", "--history-file", self.path)
+        status, error = await self.finish(process)
+        fault = "file is not a database of sse_server; it belongs to another program"
+        text = f"sse_server: history file {self.path!r}: {fault}, or is damaged; "
+        self.assertEqual((status, error), (1, text + "name another file\n"))
+
+    async def test_lines_wait_while_the_file_is_locked(self):
+        program = (
+            "import sys, sse_server\n"
+            "sse_server._FILE_WAIT_SECONDS = 0.01\n"
+            "sys.exit(sse_server.main())"
+        )
+        options = "--history-file", self.path, "-"
+        process, port = await self.serve(*options, program=["-c", program])
+        client = await self.watch(port)
+        with contextlib.closing(sqlite3.connect(self.path)) as other:
+            other.isolation_level = None
+            other.execute("BEGIN IMMEDIATE")
+            process.stdin.write(b"1\n2\n")
+            errors = await self.errors_until(process, "database is locked")
+        self.assertNotIn("Traceback", "".join(errors))
+        self.assertEqual(await client.data(2), ["1", "2"])
+        process.terminate()
+        await self.finish(process)
 
 
 class TerminationTest(CommandLineTestCase):
