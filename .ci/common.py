@@ -428,7 +428,7 @@ class Stream:
 
     def _check(self, head):
         status, *fields = head.split(b"\r\n")
-        if not status.startswith(b"HTTP/1.1 200 "):
+        if b" 200 " not in status:
             raise ValueError(f"not a stream: {status!r}")
         if any(field.startswith(b"Content-Length:") for field in fields):
             self._dechunker = (
@@ -443,7 +443,9 @@ class Stream:
             self._dechunker.end = b"\x00\x00\xff\xff"  # of a sync flush (RFC 1951)
 
 
-def request(version="1.1", channels=(), last_id="", by_query=False, gzip=False):
+def request(
+    version="1.1", channels=(), last_id="", by_query=False, gzip=False, target="/sse"
+):
     """The bytes of a request for a stream."""
     query = [f"channel={channel}" for channel in channels]
     fields = ["Host: localhost", "Accept: text/event-stream"]
@@ -452,7 +454,7 @@ def request(version="1.1", channels=(), last_id="", by_query=False, gzip=False):
         query.append(f"last_event_id={last_id}")
     elif last_id:
         fields.append(f"Last-Event-ID: {last_id}")
-    target = "/sse" + ("?" + "&".join(query) if query else "")
+    target += "?" + "&".join(query) if query else ""
     return "\r\n".join([f"GET {target} HTTP/{version}", *fields, "", ""]).encode()
 
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-MODULE = HERE.parents[1] / "sse_server.py"
-FLOOR, LOOP, OURS = "C floor", "bare loop", "sse_server"
+sys.path.insert(0, str(HERE.parent))
+
+from common import MODULE, Failure, version_of
+
+FLOOR, LOOP, OURS, NCHAN = "C floor", "bare loop", "sse_server", "nginx + nchan"
+NCHAN_MODULE = "/usr/lib/nginx/modules/ngx_nchan_module.so"
 START_SECONDS = 20  # for a server to listen
 CONNECT_SECONDS = 60  # for all clients of one process to get their heads
 ERROR_CHARACTERS = 1000  # of what a process said, from the end
 CPUCLOCK_SCHED = 2  # clock_getcpuclockid(3): a process's CPU clock, in nanoseconds
-
-
-class Failure(Exception):
-    """A process did not do what it was asked for; nothing can be measured."""
 
 
 def cores():
@@ -53,13 +53,9 @@ def output_of(command, cwd=None):
 
 
 def compile_c(name, folder):
-    """The program made from NAME.c, or None where there is no C compiler."""
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if not compiler:
-        return None
+    """The program made from NAME.c."""
     program = Path(folder, name)
-    source = HERE / f"{name}.c"
-    output_of([compiler, "-O2", "-o", program, source])
+    output_of(["cc", "-O2", "-o", program, HERE / f"{name}.c"])
     return program
 
 
@@ -177,15 +173,12 @@ class Server(Process):
 class Clients(Process):
     """A process of clients, all connected to one server."""
 
-    program = None  # the compiled client; None: the fallback in Python
+    program = None  # the compiled client
 
     def __init__(
         self, server, connections, *, inflight=64, channels=0, header=None, aside=False
     ):
-        command = [self.program or sys.executable]
-        if not self.program:
-            command.append(HERE / "fallback_client.py")
-        command += [server.port, connections, inflight, channels, "/sse"]
+        command = [self.program, server.port, connections, inflight, channels, "/sse"]
         super().__init__(command + [header] * bool(header), cores()[2 if aside else 1])
         self.connections = connections
         self.seconds = None  # from the first connect to the last head
@@ -229,16 +222,23 @@ class Contestant:
     driver_is_publisher: bool = False
 
 
-def own_contestants(floor, drivers, pythons):
-    """The floor, the bare loop and the server of this repository, on each Python."""
-    found = [Contestant(FLOOR, [floor])] if floor else []
+def contestants_of(folder, pythons, python_of_peers):
+    """The floor, the bare loop and the server of this repository, on each Python; and
+    the peers, if there is a Python that has them."""
+    drivers = copy_drivers(folder, pythons)
+    found = [Contestant(FLOOR, [compile_c("floor", folder)])]
     for python in pythons:
-        suffix = "" if python == pythons[0] else " " + python_version(python)
-        for name, driver in ((LOOP, "bare_loop.py"), (OURS, "ours.py")):
-            found.append(Contestant(name + suffix, [python, drivers / driver]))
+        suffix = "" if python == pythons[0] else " " + version_of(python)
+        found.append(Contestant(LOOP + suffix, [python, drivers / "peers.py", "bare"]))
+        found.append(Contestant(OURS + suffix, [python, drivers / "ours.py"]))
+    if python_of_peers:
+        output_of([python_of_peers, "-m", "compileall", "-q", drivers])
+        peers = [python_of_peers, drivers / "peers.py"]
+        nchan = [sys.executable, drivers / "nchan.py", cores()[0], NCHAN_MODULE]
+        found += [
+            Contestant(NCHAN, nchan, driver_is_publisher=True),
+            Contestant("Node http", ["node", drivers / "node_http.js"]),
+            Contestant("sse-starlette", [*peers, "starlette"]),
+            Contestant("our stream()", [*peers, "ours"]),
+        ]
     return found
-
-
-def python_version(python):
-    code = "import platform; print(platform.python_version())"
-    return output_of([python, "-c", code]).strip()

@@ -3,7 +3,7 @@
 
     python3 .ci/bench/run.py              all scenarios, a few minutes
     python3 .ci/bench/run.py --quick      the main ones, in less than a minute
-    python3 .ci/bench/run.py --peers      nchan, Node, Koa, ... installed and added
+    python3 .ci/bench/run.py --peers      nchan, Node, ... installed and added
 
 The server runs on one core, the clients on another. The figures are medians over the
 rounds, the factors medians of the ratios within each round.
@@ -13,30 +13,17 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import peers
 import svg
-from contestants import (
-    FLOOR,
-    Clients,
-    compile_c,
-    copy_drivers,
-    own_contestants,
-    python_version,
-)
-from scenarios import METRICS, SCENARIOS, Run, ratio, verdicts
+from common import raise_descriptor_limit, version_of
+from contestants import FLOOR, Clients, compile_c, contestants_of, output_of
+from scenarios import METRICS, QUICK, SCENARIOS, Run, ratio, verdicts
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from common import raise_descriptor_limit
-
-QUICK = ("single", "latency", "bursts", "memory", "arrivals", "channels")
 HERE = Path(__file__).resolve().parent
 DESCRIPTORS = 20_000  # for 15,000 connections in one process, with room
 
@@ -53,36 +40,35 @@ def parse_arguments():
     add("--only", action="append", choices=SCENARIOS, help="this scenario (repeatable)")
     add("--python", action="append", help="run the server on this Python (repeatable)")
     add("--json", metavar="FILE", help="write every figure of every round")
-    add(
-        "--svg",
-        metavar="FILE",
-        help="draw the comparison (comparison.svg after all of --peers)",
-    )
+    add("--svg", metavar="FILE", help="draw (comparison.svg after all of --peers)")
     add("--check", action="store_true", help="exit status 1 if a target is missed")
     arguments = parser.parse_args()
-    if arguments.rounds is not None and arguments.rounds < 1:
-        parser.error("--rounds: at least 1")
     if arguments.peers and not (arguments.only or arguments.quick):
         arguments.svg = arguments.svg or HERE / "comparison.svg"
     return arguments
 
 
-def processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def describe(pythons, versions):
+def describe(pythons, peers):
     """The machine and the versions, as they stand below the table and the drawing."""
-    return {
-        "machine": f"{processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "python": ", ".join(map(python_version, pythons)),
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [
+        line.partition(":")[2].strip() for line in cpuinfo if "model name" in line
+    ]
+    machine = models[0] if models else platform.machine()
+    setting = {
+        "machine": f"{machine}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "python": ", ".join(map(version_of, pythons)),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "load": f"{os.getloadavg()[0]:.2f}",
-        **versions,
     }
+    if peers:
+        asked = ["dpkg-query", "-W", "-f", "${Package} ${Version}\n", "nginx-light"]
+        found = output_of([*asked, "libnginx-mod-nchan"]).splitlines()
+        found.append(f"node {output_of(['node', '-v']).strip()}")
+        pinned = (HERE / "drivers" / "requirements.txt").read_text()
+        found += pinned.replace("==", " ").splitlines()
+        setting["peers"] = ", ".join(found)
+    return setting
 
 
 def print_metric(run, name):
@@ -102,40 +88,19 @@ def print_metric(run, name):
         print(f"  {contestant}: {asked}: {found:.2f}  {'met' if met else 'MISSED'}")
 
 
-def print_growth(run):
-    if not run.growth:
-        return
-    names = [key for key in run.growth[0] if key not in ("subject", "value")]
-    print("\nHow cost grows (server CPU per delivery in µs, delivery p99 in ms)")
-    print(" " * 24 + "".join(f"{name:>22}" for name in names) + "   to the first")
-    for row in run.growth:
-        line = f"  {row['subject']:<12}{row['value']:>10}"
-        for name in names:
-            cpu, p99 = row.get(name, (float("nan"),) * 2)
-            line += f"{cpu:>13.2f}{p99:>9.1f}"
-        if len(names) == 2 and all(name in row for name in names):
-            line += f"{row[names[1]][0] / row[names[0]][0]:>12.2f} ×"
-        print(line)
-
-
 def main():
     arguments = parse_arguments()
-    limit = raise_descriptor_limit()
-    if limit != resource.RLIM_INFINITY and limit < DESCRIPTORS:
-        print(f"note: RLIMIT_NOFILE is {limit}, {DESCRIPTORS} are needed for all")
+    if raise_descriptor_limit() < DESCRIPTORS:
+        print(f"note: {DESCRIPTORS} descriptors are needed for all")
     pythons = arguments.python or [sys.executable]
     chosen = arguments.only or (QUICK if arguments.quick else list(SCENARIOS))
     rounds = arguments.rounds or (2 if arguments.quick else 7)
+    peers = output_of([HERE / "install.sh", *["--peers"] * arguments.peers]).strip()
     with tempfile.TemporaryDirectory(prefix="sse-bench-") as folder:
         Clients.program = compile_c("client", folder)
-        drivers = copy_drivers(folder, pythons)
-        contestants = own_contestants(compile_c("floor", folder), drivers, pythons)
-        if not Clients.program:
-            print("note: no C compiler: no floor, and slow clients, in Python; what")
-            print("      depends on their speed is measured, but not judged")
-        found = peers.install(drivers) if arguments.peers else peers.Peers()
-        run = Run(contestants + found.contestants, rounds, arguments.quick, found.ok)
-        setting = describe(pythons, found.versions)
+        contestants = contestants_of(folder, pythons, peers)
+        run = Run(contestants, rounds, arguments.quick)
+        setting = describe(pythons, peers)
         for name in chosen:
             started = time.monotonic()
             SCENARIOS[name](run)
@@ -148,16 +113,10 @@ def conclude(run, arguments, setting):
     for name in METRICS:
         if name in run.figures:
             print_metric(run, name)
-    print_growth(run)
     print("\n" + "\n".join(f"{key}: {value}" for key, value in setting.items()))
     if arguments.json:
-        result = {
-            "setting": setting,
-            "rounds": run.figures,
-            "growth": run.growth,
-            "failures": run.failures,
-        }
-        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n")
+        found = {"setting": setting, "rounds": run.figures, "failures": run.failures}
+        Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
     if arguments.svg:
         Path(arguments.svg).write_text(svg.draw(run, setting))
     missed = [v for name in run.figures for v in verdicts(run, name) if not v[3]]

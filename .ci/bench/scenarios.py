@@ -7,197 +7,73 @@ that whatever else the machine is doing weighs on both sides of a ratio.
 
 import contextlib
 import json
-import os
-import re
-import shutil
 import statistics
 from dataclasses import dataclass, field
 
-from contestants import (
-    FLOOR,
-    LOOP,
-    OURS,
-    Clients,
-    Failure,
-    Server,
-    cores,
-    output_of,
-    pinned_to,
-)
+from contestants import FLOOR, LOOP, NCHAN, OURS, Clients, Failure, Server, output_of
 
-NCHAN, AIOHTTP_OK = "nginx + nchan", "aiohttp"
 MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
-class Target:
-    """A bound on our figure, or on its ratio to that of `against` (median of rounds).
-
-    For a metric of which more is better it is a lower bound.
-    """
-
-    bound: float
-    against: str = ""
-
-
-@dataclass(frozen=True)
 class Metric:
+    """A figure, and bounds on ours, or on its ratio to another's (median of rounds)."""
+
     title: str
     unit: str
-    targets: tuple = ()
-    more_is_better: bool = False
     digits: int = 2
+    bound: float = 0.0  # of ours alone; a lower bound where more is better
+    ratios: dict = field(default_factory=dict)  # to whose figure: the bound
+    more_is_better: bool = False
     beside_floor: bool = True  # a factor to the floor's figure means something
-    client_bound: bool = False  # not judged where the clients run in Python
 
 
 METRICS = {
-    "single": Metric(
-        "Server CPU per delivery, one event at a time, 1,000 clients",
-        "µs",
-        (Target(1.15, FLOOR), Target(1.0, LOOP), Target(1.0, NCHAN)),
-    ),
-    "p50": Metric(
-        "Delivery time p50, 9,000 clients, one event a second",
-        "ms",
-        (Target(1.4, FLOOR), Target(1.0, NCHAN)),
-        digits=1,
-    ),
-    "p99": Metric(
-        "Delivery time p99, 9,000 clients, one event a second",
-        "ms",
-        (Target(1.4, FLOOR), Target(1.0, NCHAN)),
-        digits=1,
-    ),
-    "burst10": Metric(
-        "Deliveries a second, 100-byte events ten at a time, 1,000 clients",
-        "million/s",
-        (Target(1.0),),
-        more_is_better=True,
-        client_bound=True,
-    ),
-    "burst100": Metric(
-        "Deliveries a second, 100-byte events a hundred at a time, 1,000 clients",
-        "million/s",
-        (Target(3.0),),
-        more_is_better=True,
-        client_bound=True,
-    ),
-    "burst10_cpu": Metric("Server CPU per delivery in bursts of ten", "ns", digits=0),
-    "burst100_cpu": Metric(
-        "Server CPU per delivery in bursts of a hundred", "ns", digits=0
-    ),
-    "memory1000": Metric(
-        "Resident memory per idle subscriber, 1,000 of them",
-        "KiB",
-        (Target(2.5),),
-        beside_floor=False,
-    ),
-    "memory15000": Metric(
-        "Resident memory per idle subscriber, 15,000 of them",
-        "KiB",
-        (Target(2.5),),
-        beside_floor=False,
-    ),
-    "arrivals": Metric(
-        "9,000 connections made and streaming, 500 of them under way at a time",
-        "s",
-        (Target(1.0, NCHAN),),
-    ),
-    "storm": Metric(
-        "9,000 connections made and streaming, all of them at once",
-        "s",
-        (Target(1.5, LOOP), Target(1.0, NCHAN)),
-    ),
-    "arrivals_cpu": Metric(
-        "Server CPU per arrival", "µs", (Target(1.1, LOOP),), digits=1
-    ),
-    "resuming": Metric(
-        "CPU per arrival of clients that resume, to that of new ones",
-        "×",
-        (Target(1.5),),
-    ),
-    "routing": Metric(
-        "CPU per delivery, an event to each of 1,000 channels, 1,000 streams of 100",
-        "µs",
-    ),
-    "turn": Metric("Longest turn of the event loop meanwhile", "ms", (Target(5.0),)),
-    "ahead": Metric(
-        "CPU per event while 500 clients wait for an event to come, to that without",
-        "×",
-        (Target(1.2),),
-    ),
-    **{
-        f"{metric}_{kind}": Metric(f"{title}, {what}", unit, (Target(bound),), more)
-        for kind, what, smaller, cost in (
-            ("sensor", "JSON of 140 bytes", 3.5, 1.02),
-            ("log", "log lines of 190 bytes", 4.0, 1.02),
-            ("table", "a table of 3.7 KB", 6.0, 1.0),
-        )
-        for metric, title, unit, bound, more in (
-            ("smaller", "Bytes of an event, plain to compressed", "×", smaller, True),
-            ("gzip_cpu", "CPU per delivery, compressed to plain", "×", cost, False),
-        )
-    },
-    **{
-        f"bytes_{kind}": Metric(f"Bytes of an event, {what}", "bytes", digits=0)
-        for kind, what in (
-            ("sensor", "JSON of a sensor"),
-            ("log", "a line of a log"),
-            ("table", "a table of which a fifth changes"),
-        )
-    },
+    "single": Metric("Server CPU per delivery, one event at a time, 1,000 clients", "µs",
+                     ratios={FLOOR: 1.15, LOOP: 1.0, NCHAN: 1.0}),
+    "p50": Metric("Delivery time p50, 9,000 clients, one event a second", "ms", 1,
+                  ratios={FLOOR: 1.4, NCHAN: 1.0}),
+    "p99": Metric("Delivery time p99, 9,000 clients, one event a second", "ms", 1,
+                  ratios={FLOOR: 1.4, NCHAN: 1.0}),
+    "burst10": Metric("Deliveries a second, 100-byte events ten at a time, 1,000 clients",
+                      "million/s", bound=1.0, more_is_better=True),
+    "burst100": Metric("Deliveries a second, a hundred at a time, 1,000 clients",
+                       "million/s", bound=3.0, more_is_better=True),
+    "burst10_cpu": Metric("Server CPU per delivery in bursts of ten", "ns", 0),
+    "burst100_cpu": Metric("Server CPU per delivery in bursts of a hundred", "ns", 0),
+    "memory1000": Metric("Resident memory per idle subscriber, 1,000 of them", "KiB",
+                         bound=2.5, beside_floor=False),
+    "memory15000": Metric("Resident memory per idle subscriber, 15,000 of them", "KiB",
+                          bound=2.5, beside_floor=False),
+    "arrivals": Metric("9,000 connections made and streaming, 500 under way at a time",
+                       "s", ratios={NCHAN: 1.0}),
+    "storm": Metric("9,000 connections made and streaming, all of them at once", "s",
+                    ratios={LOOP: 1.5, NCHAN: 1.0}),
+    "arrivals_cpu": Metric("Server CPU per arrival", "µs", 1, ratios={LOOP: 1.1}),
+    "resuming": Metric("CPU per arrival of clients that resume, to that of new ones", "×",
+                       bound=1.5),
+    "channels": Metric("CPU per publish to one of 10,000 channels, to that with 10", "×",
+                       bound=1.15),
+    "bytes_sensor": Metric("Bytes of an event, JSON of a sensor", "bytes", 0),
+    "bytes_log": Metric("Bytes of an event, a line of a log", "bytes", 0),
+    "bytes_table": Metric("Bytes of an event, a table, a fifth changes", "bytes", 0),
+    "smaller_sensor": Metric("Bytes, plain to compressed, JSON of 140 bytes", "×",
+                             bound=3.5, more_is_better=True),
+    "smaller_log": Metric("Bytes, plain to compressed, log lines of 190 bytes", "×",
+                          bound=4.0, more_is_better=True),
+    "smaller_table": Metric("Bytes, plain to compressed, a table of 3.7 KB", "×",
+                            bound=6.0, more_is_better=True),
+    "gzip_cpu_sensor": Metric("CPU per delivery, compressed to plain, the sensor", "×",
+                              bound=1.02),
+    "gzip_cpu_log": Metric("CPU per delivery, compressed to plain, the log", "×",
+                           bound=1.02),
+    "gzip_cpu_table": Metric("CPU per delivery, compressed to plain, the table", "×",
+                             bound=1.0),
     "coded_cpu": Metric("CPU per delivery of the sensor's events", "µs"),
-    "coded_memory": Metric("Memory per client, server and proxy", "KiB", digits=1),
-    "joins": Metric(
-        "Bytes plain to compressed, while at each event one client joins 1,000",
-        "×",
-        (Target(3.0),),
-        more_is_better=True,
-    ),
-    "gzip_memory": Metric(
-        "What compression adds to 10,000 subscribers, each on a channel of its own",
-        "KiB each",
-        (Target(1.7),),  # 64 compressors of 256 KiB
-    ),
-    "gzip_turn": Metric(
-        "Longest turn with a mebibyte that cannot be compressed", "ms", (Target(30.0),)
-    ),
-    "retained": Metric(
-        "CPU per delivery with 1,000 retained events, to that with none",
-        "×",
-        (Target(1.02),),
-    ),
-    "retained_p99": Metric(
-        "p99 of 1,000 live clients while 500 arrive to 1,000 retained, to the usual",
-        "×",
-        (Target(1.5),),
-    ),
-    "snapshot": Metric(
-        "Memory for each of 100 clients that read nothing of 16 MB of retained events",
-        "KiB",
-        (Target(140),),
-        digits=0,
-    ),
-    "resume": Metric(
-        "p99 of 1,000 live clients while 1,000 resume by 500 events, to the usual p99",
-        "×",
-        (Target(3.0),),
-        client_bound=True,
-    ),
-    "channels": Metric(
-        "CPU per publish to one of 10,000 channels, to that with 10 channels",
-        "×",
-        (Target(1.15),),
-    ),
-    "ok": Metric(
-        "ok answers a second, 64 connections kept alive (wrk)",
-        "thousand/s",
-        (Target(0.8, AIOHTTP_OK),),
-        more_is_better=True,
-        digits=1,
-    ),
-}
+    "coded_memory": Metric("Memory per client, server and proxy", "KiB", 1),
+    "joins": Metric("Bytes, plain to compressed, while ten of 1,000 join each second",
+                    "×", bound=3.0, more_is_better=True),
+}  # fmt: skip
 
 
 @dataclass
@@ -207,9 +83,7 @@ class Run:
     contestants: list
     rounds: int
     quick: bool
-    ok_peer: object = None
     figures: dict = field(default_factory=dict)  # metric -> contestant -> per round
-    growth: list = field(default_factory=list)  # rows of the growth table
     failures: list = field(default_factory=list)
 
     def record(self, metric, name, value):
@@ -323,19 +197,18 @@ def memory(run):
     for clients in (1000,) if run.quick else (1000, 15_000):
         for _ in range(1 if run.quick else min(run.rounds, 3)):
             for contestant in run.contestants:
-                with run.guard("memory", contestant.name):
-                    value = memory_per_subscriber(contestant, clients) / 1024
-                    run.record(f"memory{clients}", contestant.name, value)
-
-
-def memory_per_subscriber(contestant, clients):
-    with standing(contestant, 1) as first:
-        first.window(1)
-        before = first.server.resident_bytes()
-        with Clients(first.server, clients) as crowd:
-            stand = Stand(contestant.name, first.server, crowd.connected())
-            stand.window(1)
-            return (first.server.resident_bytes() - before) / clients
+                with (
+                    run.guard("memory", contestant.name),
+                    standing(contestant, 1) as first,
+                ):
+                    first.window(1)
+                    before = first.server.resident_bytes()
+                    with Clients(first.server, clients) as crowd:
+                        stand = Stand("", first.server, crowd.connected())
+                        stand.window(1)
+                        added = first.server.resident_bytes() - before
+                    metric = f"memory{clients}"
+                    run.record(metric, contestant.name, added / clients / 1024)
 
 
 def arrivals(run):
@@ -344,16 +217,14 @@ def arrivals(run):
     for _ in range(run.rounds):
         for metric, inflight in cases:
             for contestant in run.contestants:
-                with run.guard(metric, contestant.name), Server(contestant) as server:
+                name = contestant.name
+                with run.guard(metric, name), Server(contestant) as server:
                     before = server.cpu_seconds()
                     with Clients(server, 9000, inflight=inflight) as clients:
-                        seconds = clients.connected().seconds
+                        run.record(metric, name, clients.connected().seconds)
                         cpu = server.cpu_seconds() - before
-                    run.record(metric, contestant.name, seconds)
                     if metric == "arrivals":
-                        run.record(
-                            "arrivals_cpu", contestant.name, cpu / 9000 * MILLION
-                        )
+                        run.record("arrivals_cpu", name, cpu / 9000 * MILLION)
 
 
 def resuming(run):
@@ -373,204 +244,72 @@ def resuming(run):
                 run.record("resuming", name, costs[1] / costs[0])
 
 
-def inside(run):
-    """What can be seen only from within the server's process."""
-    for _ in range(run.rounds):
-        for contestant in run.own():
-            python, driver = contestant.command[:2]
-            program = [python, driver.with_name("inside.py")]
-            with run.guard("inside", contestant.name):
-                routed = json.loads(output_of([*program, "routing"]))
-                run.record("routing", contestant.name, routed["cpu"])
-                run.record("turn", contestant.name, routed["turn"])
-                waited = json.loads(output_of([*program, "ahead"]))
-                run.record("ahead", contestant.name, waited["ratio"])
-                found = json.loads(output_of([*program, "retained"]))
-                run.record("retained", contestant.name, found["cost"])
-                run.record("retained_p99", contestant.name, found["p99"])
-                found = json.loads(output_of([*program, "snapshot"]))
-                run.record("snapshot", contestant.name, found["kib"])
-
-
-def compression(run):
-    """Plain and compressed clients of the same events, in one process."""
-    for _ in range(1 if run.quick else run.rounds):
-        for contestant in run.own():
-            name = contestant.name
-            python, driver = contestant.command[:2]
-            program = [python, driver.with_name("compression.py")]
-            with run.guard("compression", name):
-                for kind in ("table", "log", "sensor"):
-                    found = json.loads(output_of([*program, kind]))
-                    run.record(f"bytes_{kind}", "plain", found["plain"])
-                    run.record(f"bytes_{kind}", name, found["compressed"])
-                    run.record(f"smaller_{kind}", name, found["ratio"])
-                    run.record(f"gzip_cpu_{kind}", name, found["cpu"])
-                run.record("coded_cpu", "plain", found["cpu_plain"])
-                run.record("coded_cpu", name, found["cpu_compressed"])
-                run.record("coded_memory", name, found["kib"])
-                if shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin"):
-                    found = json.loads(output_of([*program, "nginx"]))
-                    cpu = found["cpu_server"] + found["cpu_nginx"]
-                    kib = found["kib_server"] + found["kib_nginx"]
-                    run.record("bytes_sensor", "nginx gzip", found["compressed"])
-                    run.record("coded_cpu", "nginx gzip", cpu)
-                    run.record("coded_memory", "nginx gzip", kib)
-                for metric, case, key in (
-                    ("joins", "joins", "10"),
-                    ("gzip_turn", "turn", "turn"),
-                ):
-                    found = json.loads(output_of([*program, case]))
-                    run.record(metric, name, found[key])
-                kib = [
-                    json.loads(output_of([*program, case]))["kib"]
-                    for case in ("channels", "channels, gzip")
-                ]
-                run.record("gzip_memory", name, kib[1] - kib[0])
-
-
-def resume(run):
-    for _ in range(run.rounds):
-        for contestant in run.own():
-            name = contestant.name
-            with run.guard("resume", name), standing(contestant, 1000) as stand:
-                usual, meanwhile = p99_usual_and_while_resuming(stand)
-                run.record("resume", name, meanwhile / usual)
-
-
-def p99_usual_and_while_resuming(stand, behind=500, resuming=1000):
-    """The live clients' p99, in ms, in a quiet stretch and in one with the resume.
-
-    One event is published every 30 ms throughout. The second stretch lasts as long as
-    the resume, and 20 events at least.
-    """
-    server, live = stand.server, stand.clients
-    server.begin(1)
-    mark = server.finish()
-    first_resumed = server.next_number
-    server.begin(behind, batch=10, interval_us=20_000)
-    server.finish()
-    last_quiet, last_busy = server.next_number + 39, server.next_number + 60
-    last = server.begin(120, interval_us=30_000)
-    live.report(last - 119)
-    live.reset()
-    usual = live.report(last_quiet)["p99_us"]
-    live.reset()
-    header = f"Last-Event-ID: {mark}"
-    with Clients(server, resuming, header=header, aside=True) as late:
-        caught_up = late.connected().report(last_quiet)
-        meanwhile = live.report(last_busy)["p99_us"]
-        server.finish()
-        report = late.report(last)
-        live.report(last)
-    if caught_up["first_low"] != first_resumed or report["first_high"] != first_resumed:
-        raise Failure(f"resumed after {mark}, expected {first_resumed}: {report}")
-    if report["events"] != resuming * (last - first_resumed + 1):
-        raise Failure(f"{report['events']} deliveries to those that resumed")
-    return usual / 1000, meanwhile / 1000
-
-
-def channels(run):
-    for _ in range(1 if run.quick else run.rounds):
-        for contestant in run.own():
-            with run.guard("channels", contestant.name):
-                few = cpu_per_publish(contestant, 10)
-                many = cpu_per_publish(contestant, 10_000)
-                run.record("channels", contestant.name, many / few)
-
-
-def cpu_per_publish(contestant, number_of_channels, publishes=1500):
+def channels(run, publishes=1500):
     """Publish, one at a time, to a channel with one subscriber out of 10,000.
 
     The last channel takes the subscribers that are left, so that the connections and
     the deliveries are the same for any number of channels.
     """
-    with standing(contestant, 10_000, channels=number_of_channels) as stand:
-        one_subscriber_cpu(stand.server, stand.clients, publishes)  # to warm up
-        return one_subscriber_cpu(stand.server, stand.clients, publishes) / publishes
+
+    def cost(contestant, number):
+        with standing(contestant, 10_000, channels=number) as stand:
+            for _ in range(2):  # once to warm up
+                stand.clients.reset()
+                before = stand.server.cpu_seconds()
+                last = stand.server.begin(publishes, interval_us=500, channel="c0")
+                stand.server.finish()
+                report = stand.clients.report(last, wanted=1)
+                if report["events"] != publishes:
+                    raise Failure(f"{report['events']} deliveries, not {publishes}")
+                cpu = stand.server.cpu_seconds() - before
+            return cpu
+
+    for _ in range(1 if run.quick else run.rounds):
+        for contestant in run.own():
+            with run.guard("channels", contestant.name):
+                ratio = cost(contestant, 10_000) / cost(contestant, 10)
+                run.record("channels", contestant.name, ratio)
 
 
-def one_subscriber_cpu(server, clients, publishes):
-    clients.reset()
-    before = server.cpu_seconds()
-    last = server.begin(publishes, interval_us=500, channel="c0")
-    server.finish()
-    report = clients.report(last, wanted=1)
-    if report["events"] != publishes:
-        raise Failure(f"{report['events']} deliveries instead of {publishes}")
-    return server.cpu_seconds() - before
+def compression(run):
+    """Plain and compressed clients of the same events, in one process; and nginx."""
+    for _ in range(1 if run.quick else run.rounds):
+        for contestant in run.own():
+            with run.guard("compression", contestant.name):
+                compressed(run, contestant)
 
 
-def ok(run):
-    if not run.ok_peer:
-        return
-    for _ in range(run.rounds):
-        for contestant in [run.ok_peer, *run.own()]:
-            with run.guard("ok", contestant.name), Server(contestant) as server:
-                run.record("ok", contestant.name, wrk(server) / 1000)
+def compressed(run, contestant):
+    name, (python, driver) = contestant.name, contestant.command[:2]
 
+    def measured(case):
+        program = [python, driver.with_name("compression.py"), case]
+        return json.loads(output_of(program))
 
-def wrk(server, seconds=3):
-    url = f"http://127.0.0.1:{server.port}/"
-    command = ["wrk", "-t1", "-c64", f"-d{seconds}s", url]
-    with pinned_to(cores()[1]):
-        text = output_of(command)
-    if "Non-2xx" in text or "Socket errors" in text:
-        raise Failure(f"wrk: {text}")
-    return float(re.search(r"Requests/sec:\s*([\d.]+)", text)[1])
-
-
-def growth(run):
-    """How the cost grows, one thing at a time from 1,000 clients and 100 bytes."""
-    cases = [("clients", n, n, 100, 1000) for n in (10, 100, 1000, 5000, 15_000)]
-    cases += [("event bytes", n, 1000, n, 1000) for n in (64, 1024, 8192, 65_536)]
-    cases += [("history", n, 1000, 100, n) for n in (0, 1000, 10_000, 100_000)]
-    floor = [c for c in run.contestants if c.name == FLOOR]
-    for subject, value, clients, size, history in cases:
-        row = {"subject": subject, "value": value}
-        for contestant in floor + run.own()[:1]:
-            with run.guard(f"growth, {subject} {value}", contestant.name):
-                row[contestant.name] = cost(contestant, clients, size, history)
-        run.growth.append(row)
-
-
-def cost(contestant, clients, size, history):
-    """Median CPU µs per delivery and p99 in ms, the history filled beforehand."""
-    arguments = [history] if contestant.name == OURS else []
-    interval_us = max(5_000, 40 * clients, size * clients // 500)
-    count = max(6, min(200, 20_000 // clients))
-    found = []
-    with Server(contestant, *arguments) as server:
-        if history and arguments:
-            server.begin(history, batch=100)
-            server.finish()
-        with Clients(server, clients) as crowd:
-            stand = Stand(contestant.name, server, crowd.connected())
-            stand.window(10, interval_us=interval_us, size=size)
-            for _ in range(3):
-                report, cpu = stand.window(count, interval_us=interval_us, size=size)
-                per_delivery = cpu / report["events"] * MILLION
-                found.append((per_delivery, report["p99_us"] / 1000))
-    return [statistics.median(column) for column in zip(*found)]
+    for kind in ("table", "log", "sensor"):
+        found = measured(kind)
+        run.record(f"bytes_{kind}", "plain", found["plain"])
+        run.record(f"bytes_{kind}", name, found["compressed"])
+        run.record(f"smaller_{kind}", name, found["ratio"])
+        run.record(f"gzip_cpu_{kind}", name, found["cpu"])
+    run.record("coded_cpu", "plain", found["cpu_plain"])
+    run.record("coded_cpu", name, found["cpu_compressed"])
+    run.record("coded_memory", name, found["kib"])
+    run.record("joins", name, measured("joins")["ratio"])
+    if any(c.name == NCHAN for c in run.contestants):
+        found = measured("nginx")
+        run.record("bytes_sensor", "nginx gzip", found["compressed"])
+        run.record("coded_cpu", "nginx gzip", found["cpu"])
+        run.record("coded_memory", "nginx gzip", found["kib"])
 
 
 SCENARIOS = {
     function.__name__: function
     for function in (
-        single,
-        latency,
-        bursts,
-        memory,
-        arrivals,
-        resuming,
-        inside,
-        compression,
-        resume,
-        channels,
-        ok,
-        growth,
+        *(single, latency, bursts, memory, arrivals, resuming, channels, compression),
     )
 }
+QUICK = ("single", "latency", "bursts", "memory", "arrivals", "channels")
 
 
 def ratio(run, metric, name, against):
@@ -580,22 +319,20 @@ def ratio(run, metric, name, against):
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
-def verdicts(run, metric):
+def verdicts(run, name):
     """(contestant, what is asked, what was found, met?) for each judged target."""
-    more = METRICS[metric].more_is_better
-    if METRICS[metric].client_bound and not Clients.program:
-        return
+    metric = METRICS[name]
+    more = metric.more_is_better
     for contestant in run.own():
-        for target in METRICS[metric].targets:
-            if target.against:
-                found = ratio(run, metric, contestant.name, target.against)
-                unit = f"× {target.against}"
-            else:
-                values = run.figures[metric].get(contestant.name)
-                found = statistics.median(values) if values else None
-                unit = METRICS[metric].unit
-            if found is None:
-                continue
-            asked = f"{'≥' if more else '≤'} {target.bound:.2f} {unit}"
-            met = found >= target.bound if more else found <= target.bound
-            yield contestant.name, asked, found, met
+        asked = [
+            (bound, f"× {against}", ratio(run, name, contestant.name, against))
+            for against, bound in metric.ratios.items()
+        ]
+        values = run.figures[name].get(contestant.name)
+        if metric.bound and values:
+            asked.append((metric.bound, metric.unit, statistics.median(values)))
+        for bound, unit, found in asked:
+            if found is not None:
+                met = found >= bound if more else found <= bound
+                text = f"{'≥' if more else '≤'} {bound:.2f} {unit}"
+                yield contestant.name, text, found, met

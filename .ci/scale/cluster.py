@@ -25,8 +25,8 @@ from harness import (
     redis_server,
 )
 
-CI_SIZE = {"clients": 400, "rate": 100, "seconds": 18}
-FULL_SIZE = {"clients": 2000, "rate": 200, "seconds": 40}
+CI_SIZE = (400, 100, 18)  # clients, events a second, seconds
+FULL_SIZE = (2000, 200, 40)
 PORT = 8080  # where the clients connect
 FLEETS = 2  # processes of clients
 DOWN_SECONDS = 2.0  # that a killed process is away
@@ -58,72 +58,55 @@ def killed(feed):
     feed.start()
 
 
-def run(report, name, feeds, broker, size):
-    total = size["rate"] * size["seconds"]
-    with report.case(name) as notes:
-        started = time.monotonic()
-        with Fleet(
-            FLEETS, size["clients"] // FLEETS, total, [[PORT]] * FLEETS
-        ) as fleet:
-            fleet.all("open")
-            publisher = Publisher(total, size["rate"])
-            with publisher:
-                incidents(fleet, publisher, feeds, broker)
-                publisher.reached(1)
-            fleet.all("complete", CATCH_UP_SECONDS)
-            counts = {n: fleet.count(n) for n in ("repeated", "missing", "gaps", "cut")}
-        notes.append(f"{fleet.clients} clients x {total} events at {size['rate']}/s")
-        notes.append(", ".join(f"{name} {count}" for name, count in counts.items()))
-        notes.append(f"{publisher.errors} failed XADD")
-        notes.append(f"{time.monotonic() - started:.0f} s")
+def run(report, name, workshop, size, ports, block=None):
+    clients, rate, seconds = size
+    total, started = rate * seconds, time.monotonic()
+    with report.case(name) as notes, contextlib.ExitStack() as running:
+        enter = running.enter_context
+        broker = enter(redis_server(workshop.folder))
+        feeds = [enter(workshop.python("redis_feed.py", p, port=p)) for p in ports]
+        if block:
+            enter(nginx(workshop, block, PORT))
+        fleet = enter(Fleet(FLEETS, clients // FLEETS, total, [[PORT]] * FLEETS))
+        fleet.all("open")
+        with Publisher(total, rate) as publisher:
+            incidents(fleet, publisher, feeds, broker)
+            publisher.reached(1)
+        fleet.all("complete", CATCH_UP_SECONDS)
+        counts = {n: fleet.count(n) for n in ("repeated", "missing", "gaps", "cut")}
+        notes.append(f"{clients} clients x {total} events at {rate}/s; {counts}")
+        notes.append(
+            f"{publisher.errors} failed XADD, {time.monotonic() - started:.0f} s"
+        )
         faults = counts["repeated"] + counts["missing"] + counts["gaps"]
-        expect(faults == 0, "; ".join(notes))
+        expect(faults == 0, f"{faults} wrong")
         expect(counts["cut"] > 0 and publisher.errors > 0, "nothing went wrong")
 
 
-def one_port(report, workshop, size):
-    with redis_server(workshop.folder) as broker:
-        one = workshop.python("redis_feed.py", PORT, port=PORT)
-        two = workshop.python("redis_feed.py", PORT, port=PORT)
-        with one, two:
-            name = "two processes on one port"
-            run(report, name, [one, two], broker, size)
-
-
-def behind_nginx(report, workshop, size):
-    ports = [8081, 8082, 8083, 8084]
+def behind_nginx(workshop, ports):
     servers = "".join(f"server 127.0.0.1:{port};\n" for port in ports)
     locations = workshop.recipe("nginx.conf")
     here = "proxy_pass http://127.0.0.1:8080;"
     expect(here in locations, f"{here} is not in nginx.conf")
     locations = locations.replace(here, "proxy_pass http://sse;")
-    block = (
-        f"upstream sse {{ {servers} }}\n"
-        f"server {{ listen {PORT} backlog=4096; {locations} }}\n"
-    )
-    with redis_server(workshop.folder) as broker:
-        feeds = []
-        with contextlib.ExitStack() as running:
-            for port in ports:
-                feed = workshop.python("redis_feed.py", port, port=port)
-                feeds.append(running.enter_context(feed))
-            running.enter_context(nginx(workshop, block, PORT))
-            run(report, "four processes behind nginx", feeds, broker, size)
+    listening = f"server {{ listen {PORT} backlog=4096; {locations} }}\n"
+    return f"upstream sse {{ {servers} }}\n{listening}"
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--full", action="store_true", help="2,000 clients, 200 events/s"
-    )
+    parser.add_argument("--full", action="store_true", help="as large as FULL_SIZE")
     options = arguments(parser)
     enter_private_network()
     raise_descriptor_limit()
     size = FULL_SIZE if options.full else CI_SIZE
     report = Report("cluster")
-    for scenario in (one_port, behind_nginx):
-        with Workshop(options.readme, options.module) as workshop:
-            scenario(report, workshop, size)
+    with Workshop(options.readme, options.module) as workshop:
+        run(report, "two processes on one port", workshop, size, [PORT] * 2)
+    with Workshop(options.readme, options.module) as workshop:
+        ports = range(8081, 8085)
+        block = behind_nginx(workshop, ports)
+        run(report, "four processes behind nginx", workshop, size, ports, block)
     return report.close()
 
 

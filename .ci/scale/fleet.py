@@ -21,13 +21,8 @@ class Fleet:
         self.processes = []
         self._readers = []
         for number in range(processes):
-            options = {
-                "ports": ports[number],
-                "clients": clients,
-                "total": total,
-                "times": times,
-                "source": sources[number] if sources else None,
-            }
+            source = sources[number] if sources else None
+            options = [ports[number], source, clients, total, times]
             process = subprocess.Popen(
                 [sys.executable, HERE / "watchers.py", json.dumps(options)],
                 stdin=subprocess.PIPE,
@@ -60,7 +55,6 @@ class Fleet:
 
     def __exit__(self, *_):
         for process in self.processes:
-            process.stdin.write(b"\n")
             process.stdin.close()
         for process, reader in zip(self.processes, self._readers):
             process.wait()
@@ -82,19 +76,15 @@ class Publisher(threading.Thread):
             decode_responses=True, retry=None, socket_timeout=PATIENCE
         )
         self._stopped = threading.Event()
-        self.published = self.first()
-        self.errors = 0
-
-    def first(self):
-        """Number 1, from which on every client has an id to come back with."""
+        # Number 1, from which on every client has an id to come back with.
         self._client.xadd("events", {"data": "1"})
-        return 1
+        self.published = 1
+        self.errors = 0
 
     def run(self):
         start = time.monotonic()
-        offset = self.published
         while self.published < self._total and not self._stopped.is_set():
-            due = start + (self.published - offset) / self._rate
+            due = start + (self.published - 1) / self._rate
             if self._stopped.wait(max(0, due - time.monotonic())):
                 return
             try:

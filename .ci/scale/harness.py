@@ -8,7 +8,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,10 +15,14 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import common
 from common import (  # noqa: F401
+    KIB,
     Failure,
     Report,
+    enter_private_network,
     expect,
+    process_cpu,
     raise_descriptor_limit,
     until,
 )
@@ -31,27 +34,6 @@ RECIPES = ROOT / ".recipes"
 RECIPE = re.compile(
     r"^<!-- (?:recipe|example): (\S+) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
-IN_PRIVATE_NETWORK = "SSE_SCALE_IN_PRIVATE_NETWORK"
-
-
-# The surroundings.
-
-
-def enter_private_network():
-    """Start again in an empty network, where the usual ports are free for us.
-
-    The recipes then run as they stand, with the ports that they name.
-    """
-    if IN_PRIVATE_NETWORK in os.environ:
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        return
-    enter = ["unshare", "--net"]
-    if os.geteuid() != 0:
-        enter += ["--user", "--map-current-user", "--keep-caps"]
-    if subprocess.run([*enter, "true"], check=False).returncode:
-        sys.exit("FAIL: no network of its own here; needs root or user namespaces")
-    os.environ[IN_PRIVATE_NETWORK] = "1"
-    os.execvp(enter[0], [*enter, sys.executable, *sys.argv])
 
 
 def arguments(parser=None):
@@ -132,10 +114,9 @@ class Program:
             self.name = command[2]
         self._command, self._folder, self._env = command, folder, env
         self.port = port
-        with tempfile.NamedTemporaryFile(
-            dir=folder, suffix=".log", delete=False
-        ) as log:
-            self._log = pathlib.Path(log.name)
+        descriptor, name = tempfile.mkstemp(dir=folder, suffix=".log")
+        os.close(descriptor)
+        self._log = pathlib.Path(name)
         self.start()
 
     def start(self):
@@ -177,13 +158,7 @@ class Program:
 
     def stop(self):
         """As a service manager does; the exit status."""
-        if self.process.poll() is None:
-            self.signal(signal.SIGTERM)
-        try:
-            return self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise Failure(f"{self.name} did not end at SIGTERM")
+        return common.stop(self.process, timeout=PATIENCE)
 
     def __enter__(self):
         return self
@@ -197,94 +172,58 @@ class Program:
 def redis_server(folder, fsync="always"):
     """Redis on its usual port, with a file that a restart loses nothing of."""
     data = pathlib.Path(tempfile.mkdtemp(prefix="redis-", dir=folder))
-    return Program(
-        [
-            "redis-server",
-            "--port",
-            "6379",
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            str(data),
-            "--save",
-            "",
-            "--appendonly",
-            "yes",
-            "--appendfsync",
-            fsync,
-        ],
-        folder,
-        port=6379,
-    )
+    command = ["redis-server", "--port", "6379", "--bind", "127.0.0.1", "--save", ""]
+    command += ["--dir", str(data), "--appendonly", "yes", "--appendfsync", fsync]
+    return Program(command, folder, port=6379)
+
+
+NGINX = """
+daemon off; pid nginx.pid; {user}
+worker_processes 1; worker_shutdown_timeout 1s;
+events {{ worker_connections 9000; }}
+http {{
+    access_log off;
+    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+    {server}
+}}
+"""
 
 
 def nginx(workshop, server_block, port):
     """nginx with this server block; many connections."""
-    folder = workshop.folder
-    configuration = workshop.write(
-        "nginx.conf",
-        f"daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx-error.log;\n"
-        + ("user root;\n" if os.geteuid() == 0 else "")
-        + "worker_processes 1; worker_shutdown_timeout 1s;\n"
-        "events { worker_connections 9000; }\n"
-        "http { access_log off;\n"
-        + "".join(
-            f"{kind}_temp_path {folder}/{kind};\n"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        + server_block
-        + "}\n",
-    )
-    return Program(
-        ["nginx", "-e", "stderr", "-c", str(configuration)], folder, port=port
-    )
+    user = "user root;" if os.geteuid() == 0 else ""
+    workshop.write("nginx.conf", NGINX.format(user=user, server=server_block))
+    command = ["nginx", "-p", "./", "-e", "stderr", "-c", "nginx.conf"]
+    return Program(command, workshop.folder, port=port)
 
 
-class Stream:
-    """A client of one stream, which reads when asked to.
-
-    It speaks HTTP/1.0, to which the stream is sent without chunks around it.
-    """
+class Stream(common.Client):
+    """A client of one stream, over HTTP/1.0, which reads when asked to."""
 
     def __init__(
         self, port, last_event_id=None, query="", host="127.0.0.1", path="/sse"
     ):
-        self._socket = socket.create_connection((host, port), timeout=PATIENCE)
-        resume = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
-        self._socket.sendall(f"GET {path}{query} HTTP/1.0\r\n{resume}\r\n".encode())
-        self._received = b""
-        head, _, self._received = self._until(b"\r\n\r\n")
-        expect(b" 200 " in head.split(b"\r\n")[0], f"the stream's head is {head!r}")
-        self._until(b"retry: ")
-
-    def _until(self, mark):
-        while mark not in self._received:
-            try:
-                data = self._socket.recv(65536)
-            except TimeoutError:
-                raise Failure(f"nothing came; before: {self._received!r}") from None
-            expect(data, f"the stream ended after {self._received!r}")
-            self._received += data
-        return self._received.partition(mark)
+        resume = {"last_id": last_event_id or "", "target": path + query}
+        super().__init__((host, port), PATIENCE, version="1.0", **resume)
+        while self.stream.decoder.retry is None:
+            self._events += self.receive()
 
     def next(self):
         """The next event: a dict of its fields."""
-        block, _, self._received = self._until(b"\n\n")
-        fields = {}
-        for line in block.decode().split("\n"):
-            name, _, value = line.partition(": ")
-            if name in ("id", "event", "data"):
-                fields[name] = f"{fields[name]}\n{value}" if name in fields else value
-        return fields
+        try:
+            id, name, data = super().next()
+        except (TimeoutError, EOFError) as error:
+            raise Failure(f"no event: {error!r}") from None
+        fields = {"id": id, "event": name.replace("message", ""), "data": data.decode()}
+        return {name: value for name, value in fields.items() if value}
 
     def take(self, count):
         return [self.next() for _ in range(count)]
 
     def ended(self):
         """Wait for the end of the stream."""
-        with contextlib.suppress(ConnectionResetError):
-            while self._socket.recv(65536):
-                pass
+        self.rest()
         return True
 
     def data(self, count):
@@ -292,9 +231,3 @@ class Stream:
         events = self.take(count)
         expect(all(e.get("event") != "gap" for e in events), f"a gap in {events}")
         return [event["data"] for event in events]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._socket.close()

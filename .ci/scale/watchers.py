@@ -1,11 +1,10 @@
 """Many clients in one process: each follows the stream, comes back when it is cut, and
 checks that the events are the numbers from 1 on, in order, none twice, no gap.
 
-usage: watchers.py '{"ports": [...], "source": ADDRESS, "clients": N, "total": N,
-                     "times": BOOL}'
+usage: watchers.py '[[PORT, ...], SOURCE ADDRESS, CLIENTS, TOTAL, TIMES]'
 
 Prints its state as a line of JSON about twice a second, and ends with its input.  With
-`times`, also when the last of its clients had each number (of the clock that all
+TIMES, also when the last of its clients had each number (of the clock that all
 processes of the machine share).  The clients speak HTTP/1.0, to which the stream is sent
 without chunks around it, so that an event is whole when its empty line is there.
 """
@@ -72,28 +71,22 @@ class Watchers:
         self._counts = collections.Counter() if times else None
         self._count = clients
         self.state = dict.fromkeys(
-            ("open", "complete", "repeated", "missing", "gaps", "cut", "refused"), 0
-        )
-        self.state["silent"] = 0  # holes that no gap had announced
+            ("open", "complete", "repeated", "missing", "gaps", "cut", "silent"), 0
+        )  # "silent": holes that no gap had announced
         self.times = {}  # number: when the last client had it
 
     def run(self):
-        report = 0.0
+        report, due = 0.0, self._due
         while not select.select([sys.stdin], [], [], 0)[0]:
             now = time.monotonic()
-            while (
-                self._due and self._due[0][0] <= now and self._connecting < CONNECTING
-            ):
-                self._connect(heapq.heappop(self._due)[2])
+            while due and due[0][0] <= now and self._connecting < CONNECTING:
+                self._connect(heapq.heappop(due)[2])
             for descriptor, events in self._epoll.poll(0.02):
                 self._handle(self._clients[descriptor], events)
             if now >= report:
                 report = now + REPORT_SECONDS
-                self._report()
-
-    def _report(self):
-        print(json.dumps({**self.state, "times": self.times}), flush=True)
-        self.times = {}
+                print(json.dumps({**self.state, "times": self.times}), flush=True)
+                self.times = {}
 
     def _connect(self, client):
         client.connect(self._source)
@@ -161,11 +154,7 @@ class Watchers:
             client.expected = number + 1
             if number == self._total:
                 self.state["complete"] += 1
-        if self._counts is not None:
-            self._note_times(numbers)
-
-    def _note_times(self, numbers):
-        for number in numbers:
+        for number in numbers if self._counts is not None else ():
             self._counts[number] += 1
             if self._counts[number] == self._count:
                 self.times[number] = time.monotonic()
@@ -180,7 +169,6 @@ class Watchers:
             self.state["cut"] += 1
         else:
             self._connecting -= 1
-            self.state["refused"] += 1
         client.open = False
         client.received = b""
         self._order += 1
@@ -192,4 +180,4 @@ if __name__ == "__main__":
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with contextlib.suppress(BrokenPipeError):
-        Watchers(**json.loads(sys.argv[1])).run()
+        Watchers(*json.loads(sys.argv[1])).run()

@@ -2,15 +2,11 @@
 
 sensor, log, table   1,000 plain and 1,000 compressed clients of two servers in turn: the
                      ratio of their bytes, and of the CPU per delivery
-joins                1,000 compressed clients, 10 events a second, and 1, 10 and 100 more
-                     who join each second, in as many events as that would take: the
-                     ratio of all bytes
-channels             10,000 channels with one client each: KiB for each
-channels, gzip       the same, compressed
+joins                1,000 compressed clients, 10 events a second, and 10 more who join
+                     each second: the ratio of all bytes
 nginx                1,000 clients of a plain server behind an nginx with `gzip on`: bytes
                      of a sensor's event for each client; CPU per delivery and KiB for
-                     each client, of the server and of nginx
-turn                 a mebibyte that cannot be compressed: the longest turn in ms
+                     each client, of the server and of nginx together
 
 Prints one line of JSON.  The clients are another process, which throws away what comes.
 """
@@ -21,18 +17,20 @@ import json
 import os
 import pathlib
 import random
+import selectors
 import socket
+import statistics
 import sys
 import tempfile
 import time
 
-from inside import Turns, clients
+from sse_server import SSEServer
 
-from sse_server import EVERYBODY, SSEServer
-
-GET_GZIP = b"GET /sse HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n"
+GET = b"GET /sse HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
+GZIP = b"Accept-Encoding: gzip\r\n"
 CLIENTS = 1000
 EVENTS = 40  # in a window
+WINDOWS = 9
 
 
 def sensor(chance, number):
@@ -74,112 +72,109 @@ def table(chance, number):
     return ROWS
 
 
-async def windows(server, data, count):
-    """CPU seconds and bytes for each delivery of so many windows of events."""
-    found = []
-    for _ in range(count):
-        before = server.stats
-        started = time.process_time()
-        for _ in range(EVENTS):
-            server.publish(next(data))
-            await server.drain()
-        cpu = time.process_time() - started
-        deliveries = server.stats.events_written - before.events_written
-        size = server.stats.bytes_written - before.bytes_written
-        found.append((cpu / deliveries, size / deliveries))
-    return found
-
-
 def events_of(kind):
-    chance = random.Random(1)
-    number = 0
+    chance, number = random.Random(1), 0
     while True:
         yield kind(chance, number)
         number += 1
 
 
-async def beside_plain(kind, rounds=9):
+async def window(server, data):
+    """CPU seconds and bytes for each delivery of some events."""
+    before, started = server.stats, time.process_time()
+    for _ in range(EVENTS):
+        server.publish(next(data))
+        await server.drain()
+    cpu = time.process_time() - started
+    deliveries = server.stats.events_written - before.events_written
+    size = server.stats.bytes_written - before.bytes_written
+    return cpu / deliveries, size / deliveries
+
+
+@contextlib.asynccontextmanager
+async def clients(server, number, field, port=None):
+    """So many streams, open; another process, on another core, reads them."""
+    expected = server.stats.live + number
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:1])  # for the child
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, "clients", str(port or server.port), str(number)),
+        field.decode(),
+    )
+    os.sched_setaffinity(0, cores)
+    try:
+        while server.stats.live < expected:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # until the last of them is done with opening
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def read_all(port, number, field):
+    """Open the streams and throw away what comes, until this process is killed."""
+    selector = selectors.DefaultSelector()
+    for _ in range(int(number)):
+        sock = socket.create_connection(("127.0.0.1", int(port)))
+        sock.sendall(GET % field.encode())
+        selector.register(sock, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if not key.fileobj.recv(1 << 20):
+                selector.unregister(key.fileobj)
+
+
+async def beside_plain(kind):
     async with contextlib.AsyncExitStack() as stack:
         servers = []
-        for asked, compress in (("live", False), ("gzip", True)):
+        for field, compress in ((b"", False), (GZIP, True)):
             server = SSEServer("127.0.0.1", 0, compress=compress, heartbeat=None)
             await stack.enter_async_context(server)
             before = resident_bytes()
-            await stack.enter_async_context(clients(server, CLIENTS, asked))
+            await stack.enter_async_context(clients(server, CLIENTS, field))
             servers.append((server, events_of(kind)))
-            await windows(*servers[-1], 1)
+            await window(*servers[-1])
             kib = (resident_bytes() - before) / CLIENTS / 1024
-        rows = []
-        for _ in range(rounds):
-            row = [(await windows(server, data, 1))[0] for server, data in servers]
-            rows.append(row)
-    plain, compressed = zip(*rows)
+        rows = [[await window(*server) for server in servers] for _ in range(WINDOWS)]
+    plain, coded = zip(*rows)
+    sizes = [statistics.mean(size for _, size in column) for column in (plain, coded)]
+    cpu = [statistics.median(cpu for cpu, _ in column) for column in (plain, coded)]
     return {
         "kib": kib,
-        "plain": mean(size for _, size in plain),
-        "compressed": mean(size for _, size in compressed),
-        "cpu_plain": median(cpu for cpu, _ in plain) * 1e6,
-        "cpu_compressed": median(cpu for cpu, _ in compressed) * 1e6,
-        "cpu": median(two / one for (one, _), (two, _) in zip(plain, compressed)),
-        "ratio": mean(s for _, s in plain) / mean(s for _, s in compressed),
+        "plain": sizes[0],
+        "compressed": sizes[1],
+        "cpu_plain": cpu[0] * 1e6,
+        "cpu_compressed": cpu[1] * 1e6,
+        "cpu": statistics.median(two / one for (one, _), (two, _) in rows),
+        "ratio": sizes[0] / sizes[1],
     }
 
 
-def median(values):
-    values = sorted(values)
-    return values[len(values) // 2]
-
-
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
-
-
 async def joins():
-    """Sensors' events; the joining stay for some fifty of them."""
-    found = {}
-    for a_second in (1, 10, 100):
-        async with (
-            SSEServer("127.0.0.1", 0, compress=True, heartbeat=None) as server,
-            clients(server, CLIENTS, "gzip"),
-        ):
-            data, joined = events_of(sensor), []
-            plain = count = owed = 0
-            before = server.stats
-            for _ in range(300):
-                owed += a_second / 10
-                while owed >= 1:
-                    owed -= 1
-                    joined.append(await join(server))
-                    if len(joined) > 5 * a_second:
-                        await leave(joined.pop(0))
-                event = next(data)
-                server.publish(event)
-                await server.drain()
-                count += 1
-                text = json.dumps(event, separators=(",", ":"))
-                plain += len(text) + len(f"id: 12345678-{count}\ndata: \n\n") + 6
-            after = server.stats
-            for writer in joined:
-                await leave(writer)
-        size = after.bytes_written - before.bytes_written
-        deliveries = after.events_written - before.events_written
-        found[str(a_second)] = plain / count / (size / deliveries)
-    return found
-
-
-async def join(server):
-    """A client that has its stream, and lets what comes pile up in the kernel."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(GET_GZIP)
-    await reader.readuntil(b"\r\n\r\n")
-    return writer
-
-
-async def leave(writer):
-    writer.close()
-    with contextlib.suppress(ConnectionError):
-        await writer.wait_closed()
+    """The joining stay for some fifty of the sensor's events."""
+    async with (
+        SSEServer("127.0.0.1", 0, compress=True, heartbeat=None) as server,
+        clients(server, CLIENTS, GZIP),
+    ):
+        data, joined, plain, before = events_of(sensor), [], 0, server.stats
+        for count in range(1, 301):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(GET % GZIP)
+            await reader.readuntil(b"\r\n\r\n")
+            joined.append(writer)
+            if len(joined) > 50:
+                joined.pop(0).close()
+            event = next(data)
+            server.publish(event)
+            await server.drain()
+            text = json.dumps(event, separators=(",", ":"))
+            plain += len(f"id: 12345678-{count}\ndata: {text}\n\n") + 6
+        size = server.stats.bytes_written - before.bytes_written
+        deliveries = server.stats.events_written - before.events_written
+        for writer in joined:
+            writer.close()
+        return {"ratio": plain / 300 / (size / deliveries)}
 
 
 def resident_bytes(process="self"):
@@ -220,10 +215,9 @@ http {{
 @contextlib.asynccontextmanager
 async def nginx_before(server):
     """Its port and its worker's process."""
-    with socket.socket() as sock, tempfile.TemporaryDirectory() as folder:
-        sock.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        sock.close()
+    with tempfile.TemporaryDirectory() as folder:
         configuration = pathlib.Path(folder, "nginx.conf")
         configuration.write_text(NGINX.format(port=port, upstream=server.port))
         process = await asyncio.create_subprocess_exec(
@@ -239,100 +233,47 @@ async def nginx_before(server):
             await process.wait()
 
 
-class Behind:
-    """A server as its clients see it, who come by way of another port."""
-
-    def __init__(self, server, port):
-        self._server = server
-        self.port = port
-
-    @property
-    def stats(self):
-        return self._server.stats
-
-
 async def nginx():
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         server = await enter(SSEServer("127.0.0.1", 0, heartbeat=None))
         port, worker = await enter(nginx_before(server))
-        behind = Behind(server, port)
         received = [0]
         counting = asyncio.create_task(count_bytes(port, received))
         stack.callback(counting.cancel)
-        await enter(clients(behind, 10, "gzip"))
-        memory = resident_bytes(worker), resident_bytes()
-        await enter(clients(behind, CLIENTS, "gzip"))
+        await enter(clients(server, 10, GZIP, port))
+        used = lambda measure: measure(worker) + measure()
+        before = used(resident_bytes)
+        await enter(clients(server, CLIENTS, GZIP, port))
         data = events_of(sensor)
-        await windows(server, data, 1)
+        await window(server, data)
         await asyncio.sleep(1)  # nginx has passed all on
-        cpu = cpu_seconds(worker), cpu_seconds()
-        size, before = received[0], server.stats.events_written
-        await windows(server, data, 9)
+        size, written, cpu = received[0], server.stats.events_written, used(cpu_seconds)
+        for _ in range(WINDOWS):
+            await window(server, data)
         await asyncio.sleep(2)  # nginx has passed all on
-        deliveries = server.stats.events_written - before
+        deliveries = server.stats.events_written - written
         return {
-            "cpu_nginx": (cpu_seconds(worker) - cpu[0]) / deliveries * 1e6,
-            "cpu_server": (cpu_seconds() - cpu[1]) / deliveries * 1e6,
-            "kib_nginx": (resident_bytes(worker) - memory[0]) / CLIENTS / 1024,
-            "kib_server": (resident_bytes() - memory[1]) / CLIENTS / 1024,
-            "compressed": (received[0] - size) / (9 * EVENTS),
+            "cpu": (used(cpu_seconds) - cpu) / deliveries * 1e6,
+            "kib": (used(resident_bytes) - before) / CLIENTS / 1024,
+            "compressed": (received[0] - size) / (WINDOWS * EVENTS),
         }
 
 
 async def count_bytes(port, received):
     """Be a client that counts the bytes that it receives."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(GET_GZIP)
+    writer.write(GET % GZIP)
     while data := await reader.read(1 << 16):
         received[0] += len(data)
 
 
-async def channels(kind):
-    async with contextlib.AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        server = SSEServer("127.0.0.1", 0, compress=True, heartbeat=None)
-        await enter(server)
-        await enter(clients(server, 100, kind.replace("channels", "live")))
-        server.publish("x" * 1000, channel=EVERYBODY)
-        await server.drain()
-        before = resident_bytes()
-        await enter(clients(server, 10_000, kind))
-        for number in range(3):
-            server.publish({"number": number}, channel=EVERYBODY)
-            await server.drain()
-        return {"kib": (resident_bytes() - before) / 10_000 / 1024}
-
-
-async def turn():
-    async with (
-        SSEServer(
-            "127.0.0.1", 0, compress=True, heartbeat=None, max_event_bytes=1 << 20
-        ) as server,
-        clients(server, 100, "gzip"),
-    ):
-        longest = []
-        for _ in range(5):
-            data = os.urandom(1 << 19).hex()
-            server.publish("warm")
-            await server.drain(behind=True)
-            turns = Turns()
-            server.publish(data)
-            await server.drain(behind=True)
-            longest.append(turns.end())
-        return {"turn": median(longest) * 1e3}
-
-
-MEASURES = {
-    "sensor": lambda: beside_plain(sensor),
-    "log": lambda: beside_plain(log),
-    "table": lambda: beside_plain(table),
-    "joins": joins,
-    "channels": lambda: channels("channels"),
-    "channels, gzip": lambda: channels("channels, gzip"),
-    "nginx": nginx,
-    "turn": turn,
-}
-
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(MEASURES[sys.argv[1]]())))
+    if sys.argv[1] == "clients":
+        read_all(*sys.argv[2:])
+    else:
+        kinds = {kind.__name__: kind for kind in (sensor, log, table)}
+        measures = {"joins": joins, "nginx": nginx}
+        case = sys.argv[1]
+        measured = measures[case]() if case in measures else beside_plain(kinds[case])
+        print(json.dumps(asyncio.run(measured)))
