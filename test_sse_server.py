@@ -34,6 +34,7 @@ import json
 import logging
 import math
 import os
+import pathlib
 import random
 import re
 import shutil
@@ -51,6 +52,7 @@ import tracemalloc
 import types
 import unittest
 import urllib.parse
+import urllib.request
 import warnings
 import zlib
 from typing import NamedTuple
@@ -12602,6 +12604,7 @@ class ReadmeTest(ServerTestCase):
             cls.text,
             re.DOTALL,
         )
+        (cls.page,) = re.findall(r"```html\n(.*?)```", cls.text, re.DOTALL)
         cls.unmarked = [code for kind, _, code in blocks if not kind]
         cls.examples = {name: code for kind, name, code in blocks if kind == "example"}
 
@@ -12655,36 +12658,65 @@ class ReadmeTest(ServerTestCase):
         ]
 
     def test_every_recipe_is_listed(self):
-        listed = {file for file, _ in self.links_of(".recipes/README.md") if file}
+        links = {file for file, _ in self.links_of(".recipes/README.md")}
+        listed = {file for file in links if file and "/" not in file}
         found = {
             name for name in os.listdir(RECIPES) if not name.startswith((".", "_"))
         }
         self.assertEqual(found - {"README.md"}, listed)
 
-    async def test_the_example_in_a_coroutine(self):
-        started = asyncio.get_running_loop().create_future()
-        watched = asyncio.Event()
+    async def serve_example(self, name):
+        """Run it as a program, beside the page of README; return its process and port."""
+        program = textwrap.dedent(
+            """
+            import sys, sse_server
+            server = sse_server.SSEServer
+            server.__init__.__defaults__ = ("localhost", 0)
+            publish = server.publish
+            def publish_and_say(self, *arguments, **options):
+                print(self.port, flush=True)
+                return publish(self, *arguments, **options)
+            server.publish = publish_and_say
+            exec(sys.argv[1])
+            """
+        )
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        pathlib.Path(folder.name, "index.html").write_text(self.page, "utf-8")
+        with ended_by_sigint():
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", program, self.examples[name]),
+                cwd=folder.name,
+                env={**os.environ, "PYTHONPATH": FOLDER},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        port = 0
+        while not port:  # it may publish before it listens
+            line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
+            self.assertNotEqual(line, b"", "the example ended")
+            port = int(line)
+        return process, port
 
-        class Server(SSEServer):
-            async def __aenter__(self):
-                await super().__aenter__()
-                started.set_result(self)
-                await watched.wait()
-                return self
+    async def test_the_first_examples_serve_and_end_at_a_signal(self):
+        for name, event in (("asyncio", "temperature"), ("thread", "progress")):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                with self.subTest(f"{name}: {number.name}"):
+                    process, port = await self.serve_example(name)
+                    client = await (await self.visit(port)).open(ask())
+                    self.assertEqual((await client.events(1))[0].type, event)
+                    process.send_signal(number)
+                    await client.rest()
+                    _, errors = await asyncio.wait_for(process.communicate(), DEADLINE)
+                    self.assertEqual((process.returncode, errors), (0, b""))
 
-        mains = []
-        with (
-            mock.patch.object(sse_server, "SSEServer", Server),
-            mock.patch.object(asyncio, "run", mains.append),
-        ):
-            self.run_example("asyncio")
-        running = asyncio.ensure_future(mains[0])
-        client = await self.stream(await started)
-        watched.set()
-        (event,) = await client.events(1)
-        self.assertEqual((event.type, event.data), ("temperature", '{"celsius":21.5}'))
-        await self.cancel(running)
-        self.assertEqual(await client.rest(), [])
+    async def test_the_first_page_comes_from_the_server(self):
+        process, port = await self.serve_example("asyncio")
+        url = f"http://localhost:{port}/"
+        page = await self.in_thread(lambda: urllib.request.urlopen(url).read().decode())
+        self.assertEqual(page, self.page)
+        process.terminate()
+        await asyncio.wait_for(process.communicate(), DEADLINE)
 
     async def test_the_example_in_a_thread(self):
         entered, watched = threading.Event(), threading.Event()
@@ -12753,35 +12785,6 @@ class ReadmeTest(ServerTestCase):
             data = ask(f"/sse?{query}", "Cookie: session=41", method="HEAD")
             answer = await self.ask(server, data, head_only=True)
             self.assertEqual(answer.status, status, query)
-
-    async def test_ctrl_c_ends_the_first_examples_without_a_traceback(self):
-        for name in ("asyncio", "thread"):
-            program = textwrap.dedent(
-                """
-                import sys, sse_server
-                server = sse_server.SSEServer
-                server.__init__.__defaults__ = ("localhost", 0)
-                publish = server.publish
-                def publish_and_say(*arguments, **options):
-                    publish(*arguments, **options)
-                    print("published", flush=True)
-                server.publish = publish_and_say
-                exec(sys.argv[1])
-                """
-            )
-            with ended_by_sigint():
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-c", program, self.examples[name]),
-                    cwd=FOLDER,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                )
-            with self.subTest(name):
-                line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
-                self.assertEqual(line, b"published\n")
-                process.send_signal(signal.SIGINT)
-                _, errors = await asyncio.wait_for(process.communicate(), DEADLINE)
-                self.assertEqual((process.returncode, errors), (0, b""))
 
     async def test_the_recipe_of_a_test(self):
         test = self.run_recipe("test_hello.py")["HelloTest"]
@@ -12857,7 +12860,7 @@ class ReadmeTest(ServerTestCase):
             for name in re.findall(r"\w+", names)
             if name in defaults
         }
-        self.assertEqual(len(limits), 13)
+        self.assertEqual(len(limits), 15)
         for name, value in {
             "history": "1000 events",
             "history_seconds": "`None`",
@@ -12865,6 +12868,7 @@ class ReadmeTest(ServerTestCase):
             "retained": "1000 events",
             "max_event_bytes": "1 MiB",
             "max_connections": "descriptors less 64",
+            "lifetime": "`None`",
         }.items():
             self.assertIn(value, limits.pop(name))
         for name, text in limits.items():

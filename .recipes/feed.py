@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 
 from sse_server import SSEServer
 
@@ -26,9 +25,6 @@ async def serve(batches, port, id_order):
     async with server:
         logging.warning("serving %s from %s on", server.url, server.last_event_id)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(
-            signal.SIGTERM, lambda: loop.create_task(server.close())
-        )
         following = loop.create_task(follow(server, batches))
         serving = loop.create_task(server.serve_forever())
         await asyncio.wait([following, serving], return_when=asyncio.FIRST_COMPLETED)

@@ -9,7 +9,6 @@ number of users.  Try it:
 
 import asyncio
 import collections
-import contextlib
 from http.cookies import SimpleCookie
 
 from sse_server import EVERYBODY, HTTPError, SSEServer
@@ -54,5 +53,4 @@ def tell_all(user, here):
 server = SSEServer(authorize=authorize, on_open=opened, on_close=closed)
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(server.serve_forever())
+    asyncio.run(server.serve_forever())

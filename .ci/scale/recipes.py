@@ -449,9 +449,19 @@ def thread_checks(report, workshop):
 def asgi_checks(report, workshop):
     uvicorn = [sys.executable, "-m", "uvicorn", "--port", "8000"]
     workshop.recipe("fastapi_app.py")
-    fastapi = [*uvicorn, "--timeout-graceful-shutdown", "3", "fastapi_app:app"]
+    fastapi = [*uvicorn, "fastapi_app:app"]
     with Program(fastapi, workshop.folder, port=8000) as app:
         in_a_framework(report, "fastapi", app)
+    four_workers(report, workshop, uvicorn)
+    workshop.recipe("django_asgi.py")
+    workshop.write("settings.py", SETTINGS)
+    with Program(
+        [*uvicorn, "django_asgi:application"],
+        workshop.folder,
+        port=8000,
+        env={"DJANGO_SETTINGS_MODULE": "settings"},
+    ) as app:
+        in_a_framework(report, "django", app, "/sse")
     with workshop.python("aiohttp_app.py", port=8000) as app:
         in_a_framework(report, "aiohttp", app)
     workshop.recipe("tokens.py")
@@ -460,19 +470,58 @@ def asgi_checks(report, workshop):
         one_request(report, app)
 
 
-def in_a_framework(report, name, app):
+SETTINGS = """
+import json
+from django.http import HttpResponse
+from django.urls import path
+
+def order(request):
+    from django_asgi import server
+    server.publish(json.loads(request.body), event="order")
+    return HttpResponse(status=204)
+
+urlpatterns = [path("orders", order)]
+ROOT_URLCONF, ALLOWED_HOSTS, SECRET_KEY = __name__, ["*"], "x"
+"""
+
+
+def in_a_framework(report, name, app, path="/events"):
     with (
         report.case(f"{name}: the stream is its own response, resumes, and ends"),
-        Stream(8000, path="/events") as stream,
+        Stream(8000, path=path) as stream,
     ):
         curl("http://localhost:8000/orders", *JSON)
         first = stream.next()
         expect(first["event"] == "order", f"not an order: {first}")
         curl("http://localhost:8000/orders", *JSON)
         second = stream.next()
-        with Stream(8000, first["id"], path="/events") as late:
+        with Stream(8000, first["id"], path=path) as late:
             expect(late.next() == second, "not what it missed")
+        started = time.monotonic()
         ended_by_ctrl_c(app)
+        seconds = time.monotonic() - started
+        expect(seconds < 2, f"it ended {seconds:.1f} s after Ctrl-C")
+
+
+def four_workers(report, workshop, uvicorn):
+    with report.case("fastapi: four workers with one history_file are one server"):
+        app = workshop.recipe("fastapi_app.py")
+        here = "SSEServer(port=None)"
+        expect(here in app, f"{here} is not in fastapi_app.py")
+        # Without heartbeats, a client that waits in vain says so.
+        there = 'SSEServer(port=None, history_file="events.db", heartbeat=None)'
+        workshop.write("workers.py", app.replace(here, there))
+        command = [*uvicorn, "--workers", "4", "workers:app"]
+        with Program(command, workshop.folder) as app, contextlib.ExitStack() as stack:
+            until(lambda: listening(8000), "it listens")
+            clients = [Stream(8000, path="/events") for _ in range(12)]
+            for client in clients:
+                stack.enter_context(client)
+            for _ in range(8):
+                curl("http://localhost:8000/orders", *JSON)
+            seen = [[event["id"] for event in client.take(8)] for client in clients]
+            expect(seen == [seen[0]] * 12, f"seen {seen}")
+            ended_by_ctrl_c(app)
 
 
 MODEL = """
