@@ -137,8 +137,7 @@ logger = logging.getLogger("sse_server")
 
 
 # ------------------------------------------------------------------------------------
-# 1. Limits.  A limit that a user may want to change is a parameter of SSEServer, with
-#    its default there.
+# 1. Limits.  One that a user may want to change is a parameter of SSEServer.
 # ------------------------------------------------------------------------------------
 
 _KIB = 1024
@@ -162,8 +161,8 @@ _LARGE_HEAD_SECONDS = 60.0  # from one head that is too large and logged to the 
 # a client that stalls makes the server keep this much in memory.
 _BATCH_BYTES = 64 * _KIB
 _BATCH_EVENTS = 1000
-# Unsent bytes of one connection in the kernel (TCP_NOTSENT_LOWAT).  The kernel's own
-# limit is 4 MiB, and it reports room to write only in steps of megabytes.
+# Unsent bytes of one connection in the kernel (TCP_NOTSENT_LOWAT), whose own limit is
+# 4 MiB, and which then reports room to write only in steps of megabytes.
 _NOTSENT_BYTES = 128 * _KIB
 # The time in each round of the event loop, for writing events and for serving requests.
 # A sweep over 1,000 clients takes one or two rounds.
@@ -221,13 +220,11 @@ _LISTENERS = 2 if sys.platform == "linux" else 1
 # reset before it has read the answer (RFC 9112, 9.6).
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 * _MIB
-# A full server tells clients to wait this long before they reconnect (before jitter).
-_FULL_RETRY_SECONDS = 30.0
-# A client may have seen an event that this process has not published yet.  It waits
-# this long for the event; then the server tells it of a gap.
+_FULL_RETRY_SECONDS = 30.0  # for clients of a full server to wait, before jitter
+# for an event that a client has seen elsewhere and that is not published here; then the
+# client is told of a gap
 _AHEAD_SECONDS = 30.0
-# close() in another event loop waits this much longer than shutdown_timeout.
-_CLOSE_MARGIN_SECONDS = 5.0
+_CLOSE_MARGIN_SECONDS = 5.0  # close() in another event loop waits so much longer
 _AUTHORIZE_SECONDS = 30.0  # for each wait: for a thread, for the call, for its answer
 _AUTHORIZE_THREADS = 64  # for the calls that may block
 # TCP keep-alive probes, and the time without an acknowledgement after which the kernel
@@ -251,13 +248,11 @@ _REASONS: dict[int, str] = {
 class HTTPError(Exception):
     """An error that the server answers with this status and a text of one line.
 
-    `status` is 200 to 599.  `headers` are (name, value) pairs that are added to the
-    answer.  Raises ValueError for another status, for a malformed header, and for a
-    header that only the server sets (Connection, Content-Length, Transfer-Encoding);
-    TypeError for a message that is not a str.
     The parser raises this, and an `authorize` hook may raise it to choose the answer:
     `HTTPError(401, "log in", [("WWW-Authenticate", "Basic")])`.  `HTTPError(204)` tells
-    an EventSource not to reconnect (HTML standard, 9.2.3).
+    an EventSource not to reconnect (HTML standard, 9.2.3).  Raises ValueError for a
+    status that is not 200 to 599, for a malformed header and for one that only the
+    server sets, TypeError for a message that is not a str.
     """
 
     def __init__(
@@ -283,8 +278,8 @@ class HTTPError(Exception):
 
 
 # ------------------------------------------------------------------------------------
-# 3. The event on the wire (HTML standard, 9.2.5 and 9.2.6).  Everything is checked here
-#    once, so that the result can be written without another check.
+# 3. The event on the wire (HTML standard, 9.2.5 and 9.2.6).  What is formatted here was
+#    checked, and can be written without another check.
 # ------------------------------------------------------------------------------------
 
 _LINE_BREAKS = re.compile("[\r\n\0]")
@@ -1341,7 +1336,6 @@ _TARGET = re.compile(
     % _HOST_NAME,
     re.IGNORECASE,
 )
-_PORT = re.compile(r":[0-9]*\Z")
 _HEAD_END = re.compile(rb"\n\r?\n")
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _CHUNK_SIZE = re.compile(
@@ -1427,15 +1421,12 @@ class Request:
 
         Raises HTTPError 400 for a value that is not a number of at most nine digits.
         """
-        values = _parse_query(self.query).get("replay")
-        if values is None:
+        asked = _parse_query(self.query).get("replay", [None])[-1]
+        if asked is None:
             return None
-        if values[-1] == "all":
-            return math.inf
-        if not re.fullmatch("[0-9]{1,9}", values[-1]):
-            message = f"replay is {values[-1][:80]!a}; allowed: a number, all"
-            raise HTTPError(400, message)
-        return int(values[-1])
+        if not re.fullmatch("[0-9]{1,9}|all", asked):
+            raise HTTPError(400, f"replay is {asked[:80]!a}; allowed: a number, all")
+        return math.inf if asked == "all" else int(asked)
 
     def accepts(self, media_type: str) -> bool:
         """Whether the Accept field contains this media type itself, not a wildcard."""
@@ -1526,10 +1517,8 @@ def _find_head_end(received: bytearray, searched: int = 0) -> int:
 
 
 def _find_fields_end(received: bytearray, searched: int) -> int:
-    """The index after the empty line that ends header or trailer fields, or 0.
-
-    Bare LFs also end them, so that they are refused now and not at a timeout.
-    """
+    """The index after the empty line that ends header or trailer fields, or 0."""
+    # Bare LFs also end them, so that they are refused now and not at a timeout.
     found = _HEAD_END.search(received, max(0, searched - 2))
     return found.end() if found else 0
 
@@ -1573,11 +1562,8 @@ def _parse_fields(lines: bytes, kind: str = "header") -> Fields:
         has_name = colon and _TOKEN.fullmatch(name)
         fault = "control character in" if has_name else "malformed"
         raise HTTPError(400, f"{fault} {kind} field {_quote(line)}")
-    fields = []
-    for line in lines.split(b"\r\n")[:-1]:
-        name, _, value = line.partition(b":")
-        fields.append((name.lower(), value.strip(b" \t")))
-    return tuple(fields)
+    pairs = [line.split(b":", 1) for line in lines.split(b"\r\n")[:-1]]
+    return tuple([(name.lower(), value.strip(b" \t")) for name, value in pairs])
 
 
 def _parse_target(method: bytes, target: bytes) -> tuple[str, str]:
@@ -1636,10 +1622,6 @@ def _quote(text: bytes) -> str:
     return ascii(text[:80].decode("latin-1")) + ("..." if len(text) > 80 else "")
 
 
-# The parts of a body.
-_SIZE_LINE, _CONTENT, _CHUNK_END, _TRAILERS = "size line", "content", "end", "trailers"
-
-
 class _BodyReader:
     """Takes one request's body from what was received (RFC 9112, 6 and 7).
 
@@ -1654,11 +1636,13 @@ class _BodyReader:
         self.complete = False
         self._limit = limit
         self._keep = keep
-        self._chunked = request.chunked
-        self._part = _SIZE_LINE if self._chunked else _CONTENT  # is read next
+        self._chunked = chunked = request.chunked
         self._size = request.content_length  # the content that is announced so far
         self._missing = self._size  # of it, or of the chunk, so much was not received
         self._searched = 0  # so many of the received bytes hold no end of the trailers
+        begin = _BodyReader._read_size_line if chunked else _BodyReader._read_content
+        # It reads what comes next, and returns False if more must be received first.
+        self._read_part: Callable[[_BodyReader, bytearray], bool] = begin
         self._check_size()
 
     def read(self, received: bytearray) -> bool:
@@ -1668,19 +1652,9 @@ class _BodyReader:
         complete, or more of it must be received first.
         """
         for _ in range(_PARTS_PER_TURN):
-            if self.complete or not self._read_part(received):
+            if self.complete or not self._read_part(self, received):
                 return False
         return True
-
-    def _read_part(self, received: bytearray) -> bool:
-        """Read what comes next; False if more of it must be received first."""
-        if self._part == _SIZE_LINE:
-            return self._read_size_line(received)
-        if self._part == _CONTENT:
-            return self._read_content(received)
-        if self._part == _CHUNK_END:
-            return self._read_chunk_end(received)
-        return self._read_trailers(received)
 
     def _read_size_line(self, received: bytearray) -> bool:
         end = received.find(b"\r\n", 0, _MAX_CHUNK_LINE_BYTES + 2)
@@ -1698,10 +1672,10 @@ class _BodyReader:
         self._check_size()
         if self._missing:
             del received[: end + 2]
-            self._part = _CONTENT
+            self._read_part = _BodyReader._read_content
         else:
             del received[:end]  # its CRLF may begin the end of the trailers
-            self._part = _TRAILERS
+            self._read_part = _BodyReader._read_trailers
         return True
 
     def _read_content(self, received: bytearray) -> bool:
@@ -1712,7 +1686,7 @@ class _BodyReader:
         self._missing -= size
         if self._missing:
             return False
-        self._part = _CHUNK_END
+        self._read_part = _BodyReader._read_chunk_end
         self.complete = not self._chunked
         return True
 
@@ -1722,7 +1696,7 @@ class _BodyReader:
         if not received.startswith(b"\r\n"):
             raise HTTPError(400, "chunk is longer than its size")
         del received[:2]
-        self._part = _SIZE_LINE
+        self._read_part = _BodyReader._read_size_line
         return True
 
     def _read_trailers(self, received: bytearray) -> bool:
@@ -1767,8 +1741,8 @@ class _Response(NamedTuple):
         head = _render_head(self.status, headers, size, connection, int(now))
         if self.newest_id:
             head += b"Last-Event-ID: %b\r\n" % self.newest_id.encode()
-        with_body = self.body and not (request and request.method == "HEAD")
-        return head + b"\r\n" + (self.body if with_body and self.body else b"")
+        without_body = request and request.method == "HEAD"
+        return head + b"\r\n" + (b"" if without_body else self.body or b"")
 
 
 @functools.lru_cache(maxsize=256)
@@ -2319,7 +2293,7 @@ def _check_all(name: str, values: Iterable[str], form: str, how: str) -> frozens
 @functools.lru_cache(maxsize=64)
 def _host_names(host: str) -> frozenset[str]:
     """The members of `hosts` that allow this value of the field Host."""
-    name = _PORT.sub("", host).lower().rstrip(".")
+    name = re.sub(r":[0-9]*\Z", "", host).lower().rstrip(".")
     # Names below localhost never leave the machine (RFC 6761, 6.3).
     local = ["localhost"] if name.endswith(".localhost") else []
     return frozenset([name, "*", *local])
