@@ -1336,7 +1336,9 @@ _TARGET = re.compile(
     % _HOST_NAME,
     re.IGNORECASE,
 )
-_HEAD_END = re.compile(rb"\n\r?\n")
+# It ends header or trailer fields.  Bare LFs also do, so that they are refused now and
+# not at a timeout.
+_EMPTY_LINE = re.compile(rb"\n\r?\n")
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _CHUNK_SIZE = re.compile(
     rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?)*"
@@ -1510,17 +1512,11 @@ def _find_head_end(received: bytearray, searched: int = 0) -> int:
         raise HTTPError(400, f"no request begins with the byte {received[0]}{hint}")
     if len(received) > _MAX_HEAD_BYTES and received.find(b"\n", 0, _MAX_HEAD_BYTES) < 0:
         raise HTTPError(414, f"request line is longer than {_MAX_HEAD_BYTES} bytes")
-    end = _find_fields_end(received, searched)
+    found = _EMPTY_LINE.search(received, max(0, searched - 2))
+    end = found.end() if found else 0
     if (end or len(received)) > _MAX_HEAD_BYTES:
         raise HTTPError(431, f"request head is larger than {_MAX_HEAD_BYTES} bytes")
     return end
-
-
-def _find_fields_end(received: bytearray, searched: int) -> int:
-    """The index after the empty line that ends header or trailer fields, or 0."""
-    # Bare LFs also end them, so that they are refused now and not at a timeout.
-    found = _HEAD_END.search(received, max(0, searched - 2))
-    return found.end() if found else 0
 
 
 def _parse_request(head: bytes, peer: str = "") -> Request:
@@ -1700,7 +1696,8 @@ class _BodyReader:
         return True
 
     def _read_trailers(self, received: bytearray) -> bool:
-        end = _find_fields_end(received, self._searched)
+        found = _EMPTY_LINE.search(received, max(0, self._searched - 2))
+        end = found.end() if found else 0
         self._searched = len(received)
         if (end or len(received)) > _MAX_HEAD_BYTES + 2:  # a CRLF stands before them
             raise HTTPError(431, f"trailers are larger than {_MAX_HEAD_BYTES} bytes")
@@ -2098,9 +2095,8 @@ class _Site:
         if self._wants_stream(request):
             return self._come_back_later()._replace(is_last=True)
         why = self.closed_because() or "the server is full"
-        after = str(math.ceil(self._retry_later_ms() / 1000))
-        error = HTTPError(503, why, [("Retry-After", after)])
-        return _error_response(error)._replace(is_last=True)
+        after = "Retry-After", str(math.ceil(self._retry_later_ms() / 1000))
+        return _error_response(HTTPError(503, why, [after]))._replace(is_last=True)
 
     def _come_back_later(self) -> _Response:
         return _Response(200, _STREAM_HEADERS, self.come_back())
@@ -2184,17 +2180,15 @@ class _Site:
 def _event_fields(parameters: dict[str, list[str]]) -> dict[str, Any]:
     """The arguments of publish() that a query names; ValueError for others."""
     fields: dict[str, Any] = {}
-    for name, values in parameters.items():
-        if name in ("retain", "finish") and len(values) == 1:
-            if values != ["1"]:
-                raise ValueError(f"{name} is {values[0][:80]!a}; allowed is 1")
-            fields[name] = True
-        elif name in ("event", "channel", "id") and len(values) == 1:
-            fields[name] = _check_name(name, values[0])  # so not EVERYBODY
-        else:
-            seen = f"parameter {name[:80]!a}, {len(values)} times"
+    for name, (value, *more) in parameters.items():
+        if more or name not in ("event", "channel", "id", "retain", "finish"):
+            seen = f"parameter {name[:80]!a}, {1 + len(more)} times"
             allowed = "event, channel, id, retain=1 and finish=1, each once"
             raise ValueError(f"{seen}; allowed are {allowed}")
+        is_flag = name in ("retain", "finish")
+        if is_flag and value != "1":
+            raise ValueError(f"{name} is {value[:80]!a}; allowed is 1")
+        fields[name] = is_flag or _check_name(name, value)  # so not EVERYBODY
     return fields
 
 
@@ -5888,19 +5882,14 @@ def _csp_hash(element: bytes) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-_PAGE_HEADERS: _Headers = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("Cache-Control", "no-store"),
-    ("Vary", "Accept"),
-    (
-        "Content-Security-Policy",
-        (
-            f"default-src 'none'; script-src {_csp_hash(b'script')}; "
-            f"style-src {_csp_hash(b'style')}; connect-src 'self'; "
-            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        ),
-    ),
-    _NOSNIFF,
+_PAGE_POLICY = (
+    f"default-src 'none'; script-src {_csp_hash(b'script')}; "
+    f"style-src {_csp_hash(b'style')}; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_PAGE_HEADERS = _for_some(
+    "text/html; charset=utf-8",
+    ("Content-Security-Policy", _PAGE_POLICY),
     ("Referrer-Policy", "no-referrer"),
 )
 
@@ -6108,11 +6097,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         files = " and ".join(filter(None, (options.certfile, options.keyfile)))
         parser.exit(1, f"sse_server: cannot use {files}: {error}\n")
-    failure = ""
     with contextlib.suppress(KeyboardInterrupt):  # if the loop cannot handle signals
         failure = asyncio.run(_run(server, options))
-    if failure:
-        parser.exit(1, f"sse_server: {failure}\n")
+        if failure:
+            parser.exit(1, f"sse_server: {failure}\n")
     return 0
 
 

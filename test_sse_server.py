@@ -3773,8 +3773,8 @@ class ParsingWorkTest(unittest.TestCase):
     SIZE = 4 * 1024
 
     def count(self, data, before=b""):
-        pattern = CountingPattern(sse_server._HEAD_END)
-        with mock.patch.object(sse_server, "_HEAD_END", pattern):
+        pattern = CountingPattern(sse_server._EMPTY_LINE)
+        with mock.patch.object(sse_server, "_EMPTY_LINE", pattern):
             try:
                 receive([before] + [data[i : i + 1] for i in range(len(data))])
             except HTTPError:
