@@ -458,15 +458,14 @@ def _own_ids(epoch: str) -> re.Pattern[str]:
 
 
 def _cost(frame: bytes, *names: Any) -> int:
-    """The memory that an event takes, in bytes; with its id, channel, name and key.
+    """The memory that an event takes, in bytes; with its id, channel, name and key."""
+    return len(frame) + _EVENT_OVERHEAD_BYTES + sum(map(_size_of, filter(None, names)))
 
-    A text of 256 bytes in UTF-8 may take 1,088 as a `str`.
-    """
-    parts = [part for part in names if part is not None]
-    for part in parts:
-        if isinstance(part, tuple):  # its place, with the key
-            parts += part
-    return len(frame) + _EVENT_OVERHEAD_BYTES + sum(map(sys.getsizeof, parts))
+
+def _size_of(name: Any) -> int:
+    """A text of 256 bytes in UTF-8 may take 1,088 here.  A tuple has a key in it."""
+    parts = sum(map(_size_of, name)) if isinstance(name, tuple) else 0
+    return sys.getsizeof(name) + parts
 
 
 class _EventLog:
@@ -554,8 +553,8 @@ class _EventLog:
         of an event that is held, for one like those that the log makes, and for a key
         that is not above the newest key.
         """
-        self._settle()
         if id is not None:
+            self._settle()  # events may have become too old
             self._check_id(id, key)
         return self._add(body, channel, id, key, self._clock(), retain, kind)
 
@@ -586,7 +585,6 @@ class _EventLog:
 
     def take(self, row: _Row) -> None:
         """Add the row that follows in the history file."""
-        self._settle()
         name = row.name if row.number > self._retained_until else None
         if row.kind != _FORGET:
             self._add(row.body, row.channel, row.id, None, row.time, name, row.kind)
@@ -605,6 +603,7 @@ class _EventLog:
         retain: str | None,
         kind: str,
     ) -> str:
+        self._note_newest()
         number, place = self.newest + 1, self._newest.place
         if kind != _EVENT:
             id = self._newest.id  # with which other processes find this place, too
