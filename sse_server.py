@@ -2799,66 +2799,91 @@ class Stats:
     refused: int  # connections turned away because the server was full or closing
 
 
-class _Broadcaster:
-    """Moves the live subscribers through the log, and brings those behind to them.
+class _Bell:
+    """Tells the broadcaster that there may be work to do."""
 
-    It takes a batch in one step: it reads the batch, notes who is live, and moves
-    `sent`.  Who joins after that step begins after the batch.  Then it writes the batch
-    in turns, and encodes it for each audience when the turn of this audience comes.  A
-    subscriber that stops being live before its turn is put back to its position before
-    the batch.
-    """
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
+        self.process = 0  # the one in which it has begun
+        self._is_rung = False
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin, in the running event loop."""
+        self._bell: asyncio.Future[None] = loop.create_future()
+        self.loop, self.process = loop, os.getpid()
+
+    def ring(self) -> None:
+        """Ring it in the event loop."""
+        self._wake()
+        self._is_rung = True
+
+    def ring_from_any_thread(self) -> None:
+        """Ring it if it has begun; under the lock of the log."""
+        if self.loop and not self._is_rung:
+            if _is_in_task_of(self.loop):
+                self._wake()
+            else:
+                self.loop.call_soon_threadsafe(self._wake)
+            self._is_rung = True
+
+    async def wait(self, lock: threading.RLock) -> None:
+        """Wait until it is rung, and silence it."""
+        # A signal's handler may ring between any two steps, and must not be missed.
+        self._bell = asyncio.get_running_loop().create_future()
+        if not self._is_rung:
+            await self._bell
+        with lock:
+            self._is_rung = False
+
+    def _wake(self) -> None:
+        with contextlib.suppress(asyncio.InvalidStateError):  # it is awake
+            self._bell.set_result(None)
+
+
+class _Intake:
+    """Brings what is published into the log: from any thread, and from a file."""
 
     def __init__(
         self,
         log: _EventLog,
         file: _LogFile | None,
-        registry: _Registry,
-        turns: _Turns,
-        heartbeat: float | None,
-        retry: float,
-        restart_retry: float,
-        lifetime: float | None,
-        write_timeout: float,
         id_order: Callable[[str], Any] | None,
-        on_open: _Hook,
-        on_close: _Hook,
     ) -> None:
         self.log = log  # with a file, a window of its newest events
         self.file = file
-        self.registry = registry
         # Guards the log, and whether the bell is rung.
         # Nothing is logged under it, because a logging handler may publish.
         self.lock = threading.RLock()
-        self.connected = 0  # open streams
-        self.events_written = self.bytes_written = self.gaps = self.dropped = 0
+        self.bell = _Bell()
         self.closed_because = ""  # why nothing can be published; "": it can
-        self._turns = turns
-        self._heartbeat = heartbeat
-        self._retry, self._restart_retry = retry, restart_retry
-        self._lifetime = lifetime
-        self._write_timeout = write_timeout
+        self.has_news = False  # whether the file may have rows that are not taken in
+        self.added = 0  # the newest row that this process has added
         self._id_order = id_order
-        self._on_open, self._on_close = on_open, on_close
-        self._audiences = _Audiences()
-        self._written = 0  # events up to here were written to the live; for drain()
-        self._next_batch: dict[object, _Batch] = {}  # the last one, by what it is for
-        self._loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
-        self._process = 0  # the process in which it began
-        self._task: asyncio.Task[None] | None = None
-        self._rung = False  # whether there may be work to do
-        self._heartbeat_due = False
         self._is_loaded = False  # whether the log has begun where the file does
-        self._has_news = False  # whether the file may have rows that are not taken in
-        self._added = 0  # the newest row that this process has added
         self._file_fault = ""  # why the file cannot be read now
-        self._timer: asyncio.TimerHandle | None = None  # of the next heartbeat
         self._look_timer: asyncio.TimerHandle | None = None
-        self._watchers = _Watchers()
-        # A drain has waited write_timeout for these, so the next drain does not.
-        self._not_waited_for: set[_Subscriber] = set()
 
-    # Publishing: from any thread.
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From here on the event loop follows the file, and is told what is published."""
+        with self.lock:
+            self.bell.begin(loop)
+        if self.file:
+            self._look(self.file)
+
+    def stop(self, why: str) -> None:
+        """Let nothing more be published."""
+        with self.lock:
+            self.closed_because = self.closed_because or why
+        if self._look_timer:
+            self._look_timer.cancel()
+        if self.bell.loop:
+            self.has_news = self.file is not None  # what was added last
+            self.bell.ring()
+
+    def close_file(self) -> None:
+        """Nothing is read or published any more."""
+        if self.file:
+            self.file.close()
 
     def key_of(self, id: str) -> Any:
         """The sort key of an id; None if the server has no `id_order`.
@@ -2884,7 +2909,7 @@ class _Broadcaster:
         from within the log: a signal's handler, or a `__del__`, that has interrupted
         this thread while it holds the lock.
         """
-        if self._loop and os.getpid() != self._process:
+        if self.bell.loop and os.getpid() != self.bell.process:
             fault = "this process was forked from the one in which the server runs"
             raise RuntimeError(f"{fault}; publish there")
         # An attribute of our own for this might be left wrong by Ctrl-C.
@@ -2910,8 +2935,8 @@ class _Broadcaster:
         with self.lock:
             self._refuse_if_closed()
             id = self.log.append(body, channel, id, key, retain, kind)
-            if self._loop:
-                self._ring_from_any_thread(self._loop)
+            if self.bell.loop:
+                self.bell.ring_from_any_thread()
             else:
                 self.log.advance(self.log.newest)
         return id
@@ -2931,27 +2956,19 @@ class _Broadcaster:
         """
         self._refuse_if_closed()
         number = file.add(*row)
-        if self._loop and os.getpid() == self._process:
+        if self.bell.loop and os.getpid() == self.bell.process:
             with self.lock:
-                self._added = max(self._added, number)
-                self._has_news = True
-                self._ring_from_any_thread(self._loop)
+                self.added = max(self.added, number)
+                self.has_news = True
+                self.bell.ring_from_any_thread()
         return number
 
     def _refuse_if_closed(self) -> None:
         fault = self.closed_because
-        if not fault and self._loop and self._loop.is_closed():
+        if not fault and self.bell.loop and self.bell.loop.is_closed():
             fault = "the server's event loop was closed before the server"
         if fault:
             raise RuntimeError(f"{fault}; nothing can be published")
-
-    def _ring_from_any_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._rung:
-            if _is_in_task_of(loop):
-                self._wake()
-            else:
-                loop.call_soon_threadsafe(self._wake)
-            self._rung = True
 
     # Following the file, if there is one.
 
@@ -2962,19 +2979,23 @@ class _Broadcaster:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Take in what is new now, from any thread."""
-        if not self.file or self.closed_because:
+        """Take in what is new now, from any thread.
+
+        Where no event loop does that by itself, it raises OSError if it fails.
+        """
+        loop, file = self.bell.loop, self.file
+        if not file or self.closed_because or (loop and loop.is_closed()):
             return
         with self.lock:
             before = self.log.newest
-            if self._loop:
-                self._take_in_all(self.file)
+            if loop:
+                self._take_in_all(file)
                 if before < self.log.newest:
-                    self._ring_from_any_thread(self._loop)
-                return
-            while self._take_in(self.file):
-                pass
-            self.log.advance(self.log.newest)
+                    self.bell.ring_from_any_thread()
+            else:
+                while self._take_in(file):
+                    pass
+                self.log.advance(self.log.newest)
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
@@ -3003,12 +3024,12 @@ class _Broadcaster:
                     log.take(row)
         return has_more
 
-    def _read_news(self, file: _LogFile) -> None:
+    def read_news(self) -> None:
         """Take in what is new, in the event loop, when all before it was written."""
-        self._has_news = False  # before it reads, as another thread may publish now
+        self.has_news = False  # before it reads, as another thread may publish now
         try:
-            if self._take_in(file):
-                self._has_news = True
+            if self.file and self._take_in(self.file):
+                self.has_news = True
         except OSError as error:
             self._note_file_fault(str(error))
         else:
@@ -3022,8 +3043,8 @@ class _Broadcaster:
             self._note_file_fault(str(error))
         else:
             if has_changed or self._file_fault:
-                self._has_news = True
-                self._ring()
+                self.has_news = True
+                self.bell.ring()
         loop = asyncio.get_running_loop()
         self._look_timer = loop.call_later(_FILE_LOOK_SECONDS, self._look, file)
 
@@ -3034,20 +3055,92 @@ class _Broadcaster:
             logger.info("the history file can be read again")
         self._file_fault = fault
 
+    def find(self, id: str, key: Any) -> int | None:
+        """The position of an id, which another process may have published just now."""
+        position = self.log.find(id, key)
+        if position is None and self.file:
+            self._take_in_all(self.file)
+            position = self.log.find(id, key)
+            self.bell.ring()
+        return position
+
+    def has_ended(
+        self, channels: Channels, last_event_id: str | None, replay: float
+    ) -> bool:
+        """Whether all that a stream would get is its end."""
+        log, wanted = self.log, channels | _ALL
+        self.catch_up()
+        if not log.is_finished(channels, log.newest):
+            return False
+        with self.lock:
+            if last_event_id:
+                position = log.find(last_event_id, self.key_of_seen(last_event_id))
+                return position is not None and not (
+                    log.missed(position, wanted) or log.follows(position, wanted)
+                )
+            position = log.base if replay else log.sent
+            return not (log.retains(wanted) or log.follows(position, wanted))
+
+    def key_of_seen(self, id: str) -> Any:
+        """The sort key of an id that a client has seen; None: it has none."""
+        with contextlib.suppress(Exception):  # the publisher never gave such an id
+            return None if self.log.own_id.fullmatch(id) else self.key_of(id)
+        return None
+
+
+class _Broadcaster:
+    """Moves the live subscribers through the log, and brings those behind to them.
+
+    It takes a batch in one step: it reads the batch, notes who is live, and moves
+    `sent`.  Who joins after that step begins after the batch.  Then it writes the batch
+    in turns, and encodes it for each audience when the turn of this audience comes.  A
+    subscriber that stops being live before its turn is put back to its position before
+    the batch.
+    """
+
+    def __init__(
+        self,
+        intake: _Intake,
+        registry: _Registry,
+        turns: _Turns,
+        heartbeat: float | None,
+        retry: float,
+        restart_retry: float,
+        lifetime: float | None,
+        write_timeout: float,
+        on_open: _Hook,
+        on_close: _Hook,
+    ) -> None:
+        self.log = intake.log
+        self.registry = registry
+        self._intake, self._bell = intake, intake.bell
+        self.connected = 0  # open streams
+        self.events_written = self.bytes_written = self.gaps = self.dropped = 0
+        self._turns = turns
+        self._heartbeat = heartbeat
+        self._retry, self._restart_retry = retry, restart_retry
+        self._lifetime = lifetime
+        self._write_timeout = write_timeout
+        self._on_open, self._on_close = on_open, on_close
+        self._audiences = _Audiences()
+        self._written = 0  # events up to here were written to the live; for drain()
+        self._next_batch: dict[object, _Batch] = {}  # the last one, by what it is for
+        self._task: asyncio.Task[None] | None = None
+        self._heartbeat_due = False
+        self._timer: asyncio.TimerHandle | None = None  # of the next heartbeat
+        self._watchers = _Watchers()
+        # A drain has waited write_timeout for these, so the next drain does not.
+        self._not_waited_for: set[_Subscriber] = set()
+
     # Beginning and ending.
 
     def start(self) -> asyncio.Task[None]:
         """Begin, in the running event loop; the task ends after stop()."""
         loop = asyncio.get_running_loop()
-        self._bell: asyncio.Future[None] = loop.create_future()
-        with self.lock:
-            self._process = os.getpid()
-            self._written = self.log.sent
-            self._loop = loop
+        self._intake.begin(loop)
+        self._written = self.log.sent
         if self._heartbeat is not None:
             self._beat(self._heartbeat)
-        if self.file:
-            self._look(self.file)
         self._task = loop.create_task(self._run())
         self._task.add_done_callback(lambda task: self._watchers.notify())
         self._watchers.notify()  # what was published before counts as delivered
@@ -3055,46 +3148,22 @@ class _Broadcaster:
 
     def stop(self, why: str) -> None:
         """Let nothing more be published; end each stream that was given everything."""
-        with self.lock:
-            self.closed_because = self.closed_because or why
-        for timer in (self._timer, self._look_timer):
-            if timer:
-                timer.cancel()
-        if self._loop:
-            self._has_news = self.file is not None
-            self._ring()
-
-    def close_file(self) -> None:
-        """Nothing is read or published any more."""
-        if self.file:
-            self.file.close()
+        self._intake.stop(why)
+        if self._timer:
+            self._timer.cancel()
 
     async def _run(self) -> None:
-        log = self.log
+        log, intake = self.log, self._intake
         while (
-            not self.closed_because
+            not intake.closed_because
             or self.connected
             or log.sent < log.newest
-            or self._has_news
+            or intake.has_news
         ):
-            # A signal's handler may ring between any two steps, and must not be missed.
-            self._bell = asyncio.get_running_loop().create_future()
-            if not self._rung:
-                await self._bell
-            with self.lock:
-                self._rung = False
+            await self._bell.wait(intake.lock)
             for must_end in self.work():
                 if must_end or self.turn_is_over():
                     await asyncio.sleep(0)
-
-    def _ring(self) -> None:
-        """There may be work to do; in the event loop."""
-        self._wake()
-        self._rung = True
-
-    def _wake(self) -> None:
-        with contextlib.suppress(asyncio.InvalidStateError):  # it is awake
-            self._bell.set_result(None)
 
     def turn_is_over(self) -> bool:
         """Whether no time for broadcasting is left in this round of the event loop."""
@@ -3106,19 +3175,19 @@ class _Broadcaster:
             if self._heartbeat_due:
                 self._heartbeat_due = False
                 yield from self._write_heartbeats()
-            if self._has_news and self.file and self.log.sent == self.log.newest:
-                self._read_news(self.file)
+            if self._intake.has_news and self.log.sent == self.log.newest:
+                self._intake.read_news()
             if self.log.sent < self.log.newest:
                 yield from self._sweep()
                 self._watchers.notify()
             yield from self._serve_ready()
             self._watchers.notify()
-            is_done = self.log.sent == self.log.newest and not self._has_news
+            is_done = self.log.sent == self.log.newest and not self._intake.has_news
             if is_done and not self.registry.count(_READY):
                 break
             yield True
         self._next_batch = {}
-        if self.closed_because:
+        if self._intake.closed_because:
             for subscriber in self.registry.all(_LIVE, _AHEAD):
                 if subscriber.state in (_LIVE, _AHEAD):
                     self.end(subscriber, "the server ends")
@@ -3127,7 +3196,7 @@ class _Broadcaster:
 
     def _beat(self, seconds: float) -> None:
         self._heartbeat_due = True
-        self._ring()
+        self._bell.ring()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(seconds, self._beat, seconds)
 
@@ -3148,7 +3217,7 @@ class _Broadcaster:
     # The sweep: it writes one batch to all subscribers that are live at this moment.
 
     def _sweep(self) -> Iterator[None]:
-        with self.lock:  # one step: there is no yield in it
+        with self._intake.lock:  # one step: there is no yield in it
             before = self.log.sent
             batch, end = self.log.read(before, self.log.newest)
             # The frames themselves: the log may forget them before they are written.
@@ -3253,23 +3322,6 @@ class _Broadcaster:
         # It comes back soon, and then it is told that there is nothing more.
         self.end(subscriber, "finished", self._retry)
 
-    def has_ended(
-        self, channels: Channels, last_event_id: str | None, replay: float
-    ) -> bool:
-        """Whether all that a stream would get is its end."""
-        log, wanted = self.log, channels | _ALL
-        self.catch_up()
-        if not log.is_finished(channels, log.newest):
-            return False
-        with self.lock:
-            if last_event_id:
-                position = log.find(last_event_id, self._key_of_seen(last_event_id))
-                return position is not None and not (
-                    log.missed(position, wanted) or log.follows(position, wanted)
-                )
-            position = log.base if replay else log.sent
-            return not (log.retains(wanted) or log.follows(position, wanted))
-
     def _write_failed(
         self, subscriber: _Subscriber, payload: bytes, error: Exception
     ) -> None:
@@ -3313,10 +3365,10 @@ class _Broadcaster:
             subscriber.send(head + _at_once(audience.encode(first, begins=True)))
         except Exception as error:
             failure = error
-        if self._lifetime is not None and self._loop:
+        if self._lifetime is not None and self._bell.loop:
             seconds = self._lifetime * random.uniform(0.8, 1.2)
             end = functools.partial(self.end, subscriber, "lifetime over", self._retry)
-            subscriber.timer = self._loop.call_later(seconds, end)
+            subscriber.timer = self._bell.loop.call_later(seconds, end)
         if is_ahead:
             self.registry.enter(subscriber, _AHEAD)
         elif self._may_go_live(subscriber) and subscriber.has_room():
@@ -3347,7 +3399,7 @@ class _Broadcaster:
 
     def _begin_anew(self, channels: Channels, replay: float) -> _Cursor:
         """A new client begins with what is retained, and with the newest events."""
-        with self.lock:
+        with self._intake.lock:
             position = self.log.sent
             if replay:
                 newest = int(min(replay, _MAX_REPLAY_SCAN))
@@ -3361,9 +3413,9 @@ class _Broadcaster:
         """Find where to go on after `id`; False if that event is yet to come."""
         position = None
         if len(id) <= _MAX_NAME_BYTES:
-            key = self._key_of_seen(id)
-            with self.lock:
-                position = self._find(id, key)
+            key = self._intake.key_of_seen(id)
+            with self._intake.lock:
+                position = self._intake.find(id, key)
                 if self.log.is_ahead(key):
                     subscriber.awaited = id, key
                     return False
@@ -3372,21 +3424,6 @@ class _Broadcaster:
         else:
             subscriber.cursor = _Cursor(position)
         return True
-
-    def _key_of_seen(self, id: str) -> Any:
-        """The sort key of an id that a client has seen; None: it has none."""
-        with contextlib.suppress(Exception):  # the publisher never gave such an id
-            return None if self.log.own_id.fullmatch(id) else self.key_of(id)
-        return None
-
-    def _find(self, id: str, key: Any) -> int | None:
-        """The position of an id, which another process may have published just now."""
-        position = self.log.find(id, key)
-        if position is None and self.file:
-            self._take_in_all(self.file)
-            position = self.log.find(id, key)
-            self._ring()
-        return position
 
     def _after_unknown_id(self) -> _Cursor:
         return _Cursor(self.log.base, "unknown id")
@@ -3402,19 +3439,19 @@ class _Broadcaster:
 
     def _call(self, hook: _Hook, subscriber: _Subscriber) -> None:
         """Call the hook in the next round, when the state here is consistent again."""
-        if hook is None or self._loop is None:
+        if hook is None or self._bell.loop is None:
             return
 
         def call(request: Request) -> None:
             try:
                 hook(request)
             except Exception as error:
-                if self.closed_because and isinstance(error, RuntimeError):
+                if self._intake.closed_because and isinstance(error, RuntimeError):
                     logger.debug("%s: a hook: %s", request.peer, error)  # it published
                 else:
                     logger.exception("%s: a hook failed", request.peer)
 
-        self._loop.call_soon(call, subscriber.request())
+        self._bell.loop.call_soon(call, subscriber.request())
 
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
@@ -3451,8 +3488,8 @@ class _Broadcaster:
             # During a sweep that has not written to it yet, it must not end now.
             if self._may_go_live(subscriber):
                 self._go_live(subscriber)
-                if self._watchers or self.closed_because:
-                    self._ring()
+                if self._watchers or self._intake.closed_because:
+                    self._bell.ring()
             else:
                 self._get_ready(subscriber)
 
@@ -3463,7 +3500,7 @@ class _Broadcaster:
 
     def _get_ready(self, subscriber: _Subscriber) -> None:
         self.registry.enter(subscriber, _READY)
-        self._ring()
+        self._bell.ring()
 
     def expire(self, subscriber: _Subscriber) -> None:
         """Its time in one of a stream's states is over."""
@@ -3509,7 +3546,7 @@ class _Broadcaster:
         audience, log = subscriber.audience, self.log
         if audience is None:
             return
-        with self.lock:
+        with self._intake.lock:
             # After an outage many clients resume at the same position.  They get the
             # same bytes, which are encoded once.
             key = audience, subscriber.cursor, log.base, log.retained_changes
@@ -3565,16 +3602,18 @@ class _Broadcaster:
         self.connected -= 1
         logger.info("%s left, %s; %d remain", subscriber.peer, why, self.connected)
         self._call(self._on_close, subscriber)
-        self._ring()  # somebody may wait for this
+        self._bell.ring()  # somebody may wait for this
 
     # Waiting for it.
 
     async def drain(self, behind: bool) -> None:
         """See SSEServer.drain()."""
-        target = max(self.log.newest, self._added)
+        target = max(self.log.newest, self._intake.added)
         while self._written < target:
-            if self.closed_because and self._task and self._task.done():
-                raise RuntimeError(f"{self.closed_because}; nothing can be delivered")
+            if self._intake.closed_because and self._task and self._task.done():
+                raise RuntimeError(
+                    f"{self._intake.closed_because}; nothing can be delivered"
+                )
             await self._watchers.wait()
         deadline = time.monotonic() + self._write_timeout
         while behind:
@@ -4124,7 +4163,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """The answer was taken; the next request may have come already."""
         self.head, self.permit = b"", None
         self.rooms.registry.enter(self, _HEAD if self.received else _IDLE)
-        if not self.received and self.rooms.broadcaster.closed_because:
+        if not self.received and self.rooms.site.closed_because():
             self._close()
         elif self.received or self.input_ended:
             self.rooms.turns.defer(self)
@@ -4695,9 +4734,9 @@ class SSEServer:
             is_repeated=self._is_repeated,
             stats=lambda: self.stats,
             finish=self.finish,
-            has_ended=lambda *stream: self._broadcaster.has_ended(*stream),
+            has_ended=lambda *stream: self._intake.has_ended(*stream),
             newest_id=lambda: self.last_event_id,
-            closed_because=lambda: self._broadcaster.closed_because,
+            closed_because=lambda: self._intake.closed_because,
         )
         seconds = {
             _HANDSHAKE: header_timeout + _LINGER_SECONDS,  # asyncio's timeout is first
@@ -4717,9 +4756,9 @@ class SSEServer:
             file = _LogFile(history_file, *bounds)
         self._turns = turns = _Turns()
         self._registry = registry = _Registry(seconds, turns)
+        self._intake = _Intake(log, file, id_order)
         self._broadcaster = broadcaster = _Broadcaster(
-            log,
-            file,
+            self._intake,
             registry,
             turns,
             heartbeat,
@@ -4727,7 +4766,6 @@ class SSEServer:
             restart_retry,
             lifetime,
             write_timeout,
-            id_order,
             on_open,
             on_close,
         )
@@ -4804,10 +4842,10 @@ class SSEServer:
                 allowed = self._max_event_bytes
                 raise ValueError(f"data has {size} bytes; allowed are {allowed}")
         name = (event or "message") if retain else None
-        return self._broadcaster.publish(body, channel, id, name)
+        return self._intake.publish(body, channel, id, name)
 
     def _is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
-        return self._broadcaster.is_repeated(id, body, channel)
+        return self._intake.is_repeated(id, body, channel)
 
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
@@ -4815,7 +4853,7 @@ class SSEServer:
         From any thread.  Nothing is sent.  It raises OSError and RuntimeError as
         publish() does.
         """
-        return self._broadcaster.forget(channel, event or "message")
+        return self._intake.forget(channel, event or "message")
 
     def publish_gap(self, reason: str = "source") -> str:
         """Tell everybody, of every channel, that events are missing at this point.
@@ -4826,7 +4864,7 @@ class SSEServer:
         called from any thread.
         """
         body = format_event({"reason": reason}, event="gap")
-        return self._broadcaster.publish(body, EVERYBODY, kind=_GAP)
+        return self._intake.publish(body, EVERYBODY, kind=_GAP)
 
     def finish(self, channel: str | None = None) -> str:
         """Say that nothing more will come on the channel; return the id at this place.
@@ -4839,7 +4877,7 @@ class SSEServer:
         """
         if channel is not None:
             _check_name("channel", channel)
-        return self._broadcaster.publish(b"", channel, kind=_END)
+        return self._intake.publish(b"", channel, kind=_END)
 
     def stream(
         self,
@@ -4964,7 +5002,7 @@ class SSEServer:
         """
         if self._enter(_CLOSED, _NEW):
             self._broadcaster.stop("the server is closed")
-            self._broadcaster.close_file()
+            self._intake.close_file()
         loop = self._loop
         if self._state == _CLOSED or loop is None or loop.is_closed():
             return
@@ -5050,8 +5088,8 @@ class SSEServer:
         Put it into a page that is rendered, and have the page open
         `/sse?last_event_id=...`: it will miss nothing between the two.
         """
-        self._broadcaster.catch_up()
-        return self._broadcaster.log.newest_id
+        self._intake.catch_up()
+        return self._intake.log.newest_id
 
     @property
     def stats(self) -> Stats:
@@ -5060,7 +5098,7 @@ class SSEServer:
         In another thread each count may be of a slightly different moment.
         """
         broadcaster = self._broadcaster
-        broadcaster.catch_up()
+        self._intake.catch_up()
         return Stats(
             live=self._registry.count(_LIVE),
             behind=self._registry.count(_READY, _FULL, _AHEAD),
@@ -5128,7 +5166,7 @@ class SSEServer:
 
     def _enter(self, state: str, *before: str) -> bool:
         """Change the server's state if it is one of those before; the one place."""
-        with self._broadcaster.lock:
+        with self._intake.lock:
             if self._state not in before:
                 return False
             self._state = state
@@ -5136,7 +5174,7 @@ class SSEServer:
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        with self._broadcaster.lock:  # stop() in another thread sees all or nothing
+        with self._intake.lock:  # stop() in another thread sees all or nothing
             if self._enter(_STARTING, _NEW):
                 self._loop = loop
                 self._starting = loop.create_task(self._begin())
@@ -5157,7 +5195,7 @@ class SSEServer:
     async def _begin(self) -> None:
         sockets: list[socket.socket] = []
         try:
-            self._broadcaster.load()
+            self._intake.load()
             self._door.limit = self._door.limit or _connections_by_descriptors()
             if self._listens:
                 sockets = await _listen(
@@ -5237,7 +5275,7 @@ class SSEServer:
         self._registry.stop()
         for task in self._tasks:
             task.cancel()
-        self._broadcaster.close_file()
+        self._intake.close_file()
         self._enter(_CLOSED, _CLOSING)
         _running.discard(self._registry)
 

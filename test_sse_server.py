@@ -1909,7 +1909,7 @@ class CallFromWithinTest(unittest.TestCase):
                     self.assertRegex(str(error), r"loop\.add_signal_handler\(\)")
 
             if not interrupted(
-                [sse_server._EventLog, sse_server._Broadcaster],
+                [sse_server._EventLog, sse_server._Intake],
                 *(at, within, lambda server=server: server.publish("a")),
             ):
                 break
@@ -1931,7 +1931,7 @@ class CallFromWithinTest(unittest.TestCase):
             with (
                 self.subTest(call),
                 self.assertRaises(RuntimeError) as caught,
-                server._broadcaster.lock,
+                server._intake.lock,
             ):
                 call("a")
             self.assertEqual(
@@ -5689,7 +5689,7 @@ class SubscriberModelTest(unittest.TestCase):
             broadcaster = self.server._broadcaster
             newest = broadcaster.log.newest
             swept = broadcaster.log.sent == newest == broadcaster._written
-            swept = swept and not broadcaster._has_news
+            swept = swept and not self.server._intake.has_news
             if swept and not self.server._registry.count("ready", "full", "leaving"):
                 break
         self.check()
@@ -5751,7 +5751,7 @@ class WindowModelTest(LogFileTestCase):
                 random_.choices(acts, (6, 1, 2, 4))[0]()
             self.compare()
             for server in self.servers:
-                server._broadcaster.close_file()
+                server._intake.close_file()
 
     def count_begins(self, server):
         log = server._broadcaster.log
@@ -5795,12 +5795,10 @@ class WindowModelTest(LogFileTestCase):
 
     def compare(self):
         which = self.random.randrange(2)
-        broadcaster, log = (
-            self.servers[which]._broadcaster,
-            self.servers[which]._broadcaster.log,
-        )
+        intake = self.servers[which]._intake
+        log = intake.log
         before, begins = log.newest, self.begins[which].call_count
-        broadcaster.catch_up()
+        intake.catch_up()
         self.assertEqual(log.newest, len(self.rows))
         entries, position = {}, log.base
         while position < log.newest:
@@ -5883,17 +5881,17 @@ class FileSubscriberModelTest(SubscriberModelTest, LogFileTestCase):
 
     def see_the_other(self):
         """What is done every 20 ms."""
-        broadcaster = self.server._broadcaster
-        if broadcaster.file.changed():
-            broadcaster._has_news = True
+        intake = self.server._intake
+        if intake.file.changed():
+            intake.has_news = True
 
     def note(self, channel, key, number):
         if self.random.random() < 0.5:
-            self.server._broadcaster.catch_up()
+            self.server._intake.catch_up()
         super().note(channel, key, number)
 
     def replayed(self, channels):
-        self.server._broadcaster.catch_up()  # as each request does
+        self.server._intake.catch_up()  # as each request does
         return super().replayed(channels)
 
     def forget(self):
@@ -7439,9 +7437,9 @@ class FailureTest(ServerTestCase):
     async def test_an_event_that_is_published_while_it_starts_is_delivered(self):
         """The publisher has seen that the server is not started, and waits."""
         server = SSEServer("127.0.0.1", 0)
-        broadcaster = server._broadcaster
+        intake = server._intake
         waits, goes_on = threading.Event(), threading.Event()
-        lock = broadcaster.lock
+        lock = intake.lock
 
         class SlowLock:
             _is_owned = lock._is_owned
@@ -7455,7 +7453,7 @@ class FailureTest(ServerTestCase):
             def __exit__(self, *raised):
                 return lock.__exit__(*raised)
 
-        broadcaster.lock = SlowLock()
+        intake.lock = SlowLock()
         publisher = threading.Thread(
             target=server.publish, args=("a",), name="publisher"
         )
@@ -7710,7 +7708,7 @@ class FailureTest(ServerTestCase):
 
         await self.in_thread(run)
         self.logged(logging.CRITICAL)
-        server._broadcaster.closed_because = ""
+        server._intake.closed_because = ""
         with self.assertRaisesRegex(RuntimeError, "event loop was closed"):
             server.publish("a")
         self.assertEqual(server.stats.published, 0)
@@ -7751,7 +7749,7 @@ class FailureTest(ServerTestCase):
 
     async def test_who_publishes_outside_of_a_task_wakes_the_loop(self):
         server = await self.start()
-        loop, wake = asyncio.get_running_loop(), server._broadcaster._wake
+        loop, wake = asyncio.get_running_loop(), server._intake.bell._wake
 
         async def publish():
             server.publish("a")
@@ -7988,7 +7986,7 @@ class HistoryFileTest(ServerTestCase):
         self.change(sse_server, _FILE_LOOK_SECONDS=1e6)
 
     def look(self, server):
-        server._broadcaster._look(server._broadcaster.file)
+        server._intake._look(server._intake.file)
 
     # Many processes.
 
@@ -8341,14 +8339,14 @@ class HistoryFileTest(ServerTestCase):
         server = await self.start()
         client = await self.stream(server)
         failures = [OSError("the disk is gone")] * 3
-        read = server._broadcaster.file.read
+        read = server._intake.file.read
 
         def fail(after):
             if failures:
                 raise failures.pop()
             return read(after)
 
-        self.change(server._broadcaster.file, read=fail)
+        self.change(server._intake.file, read=fail)
         server.publish("1")
         self.assertEqual(await client.data(1), ["1"])
         self.assertEqual(self.logged(logging.ERROR), ["the disk is gone"])
@@ -8391,7 +8389,7 @@ class HistoryFileTest(ServerTestCase):
 
     async def test_a_server_with_a_file_and_nothing_to_do_reads_nothing(self):
         server = await self.start()
-        file = server._broadcaster.file
+        file = server._intake.file
         changed, read = mock.Mock(side_effect=file.changed), mock.Mock()
         self.change(file, changed=changed, read=read)
         await self.until(lambda: changed.call_count >= 5, "looks")
