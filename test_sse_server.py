@@ -2532,7 +2532,8 @@ class LogFileTest(LogFileTestCase):
                 file.add("event", b"old")
                 new = change()
                 for use in (lambda file=file: file.add("event"), file.changed):
-                    with self.assertRaises(OSError) as caught:
+                    once = mock.patch.object(file, "_check_due", 0.0)
+                    with once, self.assertRaises(OSError) as caught:
                         use()
                     text = "it was deleted or replaced while it was in use; restart"
                     self.assertIn(text, str(caught.exception))
