@@ -2977,19 +2977,24 @@ class _Broadcaster:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Take in what is new now, from any thread."""
-        if not self.file or self.closed_because:
+        """Take in what is new now, from any thread.
+
+        Where no event loop does that by itself, it raises OSError if it fails.
+        """
+        loop, file = self._loop, self.file
+        if not file or self.closed_because:
             return
-        with self.lock:
-            before = self.log.newest
-            if self._loop:
-                self._take_in_all(self.file)
+        if not loop:
+            with self.lock:
+                while self._take_in(file):
+                    pass
+                self.log.advance(self.log.newest)
+        elif os.getpid() == self._process and not loop.is_closed():
+            with self.lock:
+                before = self.log.newest
+                self._take_in_all(file)
                 if before < self.log.newest:
-                    self._ring_from_any_thread(self._loop)
-                return
-            while self._take_in(self.file):
-                pass
-            self.log.advance(self.log.newest)
+                    self._ring_from_any_thread(loop)
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""

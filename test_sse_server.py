@@ -8151,14 +8151,23 @@ class HistoryFileTest(ServerTestCase):
     async def test_a_forked_child_publishes(self):
         program = textwrap.dedent(
             """
-            import os, sys, sse_server, warnings
+            import os, sys, sse_server, threading, warnings
             warnings.simplefilter("ignore")  # Python warns of a fork beside threads
+            is_held, may_end = threading.Event(), threading.Event()
+            def hold(lock):
+                with lock:
+                    is_held.set()
+                    may_end.wait()
             with sse_server.SSEServer(port=None, history_file=sys.argv[1]) as server:
                 server.publish("parent")
+                threading.Thread(target=hold, args=(server._broadcaster.lock,)).start()
+                is_held.wait()
                 process = os.fork()
                 if not process:
                     server.publish("child")
+                    assert server.last_event_id
                     os._exit(0)
+                may_end.set()
                 assert os.waitpid(process, 0)[1] == 0
                 server.publish("parent")
             """
