@@ -196,6 +196,7 @@ _FILE_SPARE_EVENTS = 10_000
 # Threads that publish what clients send.  One at a time can write, but all may wait.
 _FILE_THREADS = 8
 _FILE_THREAD_SECONDS = 30.0  # for each wait: for a thread, and for the thread
+_FILE_CHECK_SECONDS = 1.0  # between two looks whether the file was replaced
 _FILE_LOOK_SECONDS = 0.02  # between two looks for what other processes have added
 _FILE_BATCH_EVENTS = 256  # that are read at once, in less than 2 ms
 _FILE_TRIM_EVENTS = 128  # after so many the oldest are forgotten
@@ -887,6 +888,7 @@ class _LogFile:
         self._process = 0  # the one in which the file is open; 0: it is not
         self._opener = 0  # the one that is counted among the openers
         self._connections: list[sqlite3.Connection] = []  # the writer, the reader
+        self._check_due = 0.0  # whether the file was replaced
         self._version = 0  # it changes when a row is added; 0: not known
         # A thread that needs both takes the lock of the reader first.
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
@@ -1027,12 +1029,22 @@ class _LogFile:
         return rows, size >= _BATCH_BYTES or len(rows) == _FILE_BATCH_EVENTS
 
     def changed(self) -> bool:
-        """Whether somebody has added a row since the last call; it takes 10 us."""
-        with self._reading() as db:
-            self._refuse_replaced()
-            (version,) = db.execute("PRAGMA data_version").fetchone()
-            before, self._version = self._version, version
-        return bool(before != version)
+        """Whether somebody has added a row since the last call.
+
+        It is called often, and takes 5 us.  Once a second it looks whether the file is
+        still there.
+        """
+        try:
+            with self._read_lock:
+                self.open()
+                if time.monotonic() > self._check_due:
+                    self._refuse_replaced()
+                    self._check_due = time.monotonic() + _FILE_CHECK_SECONDS
+                found = self._connections[1].execute("PRAGMA data_version").fetchone()
+                before, self._version = self._version, found[0]
+                return bool(before != self._version)
+        except self._sqlite3.Error as error:
+            self._explain(error)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -1208,9 +1220,12 @@ class _LogFile:
         try:
             yield
         except self._sqlite3.Error as error:
-            text = str(error)
-            found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
-            self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
+            self._explain(error)
+
+    def _explain(self, error: Exception) -> NoReturn:
+        text = str(error)
+        found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
+        self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
 
     def _identify(self) -> tuple[int, int, int, int]:
         """The file and its WAL, for comparing; and the size of the WAL."""
@@ -2984,8 +2999,10 @@ class _Intake:
         Where no event loop does that by itself, it raises OSError if it fails.
         """
         loop, file = self.bell.loop, self.file
-        if not file or self.closed_because or (loop and loop.is_closed()):
+        if not file or self.closed_because:
             return
+        if loop and (loop.is_closed() or os.getpid() != self.bell.process):
+            return  # in a forked child, nobody may ever release the lock
         with self.lock:
             before = self.log.newest
             if loop:

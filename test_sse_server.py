@@ -2532,7 +2532,8 @@ class LogFileTest(LogFileTestCase):
                 file.add("event", b"old")
                 new = change()
                 for use in (lambda file=file: file.add("event"), file.changed):
-                    with self.assertRaises(OSError) as caught:
+                    once = mock.patch.object(file, "_check_due", 0.0)
+                    with once, self.assertRaises(OSError) as caught:
                         use()
                     text = "it was deleted or replaced while it was in use; restart"
                     self.assertIn(text, str(caught.exception))
@@ -8148,14 +8149,23 @@ class HistoryFileTest(ServerTestCase):
     async def test_a_forked_child_publishes(self):
         program = textwrap.dedent(
             """
-            import os, sys, sse_server, warnings
+            import os, sys, sse_server, threading, warnings
             warnings.simplefilter("ignore")  # Python warns of a fork beside threads
+            is_held, may_end = threading.Event(), threading.Event()
+            def hold(lock):
+                with lock:
+                    is_held.set()
+                    may_end.wait()
             with sse_server.SSEServer(port=None, history_file=sys.argv[1]) as server:
                 server.publish("parent")
+                threading.Thread(target=hold, args=(server._broadcaster.lock,)).start()
+                is_held.wait()
                 process = os.fork()
                 if not process:
                     server.publish("child")
+                    assert server.last_event_id
                     os._exit(0)
+                may_end.set()
                 assert os.waitpid(process, 0)[1] == 0
                 server.publish("parent")
             """
