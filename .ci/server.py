@@ -18,6 +18,7 @@ one line.  SIGTERM and SIGINT close it in an orderly way; so does the end of its
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import json
@@ -93,6 +94,11 @@ class Commands:
             "tasks": len(asyncio.all_tasks()),
             "transports": sum(isinstance(o, transport) for o in gc.get_objects()),
         }
+
+    def trim(self):
+        """What is free goes back to the system, where its allocator would keep it."""
+        with contextlib.suppress(AttributeError):  # not glibc's
+            ctypes.CDLL(None).malloc_trim(0)
 
     def longest_turn(self):
         """The CPU seconds of the longest turn of the event loop since this was asked."""

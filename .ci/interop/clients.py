@@ -205,7 +205,7 @@ async def resume_over_restart(report):
     when the new one's log is filled again with events that have the caller's ids."""
     events = [{"data": f"number {n}", "id": f"row-{n}"} for n in range(100)]
     wanted = [as_seen(event, event["id"]) for event in events]
-    server = Server(limits={"_RESTART_RETRY_SECONDS": 1.0})
+    server = Server(restart_retry=1.0)
     async with watched(server, RECONNECTING) as clients:
         await server.publish(*events[:60])
         for client in clients.values():
