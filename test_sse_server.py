@@ -5002,8 +5002,10 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
                         socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer
                     )
                 accept(reader, writer)
-                if hasattr(transport.get_protocol(), "state"):  # it is not cut at once
-                    self.connections.append(transport.get_protocol())
+                protocol = transport.get_protocol()
+                connection = getattr(protocol, "connection", protocol)  # TLS knows it
+                if hasattr(connection, "state"):  # it is not cut at once
+                    self.connections.append(connection)
 
             return await start_server(accepted, *arguments, **options)
 
