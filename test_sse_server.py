@@ -9148,7 +9148,8 @@ class SeamTest(ServerTestCase):
         await self.until(lambda: not connection.transport.is_reading(), "the pause")
         gate.set()
         # The answers are taken only later.
-        with mock.patch.object(sse_server, "_unsent", return_value=1):
+        connection_class = sse_server._Connection
+        with mock.patch.object(connection_class, "has_room", return_value=False):
             for head_only in (True, False):
                 answer = await client.read_answer(head_only=head_only)
                 self.assertEqual(answer.status, 200)
