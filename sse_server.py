@@ -2773,7 +2773,7 @@ class _Turns:
     """
 
     def __init__(self) -> None:
-        self.waiting: dict[_Connection | _Gate, None] = {}  # for the next round
+        self.waiting: dict[_Connection | _TLS, None] = {}  # for the next round
         self._began: float | None = None  # this round, or None: nobody has asked yet
 
     def is_over(self, seconds: float = _REQUEST_SECONDS) -> bool:
@@ -2784,7 +2784,7 @@ class _Turns:
             asyncio.get_running_loop().call_soon(self._begin_round)
         return now - self._began >= seconds
 
-    def defer(self, connection: _Connection | _Gate) -> None:
+    def defer(self, connection: _Connection | _TLS) -> None:
         """Let the connection proceed in the next round."""
         self.waiting[connection] = None
         self.is_over()  # schedules the next round
@@ -3700,15 +3700,6 @@ def _payload_for(channels: Channels, frames: _Frames) -> tuple[bytes, int]:
     return b"".join([frame for _, frame in wanted]), len(wanted)
 
 
-def _unsent(transport: asyncio.WriteTransport) -> int:
-    """The bytes that the transport holds.
-
-    Before Python 3.11, a TLS transport whose connection is gone cannot answer this.
-    """
-    gone = transport.get_extra_info("socket") is None
-    return 0 if gone else transport.get_write_buffer_size()
-
-
 def _unacknowledged(transport: asyncio.BaseTransport) -> int:
     """The bytes that the kernel holds; 0 where it does not say (SIOCOUTQ of Linux)."""
     # A pipe has no descriptor, and some systems have not these modules.
@@ -3886,11 +3877,10 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.transport.write(data)
 
     def has_room(self) -> bool:
-        return not _unsent(self.transport)
+        return not self.lower.get_write_buffer_size()
 
     def count_unsent(self) -> int:
-        lower = 0 if self.lower is self.transport else _unsent(self.lower)
-        return _unsent(self.transport) + lower + _unacknowledged(self.lower)
+        return self.lower.get_write_buffer_size() + _unacknowledged(self.lower)
 
     def expect_acknowledgements(self, within: float | None) -> None:
         _set_user_timeout(self.lower.get_extra_info("socket"), within)
@@ -3928,7 +3918,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._throw_away()
         elif self._receives:
             self.proceed()
-        elif self.state != _HANDSHAKE:  # there, `transport` is still the one below TLS
+        else:
             self._pause_reading()
 
     def _pause_reading(self) -> None:
@@ -3948,9 +3938,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._close()  # what was received is no complete request
         elif self.question and self.question.for_stream:
             self._close()  # the stream would end at once
-        # A plain connection stays open for the answer; TLS closes in any case.
-        is_plain = self.state != _HANDSHAKE and self.lower is self.transport
-        return is_plain and self.state != _LEAVING
+        return self.state != _LEAVING  # it stays open for the answer
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.question = None
@@ -3961,8 +3949,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.rooms.broadcaster.leave(self, _CLOSED, f"lost: {exc}" if exc else "closed")
         if self.state != _CLOSED:  # it was no open stream
             self.rooms.registry.enter(self, _CLOSED)
-        if not self.transport.is_closing():  # asyncio's TLS before Python 3.11
-            self.transport.close()
+        self.transport = self.lower  # TLS refers to this object
         _break_cycle(self.lower)
 
     def pause_writing(self) -> None:
@@ -3978,41 +3965,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     # The states of a request.
 
-    def begin_handshake(self, context: ssl_module.SSLContext, seconds: float) -> None:
-        """Agree on TLS first."""
-        handshake = self._shake_hands(context, seconds)
-        self.task = asyncio.get_running_loop().create_task(handshake)
-
-    async def _shake_hands(
-        self, context: ssl_module.SSLContext, seconds: float
-    ) -> None:
-        transport = None
-        loop = asyncio.get_running_loop()
-        loop.call_soon(_Gate, self.lower, self.rooms.turns)  # when TLS is installed
-        try:
-            transport = await loop.start_tls(
-                self.transport,
-                self,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=seconds,
-            )
-        except (OSError, asyncio.TimeoutError) as error:
-            logger.debug("%s: no TLS: %r", self.peer, error)
-            _forget_frames(error)
-        self.task = None
-        if self.state != _HANDSHAKE:
-            return
-        if transport is None:
-            self.cut()
-            self.connection_lost(None)
-            return
-        self.transport = transport
-        # From Python 3.11 on, asyncio's TLS with high=0 pauses even if it is empty.
-        high = 1 if sys.version_info >= (3, 11) else 0
-        self.transport.set_write_buffer_limits(high=high, low=0)
+    def begin(self) -> None:
+        """TLS is agreed on."""
         self.rooms.registry.enter(self, _HEAD)
-        self.proceed()
 
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
@@ -4206,12 +4161,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def _end_stream(self) -> None:
         """The client has ended its side of the connection."""
-        if self.transport is not self.lower and not self.has_room():
-            # TLS closes in any case.  With bytes left to send, asyncio of 3.12 and
-            # 3.13 may then fail again and again (CPython's issue 115514).
-            self.rooms.broadcaster.cut(self, "closed by the client")
-        else:
-            self.rooms.broadcaster.end(self, "closed by the client")
+        self.rooms.broadcaster.end(self, "closed by the client")
 
     def _answer_error(self, error: HTTPError) -> None:
         """Answer an invalid or incomplete request."""
@@ -4248,7 +4198,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def expire(self) -> None:
         state, rooms = self.state, self.rooms
-        if self in rooms.turns.waiting:
+        if self in rooms.turns.waiting or self.transport in rooms.turns.waiting:
             return  # the server is late, not the client
         if state in (_IDLE, _LINGERING):
             self._close()
@@ -4272,68 +4222,172 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.transport.close()
 
 
-class _Gate(asyncio.Protocol):
-    """Stands between a socket and asyncio's TLS, and lets input pass in turns.
+class _TLS(asyncio.Protocol, asyncio.Transport):
+    """TLS: it receives what comes from the socket, and is the connection's transport.
 
-    A handshake takes a millisecond or two, and a client may send a thousand requests
-    for new keys in a few kilobytes.
+    asyncio's own holds 256 KiB and more for each connection, and works off at once all
+    that has come.  But a handshake takes a millisecond or two, and a client may send a
+    thousand requests for new keys in a few kilobytes.  Here the input waits for its
+    turn, and before its first turn there is nothing but the input.
     """
 
-    def __init__(self, transport: asyncio.Transport, turns: _Turns) -> None:
-        self._transport, self._turns = transport, turns
-        self._tls: Any = transport.get_protocol()
-        self._held = bytearray()  # for the next turn
-        self._input_ended = False
-        transport.set_protocol(self)
+    def __init__(self, connection: _Connection, context: ssl_module.SSLContext) -> None:
+        import ssl
+
+        self.connection, self._lower = connection, connection.lower
+        self._turns = connection.rooms.turns
+        self._context = context
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()  # encrypted
+        self._tls: Any = None  # an SSLObject, from the first turn on
+        self._is_agreed = False  # the handshake is over
+        self._held = bytearray()  # encrypted; it has not had its turn
+        self._is_paused = False  # the connection wants no more for now
+        self._input_ended = False  # the client will send no more
+
+    # Called by the socket's transport.
 
     def data_received(self, data: bytes) -> None:
+        if self._input_ended:
+            return  # it has said so, and sends all the same
         self._held += data
         if self not in self._turns.waiting:
             self.proceed()
-        if self._held and not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def proceed(self) -> None:
-        """Pass on what was received, as far as time is left."""
-        if self._held and not self._transport.is_closing():
-            self._transport.resume_reading()  # TLS may pause it again
-        while self._held:
-            if self._turns.is_over():
-                self._turns.defer(self)
-                if not self._transport.is_closing():
-                    self._transport.pause_reading()
-                return
-            piece = bytes(self._held[:_TLS_BYTES_PER_LOOK])
-            del self._held[: len(piece)]
-            self._pass_on(piece)
-        if self._input_ended and not self._tls.eof_received():
-            self._transport.close()
-
-    def _pass_on(self, piece: bytes) -> None:
-        if not hasattr(self._tls, "get_buffer"):  # before Python 3.11
-            self._tls.data_received(piece)
-            return
-        while piece:
-            buffer = self._tls.get_buffer(len(piece))
-            part = piece[: len(buffer)]
-            buffer[: len(part)] = part
-            self._tls.buffer_updated(len(part))
-            piece = piece[len(part) :]
+        self._choose_reading()
 
     def eof_received(self) -> bool:
         self._input_ended = True
-        return bool(self._held) or bool(self._tls.eof_received())
-
-    def pause_writing(self) -> None:
-        self._tls.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._tls.resume_writing()
+        return bool(self._held) or self._end_input()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._turns.waiting.pop(self, None)
         self._held.clear()
-        self._tls.connection_lost(exc)
+        self.connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self.connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._flush()
+        if not self._lower.get_write_buffer_size():
+            self.connection.resume_writing()
+        self._proceed_later()
+
+    # Called by the connection.
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        # In pieces, because a MemoryBIO never becomes smaller.
+        records = []
+        for start in range(0, len(data), _READ_BYTES):
+            self._tls.write(data[start : start + _READ_BYTES])
+            records.append(self._outgoing.read())
+        self._lower.write(b"".join(records))
+
+    def close(self) -> None:
+        """Tell the client that this is the end, and close when all is sent."""
+        import ssl
+
+        if self._is_agreed and not self._lower.is_closing():
+            with contextlib.suppress(ssl.SSLError):  # its answer is not waited for
+                self._tls.unwrap()
+            self._flush()
+        self._lower.close()
+
+    def is_closing(self) -> bool:
+        return self._lower.is_closing()
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self._is_paused = True
+        self._choose_reading()
+
+    def resume_reading(self) -> None:
+        self._is_paused = False
+        self._choose_reading()
+        self._proceed_later()
+
+    # The input.
+
+    def _choose_reading(self) -> None:
+        """Read only while what was read is wanted, and has its turn soon."""
+        if self._input_ended or self._lower.is_closing():
+            return
+        if self._is_paused or len(self._held) >= _READ_BYTES:
+            self._lower.pause_reading()
+        else:
+            self._lower.resume_reading()
+
+    def _proceed_later(self) -> None:
+        if self._held:
+            self._turns.defer(self)
+
+    def proceed(self) -> None:
+        """Decrypt what was received, as far as it is wanted and as time is left."""
+        try:
+            while self._held and self._wants_input():
+                if self._turns.is_over():
+                    self._turns.defer(self)
+                    break
+                piece = bytes(self._held[:_TLS_BYTES_PER_LOOK])
+                del self._held[: len(piece)]
+                self._take_in(piece)
+            self._choose_reading()
+            if self._input_ended and not self._held and not self._end_input():
+                self.close()
+        except Exception:
+            logger.exception("%s: TLS failed", self.connection.peer)
+            self.connection.cut()
+
+    def _wants_input(self) -> bool:
+        if self._lower.is_closing():
+            return False
+        # The socket must take the answers to what TLS itself is asked.
+        return not self._is_paused and self._outgoing.pending < _TLS_BYTES_PER_LOOK
+
+    def _take_in(self, piece: bytes) -> None:
+        """Give TLS a piece of the input, and the connection what was in it."""
+        import ssl
+
+        if self._tls is None:
+            if self._input_ended:  # it left before its turn
+                self._held.clear()
+                return
+            self._tls = self._context.wrap_bio(
+                self._incoming, self._outgoing, server_side=True
+            )
+        self._incoming.write(piece)
+        failure, data = "", []
+        try:
+            if not self._is_agreed:
+                self._tls.do_handshake()
+                self._is_agreed = True
+                self.connection.begin()
+            while record := self._tls.read(_READ_BYTES):
+                data.append(record)
+            self._input_ended = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            failure = str(error)
+        if not self._lower.get_write_buffer_size():
+            self._flush()
+        if data:
+            self.connection.data_received(b"".join(data))
+        if self._input_ended:
+            self._held.clear()
+        if failure:
+            logger.debug("%s: no TLS: %s", self.connection.peer, failure)
+            self.connection.cut()
+
+    def _flush(self) -> None:
+        """Send what TLS has to say."""
+        if self._outgoing.pending:
+            self._lower.write(self._outgoing.read())
+
+    def _end_input(self) -> bool:
+        """Whether the connection stays open after the client's last byte."""
+        return self._is_agreed and self.connection.eof_received()
 
 
 class _Door:
@@ -4344,13 +4398,11 @@ class _Door:
         rooms: _Rooms,
         limit: int | None,
         context: ssl_module.SSLContext | None,
-        handshake_timeout: float,
     ) -> None:
         self.limit = limit  # of connections; None: not known yet
         self.is_open = True
         self._rooms = rooms
         self._context = context
-        self._handshake_timeout = handshake_timeout
 
     @property
     def is_full(self) -> bool:
@@ -4369,13 +4421,12 @@ class _Door:
             return
         state = _HANDSHAKE if self._context else _HEAD
         connection = _Connection(self._rooms, writer, state)
-        connection.transport.set_protocol(connection)
+        protocol: _Connection | _TLS = connection
+        if self._context:
+            protocol = connection.transport = _TLS(connection, self._context)
+        connection.lower.set_protocol(protocol)
         if is_full:
             refusing.add(connection)
-        if self._context:
-            if not _is_plain_asyncio(connection.transport):
-                connection.transport.pause_reading()  # start_tls() resumes it
-            connection.begin_handshake(self._context, self._handshake_timeout)
 
 
 class _Reader(_Subscriber):
@@ -4756,7 +4807,7 @@ class SSEServer:
             closed_because=lambda: self._intake.closed_because,
         )
         seconds = {
-            _HANDSHAKE: header_timeout + _LINGER_SECONDS,  # asyncio's timeout is first
+            _HANDSHAKE: header_timeout,
             _HEAD: header_timeout,
             _BODY: body_timeout,
             _ANSWERING: write_timeout,
@@ -4787,7 +4838,7 @@ class SSEServer:
             on_close,
         )
         rooms = _Rooms(site, _Asker(authorize), registry, broadcaster, turns)
-        self._door = _Door(rooms, max_connections, ssl, header_timeout)
+        self._door = _Door(rooms, max_connections, ssl)
         self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None

@@ -5002,8 +5002,10 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
                         socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer
                     )
                 accept(reader, writer)
-                if hasattr(transport.get_protocol(), "state"):  # it is not cut at once
-                    self.connections.append(transport.get_protocol())
+                protocol = transport.get_protocol()
+                connection = getattr(protocol, "connection", protocol)  # TLS knows it
+                if hasattr(connection, "state"):  # it is not cut at once
+                    self.connections.append(connection)
 
             return await start_server(accepted, *arguments, **options)
 
@@ -9153,7 +9155,8 @@ class SeamTest(ServerTestCase):
         await self.until(lambda: not connection.transport.is_reading(), "the pause")
         gate.set()
         # The answers are taken only later.
-        with mock.patch.object(sse_server, "_unsent", return_value=1):
+        connection_class = sse_server._Connection
+        with mock.patch.object(connection_class, "has_room", return_value=False):
             for head_only in (True, False):
                 answer = await client.read_answer(head_only=head_only)
                 self.assertEqual(answer.status, 200)
