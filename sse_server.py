@@ -4363,8 +4363,7 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
                 self._tls.do_handshake()
                 self._is_agreed = True
                 self.connection.begin()
-            while record := self._tls.read(_READ_BYTES):
-                data.append(record)
+            data += iter(lambda: self._tls.read(_READ_BYTES), b"")
             self._input_ended = True
         except ssl.SSLWantReadError:
             pass

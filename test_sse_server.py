@@ -7562,11 +7562,11 @@ class FailureTest(ServerTestCase):
         def fail(data):
             transport.abort()
 
-        connection.transport = mock.Mock(wraps=transport)
-        connection.transport.write.side_effect = fail
+        failing = connection.transport = mock.Mock(wraps=transport)
+        failing.write.side_effect = fail
         await client.send(b"Host: localhost\r\n\r\n" + ask("/") * 20)
         await self.until_gone()
-        self.assertEqual(connection.transport.write.call_count, 1)
+        self.assertEqual(failing.write.call_count, 1)
 
     async def test_a_server_that_is_late_itself_cuts_nobody(self):
         server = await self.start()
@@ -8160,7 +8160,7 @@ class HistoryFileTest(ServerTestCase):
                     may_end.wait()
             with sse_server.SSEServer(port=None, history_file=sys.argv[1]) as server:
                 server.publish("parent")
-                threading.Thread(target=hold, args=(server._broadcaster.lock,)).start()
+                threading.Thread(target=hold, args=(server._intake.lock,)).start()
                 is_held.wait()
                 process = os.fork()
                 if not process:
