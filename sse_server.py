@@ -198,6 +198,7 @@ _FILE_THREADS = 8
 _FILE_THREAD_SECONDS = 30.0  # for each wait: for a thread, and for the thread
 _FILE_CHECK_SECONDS = 1.0  # between two looks whether the file was replaced
 _FILE_LOOK_SECONDS = 0.02  # between two looks for what other processes have added
+_FILE_IDLE_SECONDS = 1.0  # the same while there is no stream
 _FILE_BATCH_EVENTS = 256  # that are read at once, in less than 2 ms
 _FILE_TRIM_EVENTS = 128  # after so many the oldest are forgotten
 # What SQLite has not moved into the file yet (its WAL).  Above the size a thread moves
@@ -2877,6 +2878,7 @@ class _Intake:
         self._is_loaded = False  # whether the log has begun where the file does
         self._file_fault = ""  # why the file cannot be read now
         self._look_timer: asyncio.TimerHandle | None = None
+        self._is_followed = False  # whether there is any stream
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """From here on the event loop follows the file, and is told what is published."""
@@ -3062,8 +3064,16 @@ class _Intake:
             if has_changed or self._file_fault:
                 self.has_news = True
                 self.bell.ring()
+        seconds = _FILE_LOOK_SECONDS if self._is_followed else _FILE_IDLE_SECONDS
         loop = asyncio.get_running_loop()
-        self._look_timer = loop.call_later(_FILE_LOOK_SECONDS, self._look, file)
+        self._look_timer = loop.call_later(seconds, self._look, file)
+
+    def follow(self, is_followed: bool) -> None:
+        """Look often for what other processes publish, if anybody waits for it."""
+        self._is_followed = is_followed
+        if self.file and self._look_timer and not self._look_timer.cancelled():
+            self._look_timer.cancel()
+            self._look(self.file)
 
     def _note_file_fault(self, fault: str) -> None:
         if fault and fault != self._file_fault:
@@ -3375,6 +3385,8 @@ class _Broadcaster:
         """
         audience = subscriber.audience = self._audiences.enter(wish)
         self.connected += 1
+        if self.connected == 1:
+            self._intake.follow(True)
         # Before its head is written: what is forgotten from here on is a gap.
         is_ahead = not self._place(subscriber, wish.channels, last_event_id, replay)
         failure = None
@@ -3617,6 +3629,8 @@ class _Broadcaster:
         self._not_waited_for.discard(subscriber)
         self._audiences.leave(audience)
         self.connected -= 1
+        if not self.connected:
+            self._intake.follow(False)
         logger.info("%s left, %s; %d remain", subscriber.peer, why, self.connected)
         self._call(self._on_close, subscriber)
         self._bell.ring()  # somebody may wait for this
@@ -4357,7 +4371,7 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
                 self._incoming, self._outgoing, server_side=True
             )
         self._incoming.write(piece)
-        failure, data = "", []
+        failure, data = "", list[bytes]()
         try:
             if not self._is_agreed:
                 self._tls.do_handshake()

@@ -7991,6 +7991,22 @@ class HistoryFileTest(ServerTestCase):
     def look(self, server):
         server._intake._look(server._intake.file)
 
+    async def test_without_a_stream_it_looks_seldom(self):
+        server = await self.start()
+        loop = asyncio.get_running_loop()
+
+        def until_the_next_look():
+            return server._intake._look_timer.when() - loop.time()
+
+        self.assertGreater(until_the_next_look(), 0.5)
+        client = await self.stream(server)
+        self.assertLess(until_the_next_look(), 0.1)
+        client.close()
+        await self.until_stats(server, live=0)
+        self.assertGreater(until_the_next_look(), 0.5)
+        await server.close()
+        self.assertTrue(server._intake._look_timer.cancelled())
+
     # Many processes.
 
     async def test_all_servers_deliver_all_events_in_one_order_with_the_same_ids(self):
