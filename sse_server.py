@@ -4342,7 +4342,8 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
                 self.connection.begin()
             while record := self._tls.read(_READ_BYTES):
                 data.append(record)
-            self._input_ended = True
+            self._input_ended = True  # it has said so: what follows does not count
+            self._held.clear()
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
@@ -4351,8 +4352,6 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
             self._flush()
         if data:
             self.connection.data_received(b"".join(data))
-        if self._input_ended:
-            self._held.clear()
         if failure:
             logger.debug("%s: no TLS: %s", self.connection.peer, failure)
             self.connection.cut()
@@ -4511,13 +4510,6 @@ def _break_cycle(transport: asyncio.Transport) -> None:
         for name, value in list(vars(transport).items()):
             if getattr(value, "__self__", None) is transport:
                 setattr(transport, name, None)
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Let go of the frames that an exception and its causes have passed."""
-    while error:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
 
 
 def _is_plain_asyncio(transport: asyncio.Transport) -> bool:
