@@ -2237,7 +2237,7 @@ def _for_some(content_type: str, *others: tuple[str, str]) -> _Headers:
 # An EventSource may be tried from the browser's console.
 _NO_SCRIPTS = (
     "Content-Security-Policy",
-    "default-src 'none'; connect-src 'self'; frame-ancestors 'none'",
+    "script-src 'none'; frame-ancestors 'none'",
 )
 _NOTE_HEADERS = _for_some("text/html; charset=utf-8", _NO_SCRIPTS)
 _STATS_HEADERS = _for_some("application/json")
@@ -4378,7 +4378,8 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
                 self._is_agreed = True
                 self.connection.begin()
             data += iter(lambda: self._tls.read(_READ_BYTES), b"")
-            self._input_ended = True
+            self._input_ended = True  # it has said so: what follows does not count
+            self._held.clear()
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
@@ -4387,8 +4388,6 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
             self._flush()
         if data:
             self.connection.data_received(b"".join(data))
-        if self._input_ended:
-            self._held.clear()
         if failure:
             logger.debug("%s: no TLS: %s", self.connection.peer, failure)
             self.connection.cut()
@@ -4547,13 +4546,6 @@ def _break_cycle(transport: asyncio.Transport) -> None:
         for name, value in list(vars(transport).items()):
             if getattr(value, "__self__", None) is transport:
                 setattr(transport, name, None)
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Let go of the frames that an exception and its causes have passed."""
-    while error:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
 
 
 def _is_plain_asyncio(transport: asyncio.Transport) -> bool:

@@ -9079,6 +9079,196 @@ class ConnectionOverTLSTest(OverTLS, ConnectionTest):
     )
 
 
+class ModelSocket(ModelTransport):
+    """A transport that also reads, and that is lost in a later round of the loop."""
+
+    reads = True
+
+    def pause_reading(self):
+        self.reads = False
+
+    def resume_reading(self):
+        self.reads = True
+
+    def lose(self):
+        self.closing = True
+        asyncio.get_running_loop().call_soon(super().lose)
+
+
+class ModelVisitor:
+    """Who sends requests to a ModelSocket, plain or over TLS, and reads the answers."""
+
+    def __init__(self, socket, context, requests):
+        self.socket = socket
+        self.requests = requests  # that were not sent yet
+        self.sent = bytearray()  # on its way
+        self.answers = b""
+        self.says_end = self.ended = False
+        self._read = 0  # of what the socket was given
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context and context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname="localhost"
+        )
+
+    def go_on(self):
+        came, self._read = self.socket.received[self._read :], len(self.socket.received)
+        if not self._tls:
+            self.answers += came
+            self.sent += self.requests
+            self.requests = b""
+            return
+        self._incoming.write(came)
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            self._tls.do_handshake()
+            if self.requests:
+                self._tls.write(self.requests)
+                self.requests = b""
+            while piece := self._tls.read(2**16):
+                self.answers += piece
+        self.sent += self._outgoing.read()
+
+    def say_end(self):
+        """As TLS does it, before the socket does."""
+        self.says_end = True
+        if self._tls:
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()
+            self.sent += self._outgoing.read()
+
+
+class RequestsModelTest(unittest.TestCase):
+    """Random requests in random pieces and turns, plain and over TLS, from visitors that
+    read as they like: all are answered, in order, and the server holds little."""
+
+    SCHEDULES = 100 * _FACTOR
+
+    def test_random_schedules(self):
+        loop = asyncio.new_event_loop()
+        self.addCleanup(loop.close)
+        self.contexts = [(None, None)]
+        if OPENSSL:
+            theirs = ssl.create_default_context(cafile=certificate()[0])
+            self.contexts += [(tls_context(), theirs)] * 2
+        for seed in range(SEED, SEED + self.SCHEDULES):
+            with self.subTest(seed=seed):
+                loop.run_until_complete(self.run_schedule(random.Random(seed)))
+
+    async def run_schedule(self, random_):
+        self.random = random_
+        self.hurries = False  # then no turn is over, and everything is taken
+        is_over = sse_server._Turns.is_over
+
+        def is_over_at_random(turns, *seconds):
+            is_over(turns, *seconds)  # it begins the next round
+            return not self.hurries and random_.random() < 0.4
+
+        async def listen(accept, sock, **options):
+            async def start_serving():
+                self.accept = accept
+
+            return types.SimpleNamespace(start_serving=start_serving, close=sock.close)
+
+        with (
+            mock.patch.object(sse_server._Turns, "is_over", is_over_at_random),
+            mock.patch.object(sse_server, "_direct_socket", lambda transport: None),
+            mock.patch.object(sse_server, "_IGNORED_INPUT_SECONDS", 0),
+            mock.patch.object(asyncio, "start_server", listen),
+        ):
+            ours, theirs = random_.choice(self.contexts)
+            options = {"publish_token": "secret", "heartbeat": None, "ssl": ours}
+            async with SSEServer("127.0.0.1", 0, **options) as server:
+                await self.visit(server, theirs)
+
+    def requests(self):
+        """Their bytes, the statuses of the answers, and what they publish."""
+        data, statuses, published = b"", [], []
+        for _ in range(self.random.randrange(8)):
+            body = os.urandom(self.random.choice((1, 10, 40_000))).hex().encode()
+            kind = self.random.randrange(4)
+            length = f"Content-Length: {len(body)}"
+            data += (
+                ask("/"),
+                ask("/", length, method="PUT", body=body),
+                ask("/sse", method="DELETE") + b"\r\n" * 3,
+                post("/sse", body),
+            )[kind]
+            statuses.append(405 if kind == 2 else 200)
+            published += [body.decode()] * (kind == 3)
+        return data, statuses, published
+
+    async def visit(self, server, context):
+        random_ = self.random
+        data, statuses, published = self.requests()
+        if streams := random_.random() < 0.5:
+            data += ask("/sse?replay=all") + b"ignored" * random_.randrange(3)
+            statuses.append(200)
+        way = random_.choice(("stays", "ends", "says that it ends", "vanishes"))
+        socket = ModelSocket(Kernel(random_))
+        self.accept(None, types.SimpleNamespace(transport=socket))
+        connection = getattr(socket.protocol, "connection", socket.protocol)
+        visitor = ModelVisitor(socket, context, data)
+        steps, quiet, before = random_.randrange(1, 500), 0, None
+        while quiet < 20:
+            steps -= 1
+            self.hurries = steps < 0
+            visitor.go_on()
+            self.deliver(visitor, way)
+            socket.give_room(10**6 if self.hurries else random_.choice((0, 99, 9999)))
+            if way == "vanishes" and not steps:
+                socket.lose()
+            if random_.random() < 0.1 and not self.hurries:
+                published.append(f"later {steps}")
+                server.publish(published[-1])
+            await asyncio.sleep(0)
+            encrypted = getattr(socket.protocol, "_held", b"")
+            self.assertLess(len(connection.received) + len(encrypted), 100 * KIB)
+            now = len(visitor.answers), len(visitor.sent), socket.lost
+            quiet = quiet + 1 if self.hurries and now == before else 0
+            before = now
+        self.assertEqual(len(server._turns.waiting), 0)
+        self.assertEqual(len(server._registry), way == "stays")
+        self.assertEqual(socket.lost, way != "stays")
+        if way == "vanishes":
+            return
+        self.assertFalse(socket.written_late)
+        found = re.findall(rb"HTTP/1\.1 ([0-9]+)", visitor.answers)
+        self.assertEqual([*map(int, found)], statuses)
+        if streams:
+            self.check_stream(visitor, published, way == "stays")
+
+    def deliver(self, visitor, way):
+        """Some of what was sent; in the end, the end."""
+        socket = visitor.socket
+        if not socket.reads or socket.closing:
+            return
+        if visitor.sent:
+            size = self.random.choice((1, 100, 5000, 32 * KIB))
+            piece = bytes(visitor.sent[:size])
+            del visitor.sent[:size]
+            socket.protocol.data_received(piece)
+        elif visitor.requests or visitor.ended:
+            return
+        elif way == "says that it ends" and not visitor.says_end:
+            visitor.say_end()
+        elif "ends" in way:
+            visitor.ended = True
+            if not socket.protocol.eof_received():
+                socket.close()
+
+    def check_stream(self, visitor, published, stays):
+        head = visitor.answers.index(b"text/event-stream")
+        body = visitor.answers[visitor.answers.index(b"\r\n\r\n", head) + 4 :]
+        chunks = ChunkDecoder()
+        events = Decoder().feed(chunks.feed(body))
+        found = [event.data for event in events]
+        order = numbers([event.last_event_id for event in events])
+        self.assertEqual(order, [*range(1, len(order) + 1)])
+        self.assertEqual(chunks.ended, not stays)
+        self.assertEqual(set(found) - set(published), set())
+        if stays:
+            self.assertEqual(sorted(found), sorted(published))
+
+
 def visit_quietly(port, data, end, reads, context):
     """Send the data to a port, read an answer or not, and leave in one of the ways."""
     sock = socket.create_connection(("127.0.0.1", port))
@@ -10284,7 +10474,7 @@ class DisconnectOverTLSTest(OverTLS, DisconnectTest):
     )
 
     async def test_a_stream_that_ended_does_not_wait_for_who_does_not_answer(self):
-        """Rule 4: the wait for a close_notify has a deadline."""
+        """Rule 4: nobody waits for its close_notify."""
         server = await self.start()
         before = len(os.listdir(DESCRIPTORS)) if os.path.isdir(DESCRIPTORS) else None
         if before is None:
@@ -10292,7 +10482,6 @@ class DisconnectOverTLSTest(OverTLS, DisconnectTest):
         await self.stream(server)
         server.disconnect(lambda request: True)
         await self.until_stats(server, live=0)
-        await self.pass_time(40)
         # The client's own descriptor stays.
         await self.until(
             lambda: len(os.listdir(DESCRIPTORS)) <= before + 1, "the server to close"
@@ -11694,22 +11883,56 @@ class TLSTest(OverTLS, ServerTestCase):
         await self.until(lambda: self.in_state("handshake"), "the handshake")
         await asyncio.wait_for(server.close(), DEADLINE)
 
-    async def test_much_that_comes_with_the_end_of_the_handshake(self):
-        server = await self.start(publish_token="secret")
-        loop = asyncio.get_running_loop()
-        start_tls = loop.start_tls
+    async def test_who_leaves_before_its_turn_costs_no_handshake(self):
+        server = await self.start()
+        client = await self.visit(server.port)
+        hello, tls = ssl.MemoryBIO(), ssl.create_default_context()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="a").do_handshake()
+        with (
+            mock.patch.object(server._turns, "is_over", return_value=True),
+            mock.patch.object(ssl.SSLContext, "wrap_bio") as begin,
+        ):
+            await client.send(hello.read())
+            await self.until(lambda: server._turns.waiting, "the wait")
+            client.close()
+            transport = self.transports[0].get_protocol()
+            await self.until(lambda: transport._input_ended, "the end")
+        transport.proceed()
+        await self.until_gone()
+        begin.assert_not_called()
 
-        async def start_tls_late(transport, connection, *arguments, **options):
-            """As in a loop that is busy: input comes before this has returned."""
-            secured = await start_tls(transport, connection, *arguments, **options)
-            most = 64 * KIB
-            await self.until(lambda: len(connection.received) > most, "the input")
-            return secured
+    async def test_a_connection_takes_little_memory(self):
+        """asyncio's own TLS begins with 256 KiB for each."""
+        server = await self.start()
+        await self.stream(server)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        for _ in range(10):
+            await self.stream(server)
+        self.assertLess(tracemalloc.get_traced_memory()[0] / 10, 40 * KIB)
 
-        with mock.patch.object(loop, "start_tls", start_tls_late):
-            client = await self.connect(server)
-            answer = await client.request(post("/sse", b"a" * 500 * KIB))
-        self.assertEqual(answer.status, 200)
+    async def test_who_does_not_read_what_tls_answers_is_not_read(self):
+        """Such as the answers to requests for new keys: a client may send thousands."""
+        server = await self.start()
+        client = await self.stream(server, receive_buffer=BUFFER)
+        (connection,) = self.in_state("live")
+        tls = connection.transport
+
+        def answer(size):
+            tls._outgoing.write(bytes(1000))
+            raise ssl.SSLWantReadError
+
+        with (
+            mock.patch.object(tls, "_tls", types.SimpleNamespace(read=answer)),
+            mock.patch.object(server._turns, "is_over", return_value=False),
+        ):
+            for _ in range(40_000):
+                tls.data_received(b"x")
+        held = self.transports[0].get_write_buffer_size() + tls._outgoing.pending
+        self.assertLess(held, 20 * KIB)
+        self.assertFalse(self.transports[0].is_reading())
+        client.close()
 
     async def test_the_url_is_of_https(self):
         server = await self.start()
