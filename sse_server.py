@@ -112,13 +112,24 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Coroutine,
     Generator,
     Iterable,
     Iterator,
     Mapping,
+    MutableMapping,
     Sequence,
 )
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    TypeVar,
+    Union,
+    cast,
+)
 
 if TYPE_CHECKING:  # some small systems have no `ssl`, and no `zlib`
     import sqlite3
@@ -179,6 +190,8 @@ _CHECKS = 4  # of a slow client's progress, per write_timeout
 # which deflate allows, a small event would be hardly smaller.
 _TAIL_BYTES = 4 * _KIB
 _STORED_BYTES = 16  # what is not longer is sent in a stored block, without compression
+# What a reader may be given and is still live, because it comes for it at once.
+_READER_BYTES = 4 * _KIB
 _CATCH_UPS_PER_TURN = 8  # batches for clients that are behind, before the next sweep
 # The memory that one event in the log takes in addition to its bytes, its names and its
 # key.  Measured on Python 3.9 to 3.13: 240 to 380 bytes.
@@ -1382,9 +1395,11 @@ class Request:
     target: str  # as it was received
     path: str  # of the target, percent-encoded unreserved characters decoded
     query: str  # of the target, without the "?", not decoded
-    version: tuple[int, int]  # (1, 0) to (1, 9)
+    version: tuple[int, int]  # (1, 0) to (1, 9), by ASGI also (2, 0) and (3, 0)
     fields: Fields
     peer: str  # the client's address and port, "" if unknown
+    # By ASGI: the path that is the stream's.  None: it came by the server's own port.
+    stream_path: str | None = None
 
     def header(self, name: str) -> str | None:
         """The field's value, several values joined by ", ", or None if it is absent."""
@@ -1460,7 +1475,9 @@ class Request:
 
     @property
     def has_body(self) -> bool:
-        """Whether a body follows the head."""
+        """Whether a body follows the head; from HTTP/2 on, one of no length may."""
+        if self.version >= (2, 0) and not self.values(b"content-length"):
+            return self.method not in ("GET", "HEAD", "OPTIONS")
         return self.chunked or self.content_length > 0
 
     @property
@@ -1740,6 +1757,16 @@ class _Response(NamedTuple):
     newest_id: str = ""  # the value of the field Last-Event-ID, "" for no such field
     is_last: bool = False  # the connection is closed after it
 
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """Its header fields for ASGI, without those that are about the connection."""
+        fields = [*_encode_fields(self.headers)]
+        if self.body is not None and self.status not in (204, 304):
+            fields.append((b"content-length", b"%d" % len(self.body)))
+        if self.newest_id:
+            fields.append((b"last-event-id", self.newest_id.encode()))
+        return fields
+
     def render(self, now: float, request: Request | None, connection: str) -> bytes:
         """The bytes, at a time in seconds since 1970.
 
@@ -1769,6 +1796,14 @@ def _render_head(
         lines.append(f"Connection: {connection}")
     lines += [f"Date: {email.utils.formatdate(second, usegmt=True)}", ""]
     return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+@functools.lru_cache(maxsize=256)
+def _encode_fields(headers: _Headers) -> Fields:
+    return tuple(
+        (name.lower().encode(), value.encode("utf-8", "surrogateescape"))
+        for name, value in headers
+    )
 
 
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
@@ -1867,6 +1902,7 @@ class _Site:
     restart_retry: float
     replay: float
     # What the server does and knows:
+    read_page: Callable[[], bytes] | None  # for GET /; None: it is "ok" as well
     publishing_waits: bool  # so that it must be done in a thread
     publish: Callable[..., str]
     # Whether the event that is held under this id has this body and channel; None: no
@@ -1895,9 +1931,12 @@ class _Site:
         self._token = token.encode()
         self._allow = "GET, HEAD, OPTIONS" + (", POST" if token else "")
         self.path = _check_path(self.path)
+        if self.read_page and self.path == "/":
+            raise ValueError("path is '/', where the page is; allowed is another one")
         if self.hosts is not None:
             names = _check_all("host", self.hosts, *_HOSTS)
             self.hosts = frozenset(name.rstrip(".") for name in names)
+        self._given_hosts = self.hosts  # at its own port, it may get others
         self._origins = _check_all("cors_origin", self.cors_origins, *_ORIGINS)
         link = f'<a href="{html.escape(self.path)}">{html.escape(self.path)}</a>'
         self._ok_page = _note("ok", "ok", f"The event stream is at {link}.")
@@ -1916,7 +1955,7 @@ class _Site:
         """
         if is_full or self.closed_because():
             return self._add_fields(request, self._turn_away(request))
-        if request.path != self.path:
+        if not self._is_here(request):
             return self._decide_elsewhere(request, body)
         decision = self._decide_here(request, permit, body)
         if isinstance(decision, _Stream):
@@ -1924,6 +1963,10 @@ class _Site:
         if isinstance(decision, _Response):
             return self._add_fields(request, decision)
         return decision
+
+    def _is_here(self, request: Request) -> bool:
+        """Whether it is on the path of the stream."""
+        return request.path == (request.stream_path or self.path)
 
     def _decide_elsewhere(self, request: Request, body: bytes | None) -> _Decision:
         """On every path but that of the stream."""
@@ -1935,7 +1978,16 @@ class _Site:
                 raise HTTPError(404, f"{fault}; publish at {self.path}")
         if body is None and request.has_body:
             return _Body(self.max_event_bytes, keep=False)
+        if self.read_page and request.path == "/" and request.method in ("GET", "HEAD"):
+            return self._answer_page(self.read_page)
         return self._ok_page if _is_navigation(request) else _OK
+
+    def _answer_page(self, read: Callable[[], bytes]) -> _Response:
+        try:
+            return _Response(200, _FILE_HEADERS, read())
+        except OSError as error:
+            logger.error("the page: %s", error)
+            raise HTTPError(500, "the page cannot be read") from None
 
     def _decide_here(
         self, request: Request, permit: _Permit | HTTPError | None, body: bytes | None
@@ -1948,7 +2000,7 @@ class _Site:
         if publishes:
             self._check_token(request, "publishing needs")
         elif method not in ("GET", "HEAD", "OPTIONS"):
-            message = f"{method} is not allowed on {self.path}"
+            message = f"{method} is not allowed on {request.path}"
             if method == "POST":
                 message += ": no token is set to publish with (--publish-token)"
             raise HTTPError(405, message, [("Allow", self._allow)])
@@ -2054,9 +2106,10 @@ class _Site:
     def _require_own_name(self, request: Request) -> None:
         """HTTPError 421 if the request names another host than this one."""
         given = request.header("host")
-        if not given or self.hosts is None:
+        hosts = self.hosts if request.stream_path is None else self._given_hosts
+        if not given or hosts is None:
             return
-        if _host_names(given).isdisjoint(self.hosts):
+        if _host_names(given).isdisjoint(hosts):
             fault = f"this server does not answer to {given[:80]!a}"
             hint = "its names are set by hosts (--allow-host)"
             raise HTTPError(421, f"{fault}; {hint}")
@@ -2097,7 +2150,7 @@ class _Site:
         return page._replace(status=status, headers=page.headers + error.headers)
 
     def _wants_stream(self, request: Request) -> bool:
-        reads = request.method in ("GET", "HEAD") and request.path == self.path
+        reads = request.method in ("GET", "HEAD") and self._is_here(request)
         return reads and request.accepts("text/event-stream")
 
     def _turn_away(self, request: Request) -> _Response:
@@ -2153,7 +2206,7 @@ class _Site:
 
     def _add_fields(self, request: Request, response: _Response) -> _Response:
         """Add what all answers on the path have, and CORS (Fetch standard, 3.2)."""
-        if request.path != self.path or not (self._origins or self.compress):
+        if not (self._origins or self.compress) or not self._is_here(request):
             return response
         headers = list(response.headers)
         if self.compress:
@@ -2238,6 +2291,11 @@ def _for_some(content_type: str, *others: tuple[str, str]) -> _Headers:
 _NO_SCRIPTS = (
     "Content-Security-Policy",
     "script-src 'none'; frame-ancestors 'none'",
+)
+_FILE_HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Cache-Control", "no-cache"),  # so that an edit is seen
+    _NOSNIFF,
 )
 _NOTE_HEADERS = _for_some("text/html; charset=utf-8", _NO_SCRIPTS)
 _STATS_HEADERS = _for_some("application/json")
@@ -2888,7 +2946,7 @@ class _Intake:
             self._look(self.file)
 
     def stop(self, why: str) -> None:
-        """Let nothing more be published."""
+        """Follow the file no more; "" for `why` lets publishing go on."""
         with self.lock:
             self.closed_because = self.closed_because or why
         if self._look_timer:
@@ -3142,6 +3200,7 @@ class _Broadcaster:
         self.registry = registry
         self._intake, self._bell = intake, intake.bell
         self.connected = 0  # open streams
+        self.closed_because = ""  # why all streams end; "": they go on
         self.events_written = self.bytes_written = self.gaps = self.dropped = 0
         self._turns = turns
         self._heartbeat = heartbeat
@@ -3173,9 +3232,10 @@ class _Broadcaster:
         self._watchers.notify()  # what was published before counts as delivered
         return self._task
 
-    def stop(self, why: str) -> None:
-        """Let nothing more be published; end each stream that was given everything."""
-        self._intake.stop(why)
+    def stop(self, why: str, mute: bool = True) -> None:
+        """End each stream that was given everything; let nothing more be published."""
+        self.closed_because = self.closed_because or why
+        self._intake.stop(why if mute else "")
         if self._timer:
             self._timer.cancel()
 
@@ -3214,7 +3274,7 @@ class _Broadcaster:
                 break
             yield True
         self._next_batch = {}
-        if self._intake.closed_because:
+        if self.closed_because:
             for subscriber in self.registry.all(_LIVE, _AHEAD):
                 if subscriber.state in (_LIVE, _AHEAD):
                     self.end(subscriber, "the server ends")
@@ -3475,7 +3535,7 @@ class _Broadcaster:
             try:
                 hook(request)
             except Exception as error:
-                if self._intake.closed_because and isinstance(error, RuntimeError):
+                if self.closed_because and isinstance(error, RuntimeError):
                     logger.debug("%s: a hook: %s", request.peer, error)  # it published
                 else:
                     logger.exception("%s: a hook failed", request.peer)
@@ -3517,7 +3577,7 @@ class _Broadcaster:
             # During a sweep that has not written to it yet, it must not end now.
             if self._may_go_live(subscriber):
                 self._go_live(subscriber)
-                if self._watchers or self._intake.closed_because:
+                if self._watchers or self.closed_because:
                     self._bell.ring()
             else:
                 self._get_ready(subscriber)
@@ -3641,10 +3701,10 @@ class _Broadcaster:
         """See SSEServer.drain()."""
         target = max(self.log.newest, self._intake.added)
         while self._written < target:
-            if self._intake.closed_because and self._task and self._task.done():
-                raise RuntimeError(
-                    f"{self._intake.closed_because}; nothing can be delivered"
-                )
+            if self.closed_because and self._task and self._task.done():
+                if not self._intake.closed_because:
+                    return  # all clients have been told to come back
+                raise RuntimeError(f"{self.closed_because}; nothing can be delivered")
             await self._watchers.wait()
         deadline = time.monotonic() + self._write_timeout
         while behind:
@@ -3740,8 +3800,12 @@ def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
 
 
 # ------------------------------------------------------------------------------------
-# 8. The connection: one object from its first byte to its last.  Its transport calls
+# 8. The connection, and the ASGI door.
+#
+#    A connection is one object from its first byte to its last.  Its transport calls
 #    it, and it answers a request that needs no waiting in the call that completed it.
+#    A request that comes by ASGI is a call, which goes on until the answer has ended;
+#    its stream is pulled, like that of SSEServer.stream().
 # ------------------------------------------------------------------------------------
 
 
@@ -3848,8 +3912,8 @@ class _Rooms:
     publishers: _Threads = dataclasses.field(
         default_factory=lambda: _Threads("publish", _FILE_THREADS)
     )
-    # The connections above the limit, which are only told so.
-    refusing: set[_Connection] = dataclasses.field(default_factory=set)
+    # The connections and calls above the limit, which are only told so.
+    refusing: set[_Subscriber] = dataclasses.field(default_factory=set)
 
 
 class _Connection(_Subscriber, asyncio.Protocol):
@@ -4444,19 +4508,22 @@ class _Door:
 class _Reader(_Subscriber):
     """A stream that is pulled in this process: see SSEServer.stream().
 
-    It has room for one batch, and only while it waits for one.
+    It has room for one batch, and only while it waits for one.  It is full when it was
+    given more, or when it does not come for what it was given.
     """
 
     __slots__ = ("_batch", "_bell", "_broadcaster", "_request")
 
-    def __init__(self, broadcaster: _Broadcaster, request: Request) -> None:
+    def __init__(
+        self, broadcaster: _Broadcaster, request: Request, state: str = _ANSWERING
+    ) -> None:
         super().__init__(request.peer)
         self._broadcaster = broadcaster
         self._request = request
         self._batch = b""  # what it was given and has not taken yet
         self._bell: asyncio.Future[None] | None = None  # while it waits
         self.target = self
-        broadcaster.registry.add(self, _ANSWERING)
+        broadcaster.registry.add(self, state)
 
     async def take(self) -> bytes:
         """What is next, as soon as there is something; b"" at the end.
@@ -4483,12 +4550,14 @@ class _Reader(_Subscriber):
         return self._request
 
     def send(self, data: bytes) -> None:
+        waits = self.has_room()
         self._batch += data
         self._ring()
-        self._broadcaster.pause(self)
+        if not waits or len(data) > _READER_BYTES:
+            self._broadcaster.pause(self)
 
     def has_room(self) -> bool:
-        return self._bell is not None and not self._batch
+        return self._bell is not None and not self._bell.done()
 
     def count_unsent(self) -> int:
         return len(self._batch)
@@ -4514,6 +4583,231 @@ class _Reader(_Subscriber):
     def _ring(self) -> None:
         if self._bell and not self._bell.done():
             self._bell.set_result(None)
+
+
+_Scope = MutableMapping[str, Any]
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+_T = TypeVar("_T")
+
+
+class _Call(_Reader):
+    """One request that comes by ASGI, and the stream that it may become.
+
+    Only the task that calls serve() sends.  Others may break off what it waits for.
+    """
+
+    __slots__ = ("_answer_instead", "_is_over", "_receive", "_rooms", "_send", "_task",
+                 "_watching", "_work")  # fmt: skip
+
+    def __init__(
+        self, rooms: _Rooms, request: Request, receive: _Receive, send: _Send
+    ) -> None:
+        super().__init__(rooms.broadcaster, request, _HEAD)
+        self._rooms = rooms
+        self._receive, self._send = receive, send
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._is_over = False  # nothing more can be sent: the client left, or was cut
+        # Who does what must be done before the answer is known.
+        self._work: asyncio.Task[Any] | None = None
+        self._answer_instead: HTTPError | None = None  # if that was broken off
+        self._watching: asyncio.Task[None] | None = None  # for the client's departure
+
+    async def serve(self, is_full: bool) -> None:
+        """Answer the request; return when the answer, or the stream, has ended."""
+        if is_full:
+            self._rooms.refusing.add(self)
+        try:
+            decision = await self._decide(is_full)
+            if self._is_over:
+                return
+            self._rooms.registry.enter(self, _ANSWERING)
+            if isinstance(decision, _Stream):
+                await self._stream(decision)
+            else:
+                await self._answer(decision)
+        except asyncio.CancelledError:
+            if not self._is_over:
+                raise
+            if sys.version_info >= (3, 11):
+                self._task.uncancel()
+        except OSError as error:
+            logger.debug("%s: it has left: %r", self.peer, error)
+        finally:
+            if self._watching:
+                self._watching.cancel()
+            self._rooms.refusing.discard(self)
+            self.close()
+
+    async def _decide(self, is_full: bool) -> _Stream | _Response:
+        """What the site decides when it knows enough about the request."""
+        site, request = self._rooms.site, self._request
+        permit: _Permit | HTTPError | None = None
+        body: bytes | None = None
+        try:
+            while True:
+                decision = site.decide(request, permit, body, is_full)
+                if isinstance(decision, _Question):
+                    permit = await self._ask(decision)
+                elif isinstance(decision, _Body):
+                    body = await self._do(_BODY, self._receive_body(decision))
+                elif isinstance(decision, _Publication):
+                    call = self._rooms.publishers.call
+                    publishing = call(_FILE_THREAD_SECONDS, site.publish_body, decision)
+                    return cast(_Response, await self._do(_PUBLISHING, publishing))
+                else:
+                    return decision
+        except HTTPError as error:
+            logger.debug("%s: %s", self.peer, error)
+            return site.response_to(error, request)
+        except Exception:
+            logger.exception("%s: answering a request failed", self.peer)
+            status = 503 if self.state == _PUBLISHING else 500
+            return site.response_to(HTTPError(status), request)
+
+    async def _ask(self, question: _Question) -> _Permit | HTTPError:
+        if not question.request.has_body:
+            self._watch()
+        try:
+            return await self._do(_ASKING, self._rooms.asker.ask(question.request))
+        except HTTPError as error:
+            return error
+
+    async def _do(self, state: str, work: Coroutine[Any, Any, _T]) -> _T:
+        """What the work gives.  HTTPError if it was broken off."""
+        self._rooms.registry.enter(self, state)
+        self._work = task = asyncio.get_running_loop().create_task(work)
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()
+            self._work = None
+        if not task.cancelled():
+            return task.result()
+        if not (self._is_over or self._answer_instead):
+            logger.error("%s: what the answer waited for was cancelled", self.peer)
+        raise self._answer_instead or HTTPError(500)
+
+    def _answer_without(self, error: HTTPError) -> None:
+        """Answer with an error, without what must be done before."""
+        if self._work:
+            self._answer_instead = error
+            self._work.cancel()
+
+    async def _receive_body(self, wanted: _Body) -> bytes:
+        """The whole body, or nothing of it if it is not wanted."""
+        content = bytearray()
+        size, received, has_more = self._request.content_length, 0, True
+        while True:
+            if size > wanted.limit:
+                fault = f"body of {size} bytes or more; allowed are {wanted.limit}"
+                raise HTTPError(413, fault)
+            if not has_more:
+                return bytes(content)
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._is_over = True
+                raise HTTPError(400, "the client has left")
+            part = message.get("body", b"")
+            received += len(part)
+            size = max(size, received)
+            if wanted.keep:
+                content += part
+            has_more = message.get("more_body", False)
+
+    async def _answer(self, response: _Response) -> None:
+        await self._send_head(response)
+        without_body = self._request.method == "HEAD"
+        body = b"" if without_body else response.body or b""
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _send_head(self, response: _Response) -> None:
+        status, fields = response.status, response.fields
+        start = {"type": "http.response.start", "status": status, "headers": fields}
+        await self._send(start)
+
+    async def _stream(self, stream: _Stream) -> None:
+        wish = _Wish(stream.channels | _ALL, False, stream.gzip, False)
+        last_id, first = stream.last_event_id, self._rooms.site.first_bytes()
+        self._broadcaster.add(self, wish, last_id, stream.replay, b"", first)
+        self._watch()
+        await self._send_head(stream.head)
+        kind, send, take = "http.response.body", self._send, self.take
+        payload = await take()
+        while payload:
+            await send({"type": kind, "body": payload, "more_body": True})
+            payload = await take()
+        if not self._is_over:
+            await send({"type": kind, "body": b""})
+
+    def _watch(self) -> None:
+        """Notice from now on that the client leaves."""
+        if not self._watching:
+            loop = asyncio.get_running_loop()
+            self._watching = loop.create_task(self._await_departure())
+
+    async def _await_departure(self) -> None:
+        with contextlib.suppress(OSError):
+            while (await self._receive())["type"] != "http.disconnect":
+                pass  # what it sends is ignored
+        self._broadcaster.leave(self, _CLOSED, "closed by the client")
+        self._break_off()
+
+    def _break_off(self) -> None:
+        """Nothing more can be sent: let serve() return."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._batch = b""
+        if self._work:
+            self._work.cancel()
+        elif self._bell:
+            self._ring()
+        else:  # it is sending
+            self._task.cancel()
+
+    def cut(self) -> None:
+        self._break_off()
+        asyncio.get_running_loop().call_soon(self.close)
+
+    def expire(self) -> None:
+        if self.state == _BODY:
+            seconds = self._rooms.registry.seconds[_BODY]
+            message = f"request body not complete in {seconds:g} s"
+            self._answer_without(HTTPError(408, message))
+        else:
+            super().expire()
+
+    def disconnect(self) -> None:
+        """Answer a request that `authorize` is still asked about: it is not wanted."""
+        self._answer_without(HTTPError(503, "disconnected by the program"))
+
+
+def _request_of(scope: _Scope, own_path: str | None) -> Request:
+    """The request of an ASGI scope.
+
+    `own_path` is the stream's path if the server is the whole application.  None: the
+    path that was routed here is the stream's, whatever it is.
+    """
+    raw = scope.get("raw_path") or urllib.parse.quote(scope["path"]).encode()
+    target = raw.partition(b"?")[0].decode("utf-8", "surrogateescape")
+    query = scope["query_string"].decode("utf-8", "surrogateescape")
+    path = _ESCAPE.sub(_decode_unreserved, target) or "/"
+    root = scope.get("root_path", "")
+    if own_path is not None and path != own_path and path.startswith(root):
+        path = path[len(root) :] or "/"
+    major, _, minor = scope["http_version"].partition(".")
+    return Request(
+        method=scope["method"],
+        target=target + ("?" + query if query else ""),
+        path=path,
+        query=query,
+        version=(int(major), int(minor or 0)),
+        fields=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
+        peer=_join_address(scope.get("client")),
+        stream_path=path if own_path is None else own_path,
+    )
 
 
 # The transport of a writer that has lost its own to a _Connection: when the writer is
@@ -4567,10 +4861,15 @@ def _direct_socket(transport: asyncio.Transport) -> socket.socket | None:
 
 
 def _peer_name(transport: asyncio.BaseTransport) -> str:
-    peer = transport.get_extra_info("peername")
-    if not peer:
+    return _join_address(transport.get_extra_info("peername"))
+
+
+def _join_address(address: Sequence[Any] | None) -> str:
+    """The text for an address that begins with a host and a port; "" for none."""
+    if not address:
         return ""
-    return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+    host, port, *_ = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 # ------------------------------------------------------------------------------------
@@ -4615,6 +4914,66 @@ class _Termination:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         return self._came
+
+
+class _Signals:
+    """At SIGINT and SIGTERM, has the streams end before the handlers that stand there.
+
+    A framework's server waits for its responses, and a stream does not end by itself.
+    gunicorn tells its workers with SIGQUIT.  It needs the main thread, and leaves alone
+    what is ignored.
+    """
+
+    def __init__(self, end: Callable[[], asyncio.Future[None]]) -> None:
+        self._end = end  # called in the event loop
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}  # the handlers that stood there
+        self._came = False
+        self._held = 0  # the signal that they have not been told of yet, or 0
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in ("SIGINT", "SIGTERM", "SIGQUIT"):
+            number = getattr(signal, name, 0)  # Windows has no SIGQUIT
+            handler = signal.getsignal(number) if number else None
+            if callable(handler) or (handler == signal.SIG_DFL and name != "SIGQUIT"):
+                self._before[number] = signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        """Put back the handlers that stood there, where nobody else has put another."""
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        is_child = os.getpid() != self._process
+        if self._came or is_child or self._loop.is_closed():
+            self._pass_held_on()
+            self._pass_on(number)
+            return
+        self._came = True
+        logger.info("%s: ending the streams", signal.Signals(number).name)
+        self._loop.call_soon_threadsafe(self._end_streams)
+        if getattr(self._before[number], "__self__", None) is self._loop:
+            self._pass_on(number)  # uvloop's acts twice if it is called late
+        else:
+            self._held = number
+
+    def _end_streams(self) -> None:
+        self._end().add_done_callback(lambda ended: self._pass_held_on())
+
+    def _pass_held_on(self) -> None:
+        number, self._held = self._held, 0
+        if number:
+            self._pass_on(number)
+
+    def _pass_on(self, number: int) -> None:
+        handler = self._before[number]
+        if callable(handler):
+            handler(number, None)
+        else:
+            signal.signal(number, handler)
+            signal.raise_signal(number)
 
 
 # Of the servers that run in this process, for a child that is forked from it.
@@ -4747,6 +5106,7 @@ class SSEServer:
         port: int | None = 8080,
         *,
         path: str = "/sse",
+        page: str | os.PathLike[str] | None = None,
         # History
         history: int = 1000,
         history_bytes: int = 16 * _MIB,
@@ -4802,6 +5162,7 @@ class SSEServer:
             retry=retry,
             restart_retry=restart_retry,
             replay=replay,
+            read_page=None if page is None else _page_reader(page),
             publishing_waits=history_file is not None,
             publish=self.publish,
             is_repeated=self._is_repeated,
@@ -4809,7 +5170,7 @@ class SSEServer:
             finish=self.finish,
             has_ended=lambda *stream: self._intake.has_ended(*stream),
             newest_id=lambda: self.last_event_id,
-            closed_because=lambda: self._intake.closed_because,
+            closed_because=lambda: self._broadcaster.closed_because,
         )
         seconds = {
             _HANDSHAKE: header_timeout,
@@ -4842,7 +5203,9 @@ class SSEServer:
             on_open,
             on_close,
         )
-        rooms = _Rooms(site, _Asker(authorize), registry, broadcaster, turns)
+        self._rooms = rooms = _Rooms(
+            site, _Asker(authorize), registry, broadcaster, turns
+        )
         self._door = _Door(rooms, max_connections, ssl)
         self._state = _NEW
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -4851,6 +5214,8 @@ class SSEServer:
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
         self._terminations: list[_Termination] = []  # of `async with` blocks
+        self._signals: _Signals | None = None  # in a framework
+        self._is_application = False  # an ASGI server has run its lifespan
 
     # What a program calls.
 
@@ -5077,6 +5442,9 @@ class SSEServer:
             self._broadcaster.stop("the server is closed")
             self._intake.close_file()
         loop = self._loop
+        if self._state == _CLOSED:  # perhaps by a signal: then publish() went on
+            self._intake.stop("the server is closed")
+            self._intake.close_file()
         if self._state == _CLOSED or loop is None or loop.is_closed():
             return
         if loop is asyncio.get_running_loop():
@@ -5182,6 +5550,48 @@ class SSEServer:
             dropped=broadcaster.dropped,
             refused=self._site.refused,
         )
+
+    # In a framework.
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Serve as an ASGI application: see the description of the class."""
+        if scope["type"] == "lifespan":
+            self._is_application = True
+            await _run_lifespan(self, receive, send)
+        elif scope["type"] == "http":
+            if self._state in (_NEW, _STARTING):
+                await self._start()
+            if self._state != _CLOSED:
+                self._require_own_loop("an ASGI request")
+                self._listen_for_signals()
+            own_path = self._site.path if self._is_application else None
+            request, is_full = _request_of(scope, own_path), self._door.is_full
+            await _Call(self._rooms, request, receive, send).serve(is_full)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})
+        else:
+            raise ValueError(f"ASGI scope {scope['type']!r}; served is http")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Run for as long as a framework runs: `FastAPI(lifespan=server.lifespan)`.
+
+        At SIGINT and SIGTERM, all streams end at once and tell their clients when to
+        come back; then the handlers that the framework's server has set run.  Until the
+        end of this context, publish() goes on as if there were no clients.
+        """
+        await self._start()
+        self._listen_for_signals()
+        try:
+            yield
+        finally:
+            await self.close()
+
+    def _listen_for_signals(self) -> None:
+        if not self._signals and self._state == _SERVING:
+            end = functools.partial(self._begin_closing, mute=False)
+            self._signals = _Signals(end)
 
     # Beginning and ending.
 
@@ -5321,11 +5731,13 @@ class SSEServer:
         for subscriber in self._registry.all(*_STREAMING):
             self._broadcaster.end(subscriber, "broadcasting has failed")
 
-    def _begin_closing(self) -> asyncio.Task[None]:
+    def _begin_closing(self, mute: bool = True) -> asyncio.Task[None]:
+        if mute:
+            self._intake.stop("the server is closed")
         if self._enter(_CLOSING, _STARTING, _SERVING, _FAILED):
             assert self._loop
             self._door.is_open = False
-            self._broadcaster.stop("the server is closed")
+            self._broadcaster.stop("the server is closed", mute)
             self._closing = self._loop.create_task(self._close())
         assert self._closing
         return self._closing
@@ -5351,6 +5763,8 @@ class SSEServer:
         self._intake.close_file()
         self._enter(_CLOSED, _CLOSING)
         _running.discard(self._registry)
+        if self._signals:
+            self._signals.restore()
 
     def _cut_all(self) -> None:
         """Cut all connections: shutdown_timeout is over, or the start has failed."""
@@ -5379,7 +5793,7 @@ class SSEServer:
                 logger.exception("the predicate of disconnect() failed")
                 continue
             if chosen and subscriber.state == _ASKING:
-                cast(_Connection, subscriber).disconnect()
+                cast(Union[_Connection, _Call], subscriber).disconnect()
             elif chosen:
                 self._broadcaster.end(subscriber, "disconnected by the program")
 
@@ -5397,6 +5811,24 @@ def _request_for_stream(
     )
     target = path + ("?" + query if query else "")
     return Request("GET", target, path, query, (1, 1), fields, "")
+
+
+async def _run_lifespan(server: SSEServer, receive: _Receive, send: _Send) -> None:
+    """Answer an ASGI server that runs the lifespan of its application."""
+    await receive()
+    lifespan = server.lifespan()
+    try:
+        await lifespan.__aenter__()
+    except Exception as error:
+        message = f"sse_server: {error}"
+        await send({"type": "lifespan.startup.failed", "message": message})
+        return
+    try:
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+    finally:
+        await lifespan.__aexit__(None, None, None)
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 def _check_arguments(given: dict[str, Any]) -> None:
@@ -5428,13 +5860,12 @@ def _check_arguments(given: dict[str, Any]) -> None:
             raise TypeError(f"ssl is {ssl!r}; allowed is an ssl.SSLContext or None")
         if ssl.check_hostname:  # only a client checks it
             raise ValueError("ssl is for clients; see ssl.Purpose.CLIENT_AUTH")
-    if given["history_file"] is not None:
-        if not isinstance(given["history_file"], (str, os.PathLike)):
-            what = f"history_file is {given['history_file']!r}"
-            raise TypeError(f"{what}; allowed is a path or None")
-        if given["id_order"]:
-            fault = "history_file gives an order to the events of all processes"
-            raise ValueError(f"{fault}; id_order cannot go with it")
+    for name in ("page", "history_file"):
+        if not (given[name] is None or isinstance(given[name], (str, os.PathLike))):
+            raise TypeError(f"{name} is {given[name]!r}; allowed is a path or None")
+    if given["history_file"] is not None and given["id_order"]:
+        fault = "history_file gives an order to the events of all processes"
+        raise ValueError(f"{fault}; id_order cannot go with it")
 
 
 def _need_module(parameter: str, module: str) -> Any:
@@ -5444,6 +5875,18 @@ def _need_module(parameter: str, module: str) -> Any:
     except ImportError:
         fault = f"{parameter} needs the module {module}"
         raise ValueError(f"{fault}, which this Python does not have") from None
+
+
+def _page_reader(page: str | os.PathLike[str]) -> Callable[[], bytes]:
+    """A function that reads the file anew.  OSError if it cannot be read now."""
+    path = os.path.abspath(page)
+
+    def read() -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    read()
+    return read
 
 
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -6136,6 +6579,8 @@ def _argument_parser() -> argparse.ArgumentParser:
     add("--port", type=int, help="TCP port (%(default)s); 0 chooses a free one")
     add("--certfile", metavar="FILE", help="serve HTTPS with this certificate")
     add("--keyfile", metavar="FILE", help="the key, if it has a file of its own")
+    text = "answer / with this HTML file, which is read anew each time"
+    add("--page", metavar="FILE", help=text)
     add = parser.add_argument_group("what it publishes").add_argument
     add("--event", metavar="NAME", help="name of the events")
     add("--channel", metavar="NAME", help="channel of the events")
@@ -6205,6 +6650,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
+        if error.filename:
+            fault = f"cannot read {error.filename}: {error.strerror}"
+            parser.exit(1, f"sse_server: {fault}\n")
         files = " and ".join(filter(None, (options.certfile, options.keyfile)))
         parser.exit(1, f"sse_server: cannot use {files}: {error}\n")
     with contextlib.suppress(KeyboardInterrupt):  # if the loop cannot handle signals

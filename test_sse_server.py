@@ -5174,24 +5174,188 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
         return client, published
 
 
-@unittest.skipUnless(OPENSSL, "the openssl program is not here")
-class OverTLS:
-    """Before a class of tests, in the bases of another: some of them over TLS.
+class Again:
+    """Before a class of tests, in the bases of another: some of them in another way.
 
-    `again` names the tests whose way through asyncio or through a connection is another
-    one over TLS.  The others would only be run twice.
+    `again` names the tests whose way through the module is another one.  The others
+    would only be run twice.
     """
 
-    tls = True
     again = ()
 
     def __init_subclass__(cls):
+        if not cls.again:
+            return  # a way, and no tests
         inherited = {name for name in dir(cls) if name.startswith("test_")}
         inherited -= set(vars(cls))
         unknown = set(cls.again) - inherited
         assert not unknown, unknown
         for name in inherited - set(cls.again):
             setattr(cls, name, None)
+
+
+@unittest.skipUnless(OPENSSL, "the openssl program is not here")
+class OverTLS(Again):
+    """Over TLS."""
+
+    tls = True
+
+
+class WebServer:
+    """Serves an ASGI application, as uvicorn and others do.
+
+    It frames answers as the module does on its own port, so that tests can compare.
+    """
+
+    def __init__(self, application, **scope):
+        self.application = application
+        self.scope = scope  # what differs in it
+        self.messages = asyncio.Queue()  # for the application's lifespan
+        self.answers = []  # what it said to them
+        self.tasks = set()
+
+    async def start(self):
+        self.lifespan = asyncio.ensure_future(
+            self.application({"type": "lifespan"}, self.messages.get, self.note)
+        )
+        await self.say("lifespan.startup")
+        self.listener = await asyncio.start_server(self.accept, "127.0.0.1", 0)
+        self.port = self.listener.sockets[0].getsockname()[1]
+        return self
+
+    async def note(self, message):
+        self.answers.append(message)
+        self.noted.set()
+
+    async def say(self, kind):
+        self.noted = asyncio.Event()
+        await self.messages.put({"type": kind})
+        await asyncio.wait_for(self.noted.wait(), DEADLINE)
+
+    async def close(self):
+        self.listener.close()
+        await self.say("lifespan.shutdown")
+        await self.lifespan
+
+    def accept(self, reader, writer):
+        task = asyncio.ensure_future(self.serve(reader, writer))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def serve(self, reader, writer):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await Exchange(reader, writer).run(self.application, self.scope):
+                pass
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+class Exchange:
+    """One request to an ASGI application, and its answer."""
+
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+        self.chunks = False
+        self.start = None  # the message with the answer's head, until it is written
+
+    async def run(self, application, others):
+        """Whether another request may follow."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        request_line, *lines = head[:-4].split(b"\r\n")
+        method, target, version = request_line.decode().split(" ")
+        fields = [line.partition(b":") for line in lines]
+        self.headers = [(name.lower(), value.strip()) for name, _, value in fields]
+        self.version, self.method = version.partition("/")[2], method
+        path, _, query = target.partition("?")
+        asked = dict(self.headers)
+        self.is_chunked = b"transfer-encoding" in asked
+        self.missing = int(asked.get(b"content-length", 0))  # of the body
+        closes = asked.get(b"connection", b"").lower() == b"close"
+        self.keeps = self.version != "1.0" and not closes
+        scope = {
+            "type": "http",
+            "http_version": self.version,
+            "method": method,
+            "path": urllib.parse.unquote(path),
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "headers": self.headers,
+            "client": self.writer.get_extra_info("peername"),
+            **others,
+        }
+        await application(scope, self.receive, self.send)
+        await asyncio.sleep(0)  # what waited for the client's departure ends
+        return self.keeps and not (self.chunks and method != "HEAD")
+
+    async def receive(self):
+        try:
+            return await self._receive()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return {"type": "http.disconnect"}
+
+    async def _receive(self):
+        if self.is_chunked:
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            body = (await self.reader.readexactly(size + 2))[:-2]
+            self.is_chunked = size > 0
+            return {"type": "http.request", "body": body, "more_body": size > 0}
+        if self.missing is not None:
+            body = b""
+            if self.missing:
+                body = await self.reader.read(min(self.missing, 1000))
+                if not body:
+                    raise ConnectionResetError
+            self.missing -= len(body)
+            more = self.missing > 0
+            self.missing = self.missing or None
+            return {"type": "http.request", "body": body, "more_body": more}
+        while await self.reader.read(64 * KIB):
+            pass
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        if message["type"] == "http.response.start":
+            self.start = message
+            return
+        if self.start:
+            self._write_head(self.start["status"], self.start["headers"])
+            self.start = None
+        body, goes_on = message.get("body", b""), message.get("more_body", False)
+        if self.chunks and body:
+            body = b"%x\r\n%b\r\n" % (len(body), body)
+        if self.chunks and not goes_on:
+            body += b"0\r\n\r\n"
+        self.writer.write(body if self.method != "HEAD" else b"")
+        await self.writer.drain()
+
+    def _write_head(self, status, headers):
+        lines = [f"HTTP/1.1 {status} {HTTPError(status).message}".encode()]
+        lines += [b"%b: %b" % field for field in headers]
+        self.keeps = self.keeps and not self.missing and not self.is_chunked
+        unsized = status != 204 and b"content-length" not in dict(headers)
+        self.chunks = unsized and self.version != "1.0"
+        if self.chunks:
+            lines.append(b"transfer-encoding: chunked")
+        if unsized or not self.keeps:
+            kept = b"keep-alive" if self.keeps else b"close"
+            lines.append(b"connection: " + kept)
+        lines.append(b"date: " + email.utils.formatdate(usegmt=True).encode())
+        self.writer.write(b"\r\n".join([*lines, b"", b""]))
+
+
+class OverASGI(Again):
+    """By ASGI, where the server is the whole application."""
+
+    async def start(self, host="127.0.0.1", port=0, **options):
+        server = await super().start(host, None, **options)
+        self.web = await WebServer(server).start()
+        self.addAsyncCleanup(self.web.close)
+        self.ports = {**getattr(self, "ports", {}), server: self.web.port}
+        return server
+
+    async def connect(self, server, **options):
+        return await self.visit(self.ports[server], **options)
 
 
 # ------------------------------------------------------------------------------------
@@ -8665,6 +8829,8 @@ def not_allowed(method, why=""):
     return 405, [PLAIN, NOSNIFF, ALLOW, length], body
 
 
+TOO_LONG = b"19\r\n%b\r\n" % (b"x" * 25)  # a chunk
+
 # what is asked: (bytes, answer).  Where the answer has no Connection: close another
 # request on the same connection is answered.
 ANSWERS = {
@@ -8722,7 +8888,7 @@ ANSWERS = {
         refused(405, "PUT is not allowed on /sse", ALLOW),
     ),
     "a body above the limit, whatever the method": (
-        ask("/", "Transfer-Encoding: chunked", method="PUT", body=b"19\r\n"),
+        ask("/", "Transfer-Encoding: chunked", method="PUT", body=TOO_LONG),
         refused(413, "body of 25 bytes or more; allowed are 24"),
     ),
 }
@@ -11966,6 +12132,544 @@ class TLSTest(OverTLS, ServerTestCase):
         silent = await self.visit(server.port)
         await self.pass_time(11)
         self.assertTrue(await silent.ended())
+
+
+class AnswerOverASGITest(OverASGI, AnswerTest):
+    again = ("test_answers", "test_queries_that_get_400")
+
+
+class ReadingOverASGITest(OverASGI, ResumeTest, RetainedTest, ReplayTest, ChannelTest):
+    again = (
+        "test_ways_to_say_where_to_resume",
+        "test_a_position_that_fell_off_the_log_is_a_gap",
+        "test_resuming_at_full_speed_sees_every_event_once",
+        "test_then_it_goes_on_live_and_resumes_by_the_last_ones_id",
+        "test_a_large_snapshot_goes_out_in_batches",
+        "test_a_new_client_asks_for_the_newest",
+        "test_who_receives_what",
+    )
+
+
+class StreamOverASGITest(OverASGI, StreamTest, DepartureTest, FinishTest):
+    again = (
+        "test_the_head",
+        "test_what_the_client_sends_is_ignored",
+        "test_ways_to_leave_are_noticed_without_a_write",
+        "test_many_visits_leave_nothing",
+        "test_one_that_leaves_in_the_midst_of_writes_is_no_error",
+        "test_arrivals_and_departures_are_logged",
+        "test_who_is_there_gets_all_and_then_the_end",
+        "test_who_missed_something_gets_it_and_then_the_end",
+    )
+
+
+class SlowClientOverASGITest(OverASGI, SlowClientTest):
+    again = (
+        "test_who_never_reads_harms_nobody_and_is_dropped",
+        "test_who_reads_again_catches_up_and_is_live",
+        "test_a_slow_reader_that_takes_something_is_not_dropped",
+        "test_drain_of_those_behind_ends_when_they_leave",
+    )
+
+
+class CompressionOverASGITest(OverASGI, CompressionTest):
+    again = (
+        "test_who_is_sent_gzip",
+        "test_each_event_can_be_read_when_it_is_written",
+        "test_what_was_before_is_the_dictionary",
+        "test_who_is_young_and_for_how_long",
+        "test_slow_ones_come_back_and_all_get_their_end",
+    )
+
+
+class PostOverASGITest(OverASGI, PostTest):
+    again = (
+        "test_the_body_is_the_data_as_it_is",
+        "test_a_chunked_body",
+        "test_a_wrong_token_gets_401",
+        "test_what_is_refused",
+        "test_a_repeated_request_publishes_nothing_again",
+        "test_a_body_of_the_limit",
+    )
+
+
+class AccessOverASGITest(OverASGI, CorsTest, AuthorizeTest, PermissionTest, FullTest):
+    again = (
+        "test_an_origin_of_the_list",
+        "test_the_preflight",
+        "test_what_the_hook_may_answer",
+        "test_a_304_has_no_body",
+        "test_it_is_given_the_request_and_not_asked_elsewhere",
+        "test_one_whose_work_is_cancelled_gets_500",
+        "test_a_channel_that_may_not_be_heard_gets_403",
+        "test_who_asks_for_none_hears_all_that_it_may",
+        "test_who_is_only_turned_away_is_not_asked_about",
+    )
+
+
+class DisconnectOverASGITest(OverASGI, DisconnectTest, MonitorTest):
+    again = (
+        "test_it_ends_the_chosen_streams",
+        "test_of_one_that_never_reads",
+        "test_the_counts_as_json_with_the_token",
+    )
+
+
+LEAVES = {"type": "http.disconnect"}
+
+
+def part(body, more_body=False):
+    """The message with so much of a request's body."""
+    return {"type": "http.request", "body": body, "more_body": more_body}
+
+
+WITHOUT_BODY = (part(b""),)
+
+
+class HandMadeCall:
+    """One call of an ASGI application, with a scope that is made by hand."""
+
+    def __init__(self, application, *fields, parts=WITHOUT_BODY, **scope):
+        lines = [field.encode().partition(b": ") for field in fields]
+        self.scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "path": "/events",
+            "query_string": b"",
+            "headers": [(name.lower(), value) for name, _, value in lines],
+            **scope,
+        }
+        self.sent = []  # the messages
+        self.takes = asyncio.Event()  # whether send() returns
+        self.takes.set()
+        self.failure = None  # what it raises
+        self._messages = asyncio.Queue()
+        for message in parts:
+            self.say(message)
+        self.task = asyncio.ensure_future(
+            application(self.scope, self._messages.get, self._send)
+        )
+
+    def say(self, message):
+        self._messages.put_nowait(message)
+
+    async def _send(self, message):
+        if self.failure:
+            raise self.failure
+        self.sent.append(message)
+        await self.takes.wait()
+
+    @property
+    def status(self):
+        return self.sent[0]["status"] if self.sent else None
+
+    @property
+    def body(self):
+        return b"".join(message.get("body", b"") for message in self.sent[1:])
+
+    async def answer(self):
+        """The status and the body, when the call has ended."""
+        await asyncio.wait_for(self.task, DEADLINE)
+        ends = [not message.get("more_body", False) for message in self.sent[1:]]
+        assert ends == [False] * (len(ends) - 1) + [True], self.sent
+        return self.status, self.body
+
+
+# what it is about: (the stream's path of SSEServer, whether the server is the whole
+# application, the scope, whether that is the stream).
+ASGI_PATHS = {
+    "routed to any path": ("/sse", False, {"path": "/events"}, True),
+    "routed to the root": ("/sse", False, {"path": "/"}, True),
+    "routed by a parameter": ("/sse", False, {"path": "/é b/sse/1"}, True),
+    "mounted": ("/sse", False, {"path": "/events/", "root_path": "/events"}, True),
+    "the application": ("/sse", True, {"path": "/sse"}, True),
+    "another path of it": ("/sse", True, {"path": "/events"}, False),
+    "the path in other letters": (
+        "/sse",
+        True,
+        {"path": "/sse", "raw_path": b"/%73se"},
+        True,
+    ),
+    "an encoded slash": (
+        "/a/sse",
+        True,
+        {"path": "/a/sse", "raw_path": b"/a%2Fsse"},
+        False,
+    ),
+    "below a prefix that the path has": (
+        "/sse",
+        True,
+        {"path": "/api/sse", "root_path": "/api"},
+        True,
+    ),
+    "below a prefix that the path has not": (
+        "/sse",
+        True,
+        {"path": "/sse", "root_path": "/api"},
+        True,
+    ),
+    "below a prefix that is its own": (
+        "/sse",
+        True,
+        {"path": "/sse", "root_path": "/sse"},
+        True,
+    ),
+    "another path below a prefix": (
+        "/sse",
+        True,
+        {"path": "/api", "root_path": "/api"},
+        False,
+    ),
+}
+
+
+class ASGITest(ServerTestCase):
+    """What differs by ASGI from the server's own port."""
+
+    async def start(self, **options):
+        return await super().start(port=None, **options)
+
+    def call(self, application, *fields, **scope):
+        call = HandMadeCall(application, *fields, **scope)
+        self.addAsyncCleanup(self.end, call)
+        return call
+
+    async def end(self, call):
+        call.say(LEAVES)
+        call.takes.set()
+        await asyncio.wait([call.task])
+
+    async def test_which_path_is_the_streams(self):
+        for name, (path, is_whole, scope, expected) in ASGI_PATHS.items():
+            server = await self.start(path=path)
+            if is_whole:
+                web = await WebServer(server).start()
+                self.addAsyncCleanup(web.close)
+            with self.subTest(name):
+                found = await self.call(server, method="HEAD", **scope).answer()
+                self.assertEqual(found[0], 200)
+                call = self.call(server, method="PUT", **scope)
+                status, body = await call.answer()
+                if expected:
+                    shown = scope["path"].replace("/api/", "/")
+                    shown = urllib.parse.quote(shown).encode()
+                    self.assertEqual(body, b"PUT is not allowed on %b\n" % shown)
+                else:
+                    self.assertEqual((status, body), (200, b"ok"))
+
+    async def test_the_request_that_hooks_get(self):
+        asked = []
+        server = await self.start(authorize=lambda request: bool(asked.append(request)))
+        call = self.call(
+            server,
+            "Cookie: é=1",
+            path="/é b",
+            query_string=b"channel=a",
+            http_version="2",
+            client=("::1", 5),
+        )
+        self.assertEqual((await call.answer())[0], 403)
+        (request,) = asked
+        self.assertEqual(request.target, "/%C3%A9%20b?channel=a")
+        self.assertEqual((request.path, request.version), ("/%C3%A9%20b", (2, 0)))
+        self.assertEqual((request.method, request.peer), ("GET", "[::1]:5"))
+        self.assertEqual(request.parameters, {"channel": ["a"]})
+        self.assertEqual(request.header("cookie"), "é=1")
+
+    async def test_it_answers_to_any_name_unless_hosts_are_given(self):
+        for options, status in (({}, 200), ({"hosts": ["example.com"]}, 421)):
+            server = await ServerTestCase.start(self, **options)  # with a loopback port
+            for host, expected in (("evil.example", status), ("example.com:1", 200)):
+                call = self.call(server, f"Host: {host}", method="HEAD")
+                self.assertEqual((await call.answer())[0], expected, options)
+
+    async def test_what_is_no_request(self):
+        server = await self.start()
+        connect = {"type": "websocket.connect"}
+        call = self.call(server, type="websocket", parts=[connect])
+        await call.task
+        self.assertEqual(call.sent, [{"type": "websocket.close"}])
+        with self.assertRaisesRegex(ValueError, "^ASGI scope 'x'; served is http$"):
+            await self.call(server, type="x").task
+
+    async def test_it_may_start_with_its_first_request(self):
+        server = SSEServer(port=None)
+        before = signal.getsignal(signal.SIGINT)
+        calls = [self.call(server), self.call(server)]
+        await self.until_stats(server, live=2)
+        self.assertNotEqual(signal.getsignal(signal.SIGINT), before)
+        await server.close()
+        for call in calls:
+            _, body = await call.answer()
+            self.assertRegex(body, rb"\A: open\nretry: [0-9]+\nretry: [0-9]+\n\Z")
+        self.assertEqual(signal.getsignal(signal.SIGINT), before)
+        call = self.call(server, EVENT_SOURCE)
+        self.assertRegex((await call.answer())[1], rb"\Aretry: [0-9]+\n\Z")
+        self.assertEqual((await self.call(server).answer())[0], 503)
+
+    async def test_it_belongs_into_the_event_loop_of_the_server(self):
+        with (
+            SSEServer(port=None) as server,
+            self.assertRaisesRegex(RuntimeError, "an ASGI request belongs into the"),
+        ):
+            await self.call(server).task
+
+    async def test_a_body_is_received_within_its_limit(self):
+        server = await self.start(publish_token="secret", max_event_bytes=10)
+        for size, parts, expected in (
+            (10, [part(b"x" * 9, True), part(b"x")], 200),
+            (0, [part(b"")], 200),
+            (11, [], 413),  # before it is received
+            (None, [part(b"x" * 9, True), part(b"xx", True)], 413),
+        ):
+            length = "Transfer-Encoding: chunked"
+            if size is not None:
+                length = f"Content-Length: {size}"
+            call = self.call(server, SECRET, length, method="POST", parts=parts)
+            self.assertEqual((await call.answer())[0], expected, parts)
+        self.assertEqual(server.stats.published, 2)
+
+    async def test_from_http_2_on_a_body_needs_no_length(self):
+        server = await self.start(publish_token="secret")
+        stream = self.call(server)
+        options = {"http_version": "2", "method": "POST", "parts": [part(b"body")]}
+        call = self.call(server, SECRET, **options)
+        self.assertEqual((await call.answer())[0], 200)
+        await self.until(lambda: b"data: body\n" in stream.body, "the event")
+
+    async def test_who_leaves_within_the_body_publishes_nothing(self):
+        server = await self.start(publish_token="secret")
+        parts = [part(b"x", True), LEAVES]
+        length = "Content-Length: 2"
+        call = self.call(server, SECRET, length, method="POST", parts=parts)
+        await asyncio.wait_for(call.task, DEADLINE)
+        self.assertEqual((call.sent, server.stats.published), ([], 0))
+
+    async def test_a_body_that_does_not_come_gets_408(self):
+        server = await self.start(publish_token="secret", body_timeout=10)
+        parts = [part(b"x", True)]
+        length = "Content-Length: 2"
+        call = self.call(server, SECRET, length, method="POST", parts=parts)
+        await self.until(lambda: server._registry.count("body"), "the wait for more")
+        await self.pass_time(10)
+        error = (408, b"request body not complete in 10 s\n")
+        self.assertEqual(await call.answer(), error)
+
+    @unittest.skipIf(sqlite3 is None, "this Python has no sqlite3")
+    async def test_publishing_may_wait_for_a_file(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "events.db")
+            server = await self.start(publish_token="secret", history_file=file)
+            parts = [part(b"x")]
+            length = "Content-Length: 1"
+            call = self.call(server, SECRET, length, method="POST", parts=parts)
+            self.assertEqual((await call.answer())[1].decode(), server.last_event_id)
+            await server.close()
+
+    async def asked(self, server, *fields, **scope):
+        """A call about which `authorize` is asked."""
+        call = self.call(server, *fields, **scope)
+        await self.until(lambda: server._registry.count("asking"), "the question")
+        return call
+
+    async def test_ways_to_end_while_it_is_asked_about(self):
+        cancelled = []
+
+        async def authorize(request):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(request)
+                raise
+
+        server = await self.start(authorize=authorize, shutdown_timeout=0.01)
+        gone = await self.asked(server)
+        gone.say(LEAVES)
+        await asyncio.wait_for(gone.task, DEADLINE)
+        self.assertEqual(gone.sent, [])
+        unwanted = await self.asked(server, EVENT_SOURCE)
+        server.disconnect(lambda request: True)
+        self.assertRegex((await unwanted.answer())[1], rb"\Aretry: [0-9]+\n\Z")
+        cut = await self.asked(server)
+        await server.close()
+        await asyncio.wait_for(cut.task, DEADLINE)
+        self.assertEqual(cut.sent, [])
+        self.assertEqual(len(cancelled), 3)
+
+    async def test_who_takes_nothing_is_dropped(self):
+        server = await self.start(write_timeout=8)
+        call = self.call(server)
+        await self.until_stats(server, live=1)
+        call.takes.clear()
+        server.publish("taken, and not returned from")
+        await self.until(lambda: b"taken" in call.body, "the event")
+        server.publish("not taken")
+        await self.until_stats(server, live=0, behind=1)
+        await self.pass_time(9)
+        await asyncio.wait_for(call.task, DEADLINE)
+        self.assertEqual((server.stats.dropped, server.stats.behind), (1, 0))
+        self.assertNotIn(b"not taken", call.body)
+
+    async def test_who_does_not_take_an_answer_is_cut(self):
+        server = await self.start(write_timeout=8)
+        call = self.call(server, method="PUT")
+        call.takes.clear()
+        await self.until(lambda: call.sent, "the head")
+        await self.pass_time(8)
+        await asyncio.wait_for(call.task, DEADLINE)
+        self.assertEqual(len(call.sent), 1)
+
+    async def test_who_leaves_while_something_is_sent(self):
+        """Some servers do not return from send() then."""
+        told = []
+        server = await self.start(on_close=told.append)
+        call = self.call(server)
+        await self.until_stats(server, live=1)
+        call.takes.clear()
+        server.publish("a")
+        await self.until(lambda: b"data: a" in call.body, "the event")
+        call.say(LEAVES)
+        await asyncio.wait_for(call.task, DEADLINE)
+        await self.until(lambda: told, "on_close")
+
+    async def test_what_send_raises(self):
+        server = await self.start()
+        for failure in (OSError("it has left"), ValueError("a middleware's fault")):
+            call = self.call(server)
+            await self.until_stats(server, live=1)
+            call.failure = failure
+            server.publish("a")
+            await asyncio.wait([call.task])
+            found = call.task.exception()
+            self.assertEqual(found, None if isinstance(failure, OSError) else failure)
+            self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+
+    async def test_one_that_is_cancelled_is_gone(self):
+        server = await self.start()
+        call = self.call(server)
+        await self.until_stats(server, live=1)
+        call.task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await call.task
+        await self.until_stats(server, live=0, behind=0)
+
+    async def test_many_events_wait_together_for_one_that_is_late(self):
+        server = await self.start()
+        call = self.call(server)
+        await self.until_stats(server, live=1)
+        call.takes.clear()
+        for number in range(100):
+            server.publish(str(number))
+            await server.drain()
+        call.takes.set()
+        await self.until(lambda: b"data: 99\n" in call.body, "the last event")
+        self.assertLess(len(call.sent), 7)
+        decoded = [event.data for event in Decoder().feed(call.body)]
+        self.assertEqual(decoded, [str(number) for number in range(100)])
+        await self.until_stats(server, live=1, behind=0)
+
+
+class LifespanTest(ServerTestCase):
+    async def test_it_runs_for_as_long_as_the_framework(self):
+        server = SSEServer(port=None)
+        signals = signal.SIGINT, signal.SIGTERM
+        before = [signal.getsignal(number) for number in signals]
+        async with server.lifespan(object()) as state:
+            self.assertIsNone(state)  # Starlette would take it for the state
+            iterator = server.stream()
+            await anext_of(iterator)
+            reading = asyncio.ensure_future(rest_of(iterator))
+            for number, handler in zip(signals, before):
+                self.assertNotEqual(signal.getsignal(number), handler)
+        self.assertEqual([signal.getsignal(number) for number in signals], before)
+        self.assertRegex(b"".join(await reading), rb"\Aretry: [0-9]+\n\Z")
+        with self.assertRaisesRegex(RuntimeError, "the server is closed"):
+            server.publish("a")
+
+    async def test_one_that_cannot_start_says_why(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            server = SSEServer("127.0.0.1", taken.getsockname()[1])
+            web = WebServer(server)
+            await web.start()
+            web.listener.close()
+        await web.lifespan
+        (answer,) = web.answers
+        self.assertEqual(answer["type"], "lifespan.startup.failed")
+        self.assertRegex(answer["message"], "^sse_server: .*in use")
+
+    async def end(self, reader):
+        await reader.aclose()
+
+    async def signalled(self, *handlers):
+        """A lifespan in which SIGTERM has come; its server, and what was called."""
+        called = []
+        handler = handlers[0] if handlers else lambda *_: called.append("framework")
+        before = signal.signal(signal.SIGTERM, handler)
+        self.addCleanup(signal.signal, signal.SIGTERM, before)
+        server = SSEServer(port=None, on_close=lambda request: called.append("close"))
+        stack = contextlib.AsyncExitStack()
+        await stack.enter_async_context(server.lifespan())
+        self.addAsyncCleanup(stack.aclose)
+        reader = server.stream()
+        await anext_of(reader)
+        self.addAsyncCleanup(self.end, reader)
+        signal.raise_signal(signal.SIGTERM)
+        return server, reader, called, stack
+
+    async def test_at_a_signal_streams_end_and_then_the_framework_is_told(self):
+        server, reader, called, _ = await self.signalled()
+        self.assertEqual(called, [])
+        self.assertRegex(b"".join(await rest_of(reader)), rb"\Aretry: [0-9]+\n\Z")
+        await self.until(lambda: len(called) == 2, "the framework's handler")
+        self.assertEqual(called, ["close", "framework"])
+        turned_away = b"".join(await rest_of(server.stream()))
+        self.assertRegex(turned_away, rb"\Aretry: [0-9]+\n\Z")
+
+    async def test_what_is_published_between_the_signal_and_the_end_is_no_fault(self):
+        server, reader, called, stack = await self.signalled()
+        await rest_of(reader)
+        await self.until(lambda: "framework" in called, "the end of all streams")
+        self.assertEqual(server.publish("a"), server.last_event_id)
+        await asyncio.wait_for(server.drain(), DEADLINE)
+        await stack.aclose()
+        with self.assertRaisesRegex(RuntimeError, "the server is closed"):
+            server.publish("b")
+
+    async def test_a_second_signal_waits_for_nothing(self):
+        numbers = []
+        await self.signalled(lambda number, frame: numbers.append(number))
+        signal.raise_signal(signal.SIGTERM)
+        self.assertEqual(numbers, [signal.SIGTERM] * 2)  # the first came first
+
+    async def test_a_handler_of_the_event_loop_is_called_at_once(self):
+        """Such as uvloop's, which would act twice if it were called late."""
+        loop, called = asyncio.get_running_loop(), []
+        note = types.MethodType(lambda loop, *signalled: called.append(signalled), loop)
+        await self.signalled(note)
+        self.assertEqual(called, [(signal.SIGTERM, None)])
+
+    async def test_an_ignored_signal_stays_ignored(self):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+        async with SSEServer(port=None).lifespan():
+            self.assertEqual(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+
+    async def test_a_handler_that_was_put_there_meanwhile_stays(self):
+        before = signal.getsignal(signal.SIGINT)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+        async with SSEServer(port=None).lifespan():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.assertEqual(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+
+    async def test_in_another_thread_signals_are_left_alone(self):
+        before = signal.getsignal(signal.SIGINT)
+
+        async def run():
+            async with SSEServer(port=None).lifespan():
+                return signal.getsignal(signal.SIGINT)
+
+        self.assertEqual(await self.in_thread(asyncio.run, run()), before)
 
 
 # ------------------------------------------------------------------------------------
