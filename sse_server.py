@@ -166,7 +166,7 @@ _MAX_LOGGED_ORIGINS = 100  # of pages that may not read the stream, each logged 
 # parsed: what came while its turn was over, and what came before reading was paused.
 _READ_BYTES = 32 * _KIB
 _TLS_BYTES_PER_LOOK = 4 * _KIB  # encrypted; as requests for new keys, 1 to 2 ms
-_IGNORED_INPUT_SECONDS = 1.0  # between two reads from a stream that sends something
+_IGNORED_INPUT_SECONDS = 1.0  # pause in reading from a stream that sends too much
 _LARGE_HEAD_SECONDS = 60.0  # from one head that is too large and logged to the next
 # The largest batch for one subscriber.  Larger writes would save few system calls, and
 # a client that stalls makes the server keep this much in memory.
@@ -3242,7 +3242,7 @@ class _Broadcaster:
     async def _run(self) -> None:
         log, intake = self.log, self._intake
         while (
-            not intake.closed_because
+            not self.closed_because
             or self.connected
             or log.sent < log.newest
             or intake.has_news
@@ -3986,10 +3986,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.state == _LEAVING:
             return
         if self.state in _STREAMING:
-            # One that goes on sending costs the server a read in each second.
-            self._pause_reading()
-            loop = asyncio.get_running_loop()
-            loop.call_later(_IGNORED_INPUT_SECONDS, self._read_on)
+            # One that goes on sending must not take more than its turn.
+            if self.rooms.turns.is_over():
+                self._pause_reading()
+                loop = asyncio.get_running_loop()
+                loop.call_later(_IGNORED_INPUT_SECONDS, self._read_on)
             return
         self.received += data
         if self.state == _LINGERING:
@@ -4889,16 +4890,27 @@ class _Termination:
     thread.  A second signal ends the process at once.
     """
 
-    def __init__(self, leave: Callable[[], object], *signals: signal.Signals) -> None:
+    def __init__(
+        self,
+        leave: Callable[[], object],
+        *signals: signal.Signals,
+        loop: asyncio.AbstractEventLoop | None = None,  # in which the block is
+    ) -> None:
         self._leave = leave  # the block
         self._came = False
+        self._loop = loop
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}  # the handlers
         if threading.current_thread() is threading.main_thread():
             found = signal.getsignal(signal.SIGTERM)
             is_ours = isinstance(getattr(found, "__self__", None), _Termination)
             if is_ours or found is signal.SIG_DFL:
-                self._before = {n: signal.signal(n, self._handle) for n in signals}
+                self._before = {number: signal.getsignal(number) for number in signals}
+        for number in self._before:
+            if loop:  # so that a signal wakes it, whenever it comes
+                with contextlib.suppress(NotImplementedError):  # Windows
+                    loop.add_signal_handler(number, int)
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
         for each in self._before:
@@ -4912,6 +4924,9 @@ class _Termination:
     def finish(self) -> bool:
         """The block has ended.  Return whether a signal has ended it."""
         for number, handler in self._before.items():
+            if self._loop:
+                with contextlib.suppress(NotImplementedError):
+                    self._loop.remove_signal_handler(number)
             signal.signal(number, handler)
         return self._came
 
@@ -5006,6 +5021,8 @@ class SSEServer:
       port=8080               0: one that is free.  None: no port, for a server that only
                               feeds stream().
       path="/sse"             The path of the stream.  Other paths are answered 200 "ok".
+      page=None               An HTML file that "/" is answered with.  It is read anew at
+                              each request, and must be there at the start.
 
     History, for clients that come back:
       history=1000            So many events are kept.  Older ones are forgotten, and a
@@ -5421,14 +5438,17 @@ class SSEServer:
         this returns; a second one ends the process.  But a program that handles SIGTERM
         itself keeps its handlers.  Raises what broadcasting failed with, if it failed.
         """
-        async with self:
-            loop = asyncio.get_running_loop()
-            close = functools.partial(loop.call_soon_threadsafe, self._begin_closing)
-            termination = _Termination(close, signal.SIGINT, signal.SIGTERM)
+        loop = asyncio.get_running_loop()
+        close = functools.partial(loop.call_soon_threadsafe, self._begin_closing)
+        ends = _Termination(close, signal.SIGINT, signal.SIGTERM, loop=loop)
+        try:
+            await self._start()
             try:
                 await asyncio.shield(self._broadcasting)
             finally:
-                termination.finish()
+                await self.close()
+        finally:
+            ends.finish()
 
     async def close(self) -> None:
         """Deliver what was published, end every stream, and stop listening.
@@ -5600,7 +5620,7 @@ class SSEServer:
         cancel = task.cancel if task else lambda: None
         loop = asyncio.get_running_loop()
         leave = functools.partial(loop.call_soon_threadsafe, cancel)
-        self._terminations.append(_Termination(leave, signal.SIGTERM))
+        self._terminations.append(_Termination(leave, signal.SIGTERM, loop=loop))
         try:
             await self._start()
         except BaseException:

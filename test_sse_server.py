@@ -3954,6 +3954,7 @@ def new_site(**policy):
         "restart_retry": 5.0,
         "replay": 0,
         "publishing_waits": False,
+        "read_page": None,
         "publish": publish,
         "is_repeated": lambda id, body, channel: None,
         "finish": lambda channel: publish("", finish=channel),
