@@ -18,9 +18,7 @@ import signal
 import sys
 import time
 
-from harness import Program, Report, Workshop, arguments, expect
-
-from common import Stream, free_port, request
+from harness import Program, Report, Workshop, arguments, common, expect
 
 CI_SIZE = (40, 200, 6, 10)  # clients, events a second, seconds of each part, restarts
 FULL_SIZE = (400, 500, 60, 100)
@@ -35,7 +33,7 @@ server = sse_server.SSEServer(
 )
 asyncio.run(server.serve_forever())
 """
-# Publishes until it is told to end, and prints what.  Each fiftieth event is retained.
+# Until it is told to end.
 PUBLISHER = """
 import signal, sys, threading, time, sse_server
 who, period = int(sys.argv[1]), float(sys.argv[2])
@@ -66,8 +64,7 @@ class Client:
 
     def __init__(self, port, found, stays):
         self._port, self._found, self._stays = port, found, stays
-        self._id = ""
-        self._newest = 0  # the number of its last event
+        self._id, self._newest = "", 0  # of its last event
         self._anew = True  # it is new, or was told of a gap
 
     async def run(self):
@@ -79,10 +76,10 @@ class Client:
     async def _connect(self):
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._found.connections += 1
-        stream = Stream(last_id=self._id)
+        stream = common.Stream(last_id=self._id)
         leaves = time.monotonic() + (3600 if self._stays else random.uniform(1, 8))
         try:
-            writer.write(request(last_id=self._id))
+            writer.write(common.request(last_id=self._id))
             while time.monotonic() < leaves and self._newest != self._found.last:
                 received = await asyncio.wait_for(reader.read(65536), SILENCE)
                 if not received:
@@ -158,7 +155,7 @@ def part(report, options, name, sizes, incident, count, history=HOLDS_ALL):
         Workshop(options.readme, options.module) as workshop,
         contextlib.ExitStack() as running,
     ):
-        port = free_port()
+        port = common.free_port()
         workshop.write("server.py", SERVER)
         workshop.write("publisher.py", PUBLISHER)
 
