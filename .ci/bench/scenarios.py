@@ -8,6 +8,7 @@ that whatever else the machine is doing weighs on both sides of a ratio.
 import contextlib
 import json
 import statistics
+import tempfile
 from dataclasses import dataclass, field
 
 from contestants import FLOOR, LOOP, NCHAN, OURS, Clients, Failure, Server, output_of
@@ -73,6 +74,15 @@ METRICS = {
     "coded_memory": Metric("Memory per client, server and proxy", "KiB", 1),
     "joins": Metric("Bytes, plain to compressed, while ten of 1,000 join each second",
                     "×", bound=3.0, more_is_better=True),
+    "file_publish": Metric("publish() into a history file, median", "µs", 1, bound=80.0),
+    "file_times": Metric("publish() into a history file, to that into memory", "×",
+                         bound=3.0),
+    "file_event_p99": Metric("From publish() to a client of another process, p99", "ms",
+                             1, bound=30.0),
+    "file_idle": Metric("Core used by a process with a history file, idle", "%", 2,
+                        bound=0.5),
+    "file_single": Metric("CPU per delivery, with a history file to without", "×",
+                          bound=1.05),
 }  # fmt: skip
 
 
@@ -124,8 +134,11 @@ class Stand:
 
 
 @contextlib.contextmanager
-def standing(contestant, clients, **asking):
-    with Server(contestant) as server, Clients(server, clients, **asking) as crowd:
+def standing(contestant, clients, driving=(), **asking):
+    with (
+        Server(contestant, *driving) as server,
+        Clients(server, clients, **asking) as crowd,
+    ):
         yield Stand(contestant.name, server, crowd.connected())
 
 
@@ -303,10 +316,36 @@ def compressed(run, contestant):
         run.record("coded_memory", "nginx gzip", found["kib"])
 
 
+def history_file(run):
+    """What a history file costs; the driver makes one for itself."""
+    interval_us = 40_000 if run.quick else 60_000
+    for contestant in run.own():
+        name, (python, driver) = contestant.name, contestant.command[:2]
+        with run.guard("history_file", name), tempfile.TemporaryDirectory() as folder:
+            in_file = [1000, f"{folder}/single.db"]
+            with (
+                standing(contestant, 1000) as plain,
+                standing(contestant, 1000, driving=in_file) as filed,
+            ):
+                for number in range(1 + 3 * run.rounds):  # the first one warms up
+                    costs = [
+                        stand.window(10, interval_us=interval_us)[1]
+                        for stand in (plain, filed)
+                    ]
+                    if number:
+                        run.record("file_single", name, costs[1] / costs[0])
+            for number in range(run.rounds):
+                program = [python, driver.with_name("history_file.py")]
+                found = output_of([*program, f"{folder}/{number}.db"])
+                for metric, value in json.loads(found).items():
+                    run.record(metric, name, value)
+
+
 SCENARIOS = {
     function.__name__: function
     for function in (
         *(single, latency, bursts, memory, arrivals, resuming, channels, compression),
+        history_file,
     )
 }
 QUICK = ("single", "latency", "bursts", "memory", "arrivals", "channels")

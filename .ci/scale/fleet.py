@@ -14,15 +14,13 @@ from harness import HERE, PATIENCE, expect, until
 class Fleet:
     """The clients of several processes; their states are added up."""
 
-    def __init__(self, processes, clients, total, ports, *, times=False, sources=None):
+    def __init__(self, processes, clients, total, ports):
         self.clients = processes * clients
         self._states = [{} for _ in range(processes)]
-        self.times = [{} for _ in range(processes)]
         self.processes = []
         self._readers = []
         for number in range(processes):
-            source = sources[number] if sources else None
-            options = [ports[number], source, clients, total, times]
+            options = [ports[number], clients, total]
             process = subprocess.Popen(
                 [sys.executable, HERE / "watchers.py", json.dumps(options)],
                 stdin=subprocess.PIPE,
@@ -35,9 +33,7 @@ class Fleet:
 
     def _read(self, number, process):
         for line in process.stdout:
-            state = json.loads(line)
-            self.times[number].update(state.pop("times"))
-            self._states[number] = state
+            self._states[number] = json.loads(line)
 
     def count(self, name):
         expect(all(p.poll() is None for p in self.processes), "a watchers.py ended")

@@ -1,15 +1,13 @@
 """Many clients in one process: each follows the stream, comes back when it is cut, and
 checks that the events are the numbers from 1 on, in order, none twice, no gap.
 
-usage: watchers.py '[[PORT, ...], SOURCE ADDRESS, CLIENTS, TOTAL, TIMES]'
+usage: watchers.py '[[PORT, ...], CLIENTS, TOTAL]'
 
-Prints its state as a line of JSON about twice a second, and ends with its input.  With
-TIMES, also when the last of its clients had each number (of the clock that all
-processes of the machine share).  The clients speak HTTP/1.0, to which the stream is sent
-without chunks around it, so that an event is whole when its empty line is there.
+Prints its state as a line of JSON about twice a second, and ends with its input.
+The clients speak HTTP/1.0, to which the stream is sent without chunks around it, so that
+an event is whole when its empty line is there.
 """
 
-import collections
 import contextlib
 import heapq
 import json
@@ -42,12 +40,9 @@ class Client:
         self.gap = False  # since the last event
         self.expected = 1
 
-    def connect(self, source):
+    def connect(self):
         self.socket = socket.socket()
         self.socket.setblocking(False)
-        if source:
-            self.socket.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
-            self.socket.bind((source, 0))
         self.socket.connect_ex(("127.0.0.1", random.choice(self.ports)))
 
     def request(self):
@@ -60,20 +55,16 @@ class Client:
 class Watchers:
     """All the clients of this process, and what they saw."""
 
-    def __init__(self, ports, source, clients, total, times):
-        self._source = source
+    def __init__(self, ports, clients, total):
         self._total = total
         self._epoll = select.epoll()
         self._clients = {}  # by descriptor
         self._due = [(0.0, number, Client(ports)) for number in range(clients)]
         self._order = clients  # breaks ties in the heap
         self._connecting = 0
-        self._counts = collections.Counter() if times else None
-        self._count = clients
         self.state = dict.fromkeys(
             ("open", "complete", "repeated", "missing", "gaps", "cut", "silent"), 0
         )  # "silent": holes that no gap had announced
-        self.times = {}  # number: when the last client had it
 
     def run(self):
         report, due = 0.0, self._due
@@ -85,11 +76,10 @@ class Watchers:
                 self._handle(self._clients[descriptor], events)
             if now >= report:
                 report = now + REPORT_SECONDS
-                print(json.dumps({**self.state, "times": self.times}), flush=True)
-                self.times = {}
+                print(json.dumps(self.state), flush=True)
 
     def _connect(self, client):
-        client.connect(self._source)
+        client.connect()
         self._connecting += 1
         self._clients[client.socket.fileno()] = client
         self._epoll.register(client.socket, select.EPOLLOUT)
@@ -136,14 +126,12 @@ class Watchers:
         start = whole.rfind(b"id: ") + 4
         if start >= 4:
             client.last_id = whole[start : whole.index(b"\n", start)]
-        numbers = []
         for found in WHAT_COUNTS.finditer(whole):
             if not found[1]:
                 self.state["gaps"] += 1
                 client.gap = True
                 continue
             number = int(found[1])
-            numbers.append(number)
             if number > client.expected and not client.gap:
                 self.state["silent"] += 1
             client.gap = False
@@ -154,10 +142,6 @@ class Watchers:
             client.expected = number + 1
             if number == self._total:
                 self.state["complete"] += 1
-        for number in numbers if self._counts is not None else ():
-            self._counts[number] += 1
-            if self._counts[number] == self._count:
-                self.times[number] = time.monotonic()
 
     def _lost(self, client):
         """Cut, refused, or the answer of a proxy whose servers are away."""

@@ -1,4 +1,4 @@
-"""The server of this repository, publishing from a coroutine: ``ours.py [HISTORY]``."""
+"""The server of this repository, publishing from a coroutine: ``ours.py [HISTORY [FILE]]``."""
 
 import asyncio
 import sys
@@ -8,8 +8,9 @@ from pace import obey
 from sse_server import SSEServer
 
 
-async def main(history=1000):
-    async with SSEServer("127.0.0.1", 0, history=history) as server:
+async def main(history=1000, file=None):
+    how = {"history": int(history), **({"history_file": file} if file else {})}
+    async with SSEServer("127.0.0.1", 0, **how) as server:
 
         def publish(datas, channel):
             for data in datas:
@@ -19,4 +20,4 @@ async def main(history=1000):
         await obey(server.port, publish, lambda: server.drain(behind=True))
 
 
-asyncio.run(main(*map(int, sys.argv[1:])))
+asyncio.run(main(*sys.argv[1:]))
