@@ -368,16 +368,15 @@ class Decoder:
 
 
 class Dechunker:
-    """Takes the chunks off; each must hold whole lines, or end as its coding does."""
+    """Takes the chunks off."""
 
     def __init__(self):
-        self.end = b"\n"  # of each
         self.ended = False  # the last chunk has come
         self._rest = bytearray()
 
     def feed(self, received):
+        """The chunks that are complete."""
         self._rest += received
-        contents = []
         while not self.ended:
             end = self._rest.find(b"\r\n")
             if end < 0:
@@ -386,14 +385,11 @@ class Dechunker:
             whole = end + 2 + size + 2
             if len(self._rest) < whole:
                 break
-            contents.append(bytes(self._rest[end + 2 : whole - 2]))
             if self._rest[whole - 2 : whole] != b"\r\n":
                 raise ValueError("a chunk is longer than its size")
-            if size and not contents[-1].endswith(self.end):
-                raise ValueError("a chunk ends within a line, or cannot be decoded yet")
+            yield bytes(self._rest[end + 2 : whole - 2])
             del self._rest[:whole]
             self.ended = not size
-        return b"".join(contents)
 
 
 class Stream:
@@ -420,27 +416,28 @@ class Stream:
                 return []
             self._check(head)
             self.opened = True
-        if self._dechunker:
-            received = self._dechunker.feed(received)
-        if self.inflater:
-            received = self.inflater.decompress(received)
-        return self.decoder.feed(received)
+        if self._dechunker is None:
+            return self.decoder.feed(received)
+        events = []
+        for chunk in self._dechunker.feed(received):
+            text = self.inflater.decompress(chunk) if self.inflater else chunk
+            if chunk and not text.endswith(b"\n"):
+                raise ValueError("a chunk ends within a line, or cannot be decoded yet")
+            events += self.decoder.feed(text)
+        return events
 
     def _check(self, head):
         status, *fields = head.split(b"\r\n")
         if b" 200 " not in status:
             raise ValueError(f"not a stream: {status!r}")
         if any(field.startswith(b"Content-Length:") for field in fields):
-            self._dechunker = (
-                None  # it is told to come back: the server ends, or is full
-            )
+            self._dechunker = None  # it is told to come back: the server ends, or is full
             return
         chunked = b"Transfer-Encoding: chunked" in fields
         if chunked != (self._version == "1.1"):
             raise ValueError(f"wrong framing for HTTP/{self._version}: {head!r}")
         if b"Content-Encoding: gzip" in fields:
             self.inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            self._dechunker.end = b"\x00\x00\xff\xff"  # of a sync flush (RFC 1951)
 
 
 def request(

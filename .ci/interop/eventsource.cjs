@@ -251,8 +251,8 @@ const post = (page, url) =>
     }
   }, url);
 
-async function publishesFromAnAllowedOrigin({ page, startServer }) {
-  const home = await startServer({});
+async function publishesFromAnAllowedOrigin({ page, startServer, startHome }) {
+  const home = await startHome();
   const server = await startServer({
     publish_token: "secret",
     cors_origins: [home.origin],
@@ -265,8 +265,8 @@ async function publishesFromAnAllowedOrigin({ page, startServer }) {
   same(await eventsOf(page), [["news", "from a page", id]], "events");
 }
 
-async function isRefusedFromAnotherOrigin({ page, startServer }) {
-  const home = await startServer({});
+async function isRefusedFromAnotherOrigin({ page, startServer, startHome }) {
+  const home = await startHome();
   const server = await startServer({
     publish_token: "secret",
     cors_origins: [home.origin],

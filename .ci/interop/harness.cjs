@@ -4,6 +4,7 @@
 
 const { spawn } = require("node:child_process");
 const fs = require("node:fs");
+const http = require("node:http");
 const net = require("node:net");
 const os = require("node:os");
 const path = require("node:path");
@@ -163,6 +164,16 @@ class Relay {
   }
 }
 
+/** A page on an origin of its own, which no policy limits. */
+async function startHome() {
+  const home = http.createServer((request, response) => response.end("home"));
+  await new Promise((resolve) => home.listen(0, "localhost", resolve));
+  return {
+    origin: `http://localhost:${home.address().port}`,
+    stop: () => home.close(),
+  };
+}
+
 const CHROMIUM_FLAGS = [
   "--no-sandbox",
   "--disable-gpu",
@@ -255,6 +266,7 @@ async function inPage(browser, check) {
     page: await browser.newPage(),
     startServer: async (options) => keep(await Server.start(options)),
     startRelay: async (server) => keep(await Relay.start(server.port)),
+    startHome: async () => keep(await startHome()),
   };
   const keep = (thing) => (started.push(thing), thing);
   try {
