@@ -35,13 +35,14 @@ asyncio.run(server.serve_forever())
 """
 # Until it is told to end.
 PUBLISHER = """
-import signal, sys, threading, time, sse_server
+import signal, sys, time, sse_server
 who, period = int(sys.argv[1]), float(sys.argv[2])
-ended = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: ended.set())
+ended = []  # an Event's lock may be held when the signal comes
+signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
 server = sse_server.SSEServer(port=None, history_file="history.db")
 begun, number = time.monotonic(), 0
-while not ended.wait(max(0, begun + number * period - time.monotonic())):
+while not ended:
+    time.sleep(max(0, begun + number * period - time.monotonic()))
     kept = {"retain": True, "event": f"kept{who}"} if number % 50 == 0 else {}
     id = server.publish([who, number], **kept)
     print(id.rpartition("-")[2], number, flush=True)
