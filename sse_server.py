@@ -56,7 +56,8 @@ The rules from which the rest follows:
 
    Each state but leaving may also end with leaving or closed; head, asking and body may
    also end with lingering.  A subscriber is live only while its socket has taken
-   everything.
+   everything.  A request that comes by ASGI is a call, with the same states but without
+   a socket: it comes for the next bytes of its stream, and is live while it does.
 7. The site decides what is answered.  It is given values and returns values, and has no
    socket.  It is asked when a request's head is there, again when `authorize` has
    decided, and again when the body is there.
@@ -5018,8 +5019,8 @@ class SSEServer:
 
     Where it is:
       host="localhost"        A name or an address.  None: every address of the machine.
-      port=8080               0: one that is free.  None: no port, for a server that only
-                              feeds stream().
+      port=8080               0: one that is free.  None: no port, for a server in a
+                              framework; see below.
       path="/sse"             The path of the stream.  Other paths are answered 200 "ok".
       page=None               An HTML file that "/" is answered with.  It is read anew at
                               each request, and must be there at the start.
@@ -5110,6 +5111,20 @@ class SSEServer:
     processes of the machine that name the file are one server.  Each of them delivers
     what any of them publishes, also one that is never started.  The file needs the
     module sqlite3.  The start raises OSError if it cannot be used.
+
+    In a framework the server is an ASGI application:
+
+        server = SSEServer(port=None)
+        app = FastAPI(lifespan=server.lifespan)
+        app.add_route("/events", server)
+
+    Where a framework routes a request to it, it answers as on `path` at its own port,
+    whatever the path is.  If an ASGI server runs the lifespan of the server itself (as
+    `uvicorn module:server`), it is the whole application, and `path` counts.  If none
+    runs a lifespan, as under Django, it starts with the first request.  In each case it
+    listens for SIGINT and SIGTERM; see lifespan().  `hosts` are only those that are
+    given.  What belongs to connections (`ssl`, `reuse_port`, the timeouts of heads and
+    of idle connections) is the framework's part.
 
     Many machines: if all of them publish events with the same ids, and the ids ascend
     when they are sorted by `id_order` (such as `int`), a client may resume at any of
@@ -6723,6 +6738,8 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> str:
             text = f"Watch it: curl -N {url}, or open it in a browser"
             if options.publish_token and not options.input:
                 text += "\nThe clock is off: events come by POST with the token"
+            if options.page:
+                text += f"\nThe page: {url[: -len(options.path)]}/"
             _print(f"Listening on {server.url}\n{text}")
         await server.serve_forever()
     return ""

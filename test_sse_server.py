@@ -4375,6 +4375,37 @@ DECISIONS = {
         FULL_503,
     ),
     "full, and nobody is asked": ({"asks": True}, get(), FULL, FULL_503),
+    "a page": ({"read_page": lambda: b"<p>"}, get(target="/"), {}, (200, b"<p>")),
+    "a page for a browser": (
+        {"read_page": lambda: b"<p>"},
+        get(BROWSER, target="/?a=b"),
+        {},
+        (200, b"<p>"),
+    ),
+    "HEAD of a page": (
+        {"read_page": lambda: b"<p>"},
+        get(target="/", method="HEAD"),
+        {},
+        (200, b"<p>"),
+    ),
+    "POST to a page": (
+        {"read_page": lambda: b"<p>"},
+        get(target="/", method="POST"),
+        {},
+        (200, b"ok"),
+    ),
+    "beside a page": (
+        {"read_page": lambda: b"<p>"},
+        get(target="/index.html"),
+        {},
+        (200, b"ok"),
+    ),
+    "closing, with a page": (
+        {"read_page": lambda: b"<p>", "closed_because": lambda: "the end"},
+        get(target="/"),
+        {},
+        (503, b"the end\n"),
+    ),
     "closing": (
         {"closed_because": lambda: "the end"},
         get(),
@@ -12262,6 +12293,10 @@ class HandMadeCall:
         return self.sent[0]["status"] if self.sent else None
 
     @property
+    def fields(self):
+        return self.sent[0]["headers"]
+
+    @property
     def body(self):
         return b"".join(message.get("body", b"") for message in self.sent[1:])
 
@@ -12736,6 +12771,69 @@ class PageTest(ServerTestCase):
         self.assertEqual((await client.request(ask("/"))).body, b"ok")
 
 
+class OwnPageTest(ServerTestCase):
+    """`page`: a file of the program's own at /."""
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        self.page = self.folder / "index.html"
+        self.page.write_text("<p>one")
+
+    async def test_it_is_read_anew_each_time(self):
+        server = await self.start(page=self.page)
+        client = await self.connect(server)
+        for text in ("<p>one", "<p>two and more"):
+            self.page.write_text(text)
+            answer = await client.request(ask("/?a=b"))
+            self.assertEqual((answer.status, answer.body), (200, text.encode()))
+            self.assertEqual(answer.field("content-type"), "text/html; charset=utf-8")
+            self.assertEqual(answer.field("cache-control"), "no-cache")
+        head = await client.request(ask("/", method="HEAD"), head_only=True)
+        self.assertEqual(head.field("content-length"), str(len(text)))
+        self.assertEqual((await client.request(ask("/index.html"))).body, b"ok")
+
+    async def test_one_that_is_gone_is_an_error_until_it_is_there_again(self):
+        server = await self.start(page=str(self.page))
+        client = await self.connect(server)
+        self.page.unlink()
+        answer = await client.request(ask("/"))
+        self.assertEqual(answer.status, 500)
+        self.assertEqual(answer.body, b"the page cannot be read\n")
+        (line,) = self.logged(logging.ERROR)
+        self.assertRegex(line, f"^the page: .*{re.escape(str(self.page))}")
+        self.page.write_text("again")
+        self.assertEqual((await client.request(ask("/"))).body, b"again")
+
+    async def test_what_is_refused_when_the_server_is_made(self):
+        for options, kind, message in (
+            ({"page": self.folder / "none"}, FileNotFoundError, "none'$"),
+            ({"page": self.folder}, OSError, self.folder.name),
+            ({"page": 5}, TypeError, "^page is 5; allowed is a path or None$"),
+            (
+                {"page": self.page, "path": "/"},
+                ValueError,
+                "^path is '/', where the page is; allowed is another one$",
+            ),
+        ):
+            with self.subTest(options), self.assertRaisesRegex(kind, message):
+                SSEServer(**options)
+
+    async def test_by_asgi_it_belongs_to_the_whole_application(self):
+        for root in ("", "/api"):
+            server = await self.start(port=None, page=self.page)
+            scope = {"path": f"{root}/", "root_path": root}
+            call = HandMadeCall(server, method="HEAD", **scope)
+            await asyncio.wait_for(call.task, DEADLINE)
+            self.assertIn((b"content-type", b"text/event-stream"), call.fields)
+            web = await WebServer(server).start()
+            self.addAsyncCleanup(web.close)
+            found = await HandMadeCall(server, **scope).answer()
+            self.assertEqual(found, (200, b"<p>one"))
+
+
 # ------------------------------------------------------------------------------------
 # 11. The command line
 # ------------------------------------------------------------------------------------
@@ -12745,7 +12843,7 @@ TIMESTAMP = (
     r'"clients":[0-9]+\}'
 )
 OPTIONS = (
-    *("--version", "--host", "--port", "--certfile", "--keyfile", "--event"),
+    *("--version", "--host", "--port", "--certfile", "--keyfile", "--page", "--event"),
     *("--channel", "--lossless", "--publish-token", "--cors-origin", "--history"),
     *("--history-seconds", "--lifetime", "--restart-retry"),
     *("--history-file",),
@@ -13209,6 +13307,7 @@ runpy.run_path(path, run_name="__main__")
             "--host 192.0.2.1 --port 0": "cannot listen on 192.0.2.1:0: ",
             "--host a..b --port 0": "cannot listen on a..b:0: ",
             "--certfile /nowhere": "cannot use /nowhere: ",
+            "--page /nowhere": "cannot read /nowhere: ",
             f"--certfile {__file__}": f"cannot use {__file__}: ",
         }
         for line, text in cases.items():
@@ -13217,6 +13316,14 @@ runpy.run_path(path, run_name="__main__")
                 status, out, err = await self.in_thread(self.main, *arguments)
                 self.assertEqual((status, out), (1, ""))
                 self.assertRegex(err, rf"\Asse_server: {re.escape(text)}.+\n\Z")
+
+    async def test_a_page(self):
+        process, port = await self.serve("--page", __file__)
+        line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
+        self.assertRegex(line, rb"\AThe page: http://.+:%d/\n\Z" % port)
+        client = await self.visit(port)
+        answer = await client.request(ask("/"))
+        self.assertEqual(answer.body, pathlib.Path(__file__).read_bytes())
 
     async def test_help_and_version(self):
         status, text, error = self.main("--help")
