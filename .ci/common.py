@@ -431,7 +431,9 @@ class Stream:
         if b" 200 " not in status:
             raise ValueError(f"not a stream: {status!r}")
         if any(field.startswith(b"Content-Length:") for field in fields):
-            self._dechunker = None  # it is told to come back: the server ends, or is full
+            self._dechunker = (
+                None  # it is told to come back: the server ends, or is full
+            )
             return
         chunked = b"Transfer-Encoding: chunked" in fields
         if chunked != (self._version == "1.1"):
