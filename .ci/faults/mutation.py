@@ -18,7 +18,6 @@ import concurrent.futures
 import json
 import os
 import pathlib
-import queue
 import random
 import resource
 import shutil
@@ -35,6 +34,8 @@ SWAPPED = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="),
            ast.GtE: (">=", ">")}  # fmt: skip
 DELETED = (ast.Expr, ast.Assign, ast.AugAssign, ast.Return, ast.Raise, ast.Delete,
            ast.Continue, ast.Break)  # fmt: skip
+PARTS = ("values", "sockets")  # of the tests: which of the two they need
+TIMED_OUT = "timed out"
 MEMORY = 4 << 30  # bytes of address space that a mutant may use
 
 
@@ -121,39 +122,34 @@ class Places(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-class Copy:
-    """A folder with the module and its tests, in which mutants are tried."""
+def attempt(source, part, classes=(), seconds=600.0):
+    """Run the tests of a part in a copy, at most so long.
 
-    def __init__(self, folder, seed):
-        self._folder = folder
-        self._environment = {**os.environ, "SSE_TEST_SEED": str(seed)}
-        self._environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        folder.mkdir()
+    The runner's outcome: the test that failed, or how long each class took.
+    """
+    with tempfile.TemporaryDirectory(prefix="sse-mutation-") as folder:
         for name in FILES:
             shutil.copy(ROOT / name, folder)
-
-    def run(self, source, part, classes=(), timeout=600):
-        """The runner's last line as JSON, or None where it took too long or was killed."""
-        (self._folder / "sse_server.py").write_bytes(source)
+        pathlib.Path(folder, "sse_server.py").write_bytes(source)
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, "--run", part, *classes],
-            cwd=self._folder,
-            env=self._environment,
+            cwd=folder,
+            env={**os.environ, "SSE_TEST_SEED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
-            lines = process.communicate(timeout=timeout)[0].splitlines()
+            lines = process.communicate(timeout=seconds)[0].splitlines()
         except subprocess.TimeoutExpired:
-            return None
+            return {"failed": TIMED_OUT}
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
-        with_result = [line for line in lines if line.startswith(b'{"failed":')]
-        return json.loads(with_result[-1]) if with_result else {"failed": "crashed"}
+        outcomes = [line for line in lines if line.startswith(b'{"failed":')]
+        return json.loads(outcomes[-1]) if outcomes else {"failed": "it crashed"}
 
 
 def run_tests(part, *order):
@@ -190,6 +186,18 @@ def run_tests(part, *order):
     print(json.dumps({"failed": "", "seconds": seconds}), flush=True)
 
 
+def baseline(source, pool):
+    """For each part of the tests: its classes, the quick ones first, and seconds."""
+    found = {}
+    for part, outcome in zip(PARTS, pool.map(lambda p: attempt(source, p), PARTS)):
+        if outcome["failed"]:
+            sys.exit(f"FAIL mutation: the tests fail unchanged: {outcome['failed']}")
+        seconds = outcome["seconds"]
+        order = sorted(seconds, key=seconds.get)
+        found[part] = order, 1.5 * sum(seconds.values()) + 30
+    return found
+
+
 def chosen(source, options):
     """The mutants to try, by the seed."""
     mutants = Places(source).found
@@ -205,8 +213,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--mutants", type=int, default=40)
-    parser.add_argument("--allowed", type=int, default=8, help="survivors")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--allowed", type=int, default=6, help="survivors")
+    # The tests mostly wait: there may be more of them at a time than cores.
+    parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--lines", help="FIRST-LAST, of sse_server.py")
     options = parser.parse_args()
     source = (ROOT / "sse_server.py").read_bytes()
@@ -214,49 +223,23 @@ def main():
     marked = next((n for n, line in enumerate(lines) if line.startswith(LINE)), None)
     if marked is None:
         sys.exit(f"FAIL mutation: there is no line {LINE!r}")
-    with tempfile.TemporaryDirectory(prefix="sse-mutation-") as folder:
-        copies = queue.SimpleQueue()
-        for number in range(options.workers):
-            copies.put(Copy(pathlib.Path(folder, str(number)), options.seed))
-        orders, limits = {}, {}
+    counts = collections.Counter()
+    with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
+        usual = baseline(source, pool)
 
-        def attempt(part, changed, **limit):
-            copy = copies.get()
-            try:
-                return copy.run(changed, part, **limit)
-            finally:
-                copies.put(copy)
+        def outcome(mutant):
+            part = PARTS[mutant.line > marked]
+            return mutant, attempt(mutant.applied(source), part, *usual[part])["failed"]
 
-        with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
-            parts = ("values", "sockets")
-            for part, baseline in zip(
-                parts, pool.map(lambda part: attempt(part, source), parts)
-            ):
-                if baseline is None or baseline["failed"]:
-                    sys.exit(f"FAIL mutation: unchanged, {part}: {baseline}")
-                seconds = baseline["seconds"]
-                orders[part] = sorted(seconds, key=seconds.get)  # the quick ones first
-                limits[part] = 3 * sum(seconds.values()) + 20
-
-            def outcome(mutant):
-                part = "values" if mutant.line <= marked else "sockets"
-                found = attempt(
-                    part,
-                    mutant.applied(source),
-                    classes=orders[part],
-                    timeout=limits[part],
-                )
-                return mutant, "timed out" if found is None else found["failed"]
-
-            counts = collections.Counter()
-            for mutant, failed in pool.map(outcome, chosen(source, options)):
-                kind = failed if failed == "timed out" else "killed"
-                counts[kind if failed else "survived"] += 1
-                what = f"line {mutant.line}, {mutant.kind}: "
-                what += f"{lines[mutant.line - 1].strip()}   -> "
-                what += " ".join(mutant.new.split())
-                print(failed or "SURVIVED", what, sep="  ", flush=True)
-    names = ("killed", "timed out", "survived")
+        for mutant, failed in pool.map(outcome, chosen(source, options)):
+            kind = failed if failed == TIMED_OUT else "killed"
+            counts[kind if failed else "survived"] += 1
+            change = (
+                f"{lines[mutant.line - 1].strip()}   -> {' '.join(mutant.new.split())}"
+            )
+            place = f"line {mutant.line}, {mutant.kind}"
+            print(failed or "SURVIVED", place, change, sep="  ", flush=True)
+    names = ("killed", TIMED_OUT, "survived")
     print("mutation:", ", ".join(f"{counts[name]} {name}" for name in names))
     bad = counts["survived"] > options.allowed or not counts["killed"]
     print(f"{'FAIL' if bad else 'PASS'} mutation: {options.allowed} may survive")
