@@ -6873,17 +6873,13 @@ class DepartureTest(ServerTestCase):
         self.assertEqual(server.stats.events_written, 1)
 
     async def test_who_ends_its_input_is_told_to_come_back(self):
-        # asyncio's TLS before Python 3.11 does not say so, and closes by itself.
-        told = not self.tls or sys.version_info >= (3, 11)
         for version in ("1.1", "1.0"):
             with self.subTest(version):
                 server = await self.start(heartbeat=None)
                 client = await self.stream(server, version=version)
                 client.end_of_input()
-                rest = await (client.rest() if told else client.rest_of_cut())
-                self.assertEqual(rest, [])
-                if told:
-                    self.assertTrue(2500 <= client.decoder.retry <= 7500)
+                self.assertEqual(await client.rest(), [])
+                self.assertTrue(2500 <= client.decoder.retry <= 7500)
                 await self.until_stats(server, live=0)
 
     async def test_many_visits_leave_nothing(self):
