@@ -8348,6 +8348,7 @@ class HistoryFileTest(ServerTestCase):
         server.publish("1")
         await client.events(1)
         os.unlink(self.path)
+        await self.pass_time(2)
         await self.until(lambda: self.records[-1].levelno >= logging.ERROR, "the error")
         for _ in range(3):
             with self.assertRaises(OSError):
@@ -8417,7 +8418,8 @@ class HistoryFileTest(ServerTestCase):
         file = server._intake.file
         changed, read = mock.Mock(side_effect=file.changed), mock.Mock()
         self.change(file, changed=changed, read=read)
-        await self.until(lambda: changed.call_count >= 5, "looks")
+        await self.pass_time(10)
+        self.assertGreaterEqual(changed.call_count, 5)
         self.assertEqual(read.call_count, 0)
 
 
