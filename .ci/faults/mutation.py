@@ -15,6 +15,7 @@ import argparse
 import ast
 import collections
 import concurrent.futures
+import faulthandler
 import json
 import os
 import pathlib
@@ -122,11 +123,9 @@ class Places(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-def attempt(source, part, classes=(), seconds=600.0):
-    """Run the tests of a part in a copy, at most so long.
-
-    The runner's outcome: the test that failed, or how long each class took.
-    """
+def attempt(source, part, classes=()):
+    """Run the tests of a part in a copy: the test that failed, or how long each class
+    took.  `classes`: NAME:SECONDS that it may take."""
     with tempfile.TemporaryDirectory(prefix="sse-mutation-") as folder:
         for name in FILES:
             shutil.copy(ROOT / name, folder)
@@ -141,7 +140,7 @@ def attempt(source, part, classes=(), seconds=600.0):
             start_new_session=True,
         )
         try:
-            lines = process.communicate(timeout=seconds)[0].splitlines()
+            lines = process.communicate(timeout=600)[0].splitlines()
         except subprocess.TimeoutExpired:
             return {"failed": TIMED_OUT}
         finally:
@@ -149,7 +148,7 @@ def attempt(source, part, classes=(), seconds=600.0):
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
         outcomes = [line for line in lines if line.startswith(b'{"failed":')]
-        return json.loads(outcomes[-1]) if outcomes else {"failed": "it crashed"}
+        return json.loads(outcomes[-1]) if outcomes else {"failed": TIMED_OUT}
 
 
 def run_tests(part, *order):
@@ -173,7 +172,10 @@ def run_tests(part, *order):
         and name != "ReadmeTest"
     }
     loader, seconds = unittest.defaultTestLoader, {}
-    for name in order or cases:
+    for entry in order or cases:
+        name, _, limit = entry.partition(":")
+        if limit:
+            faulthandler.dump_traceback_later(float(limit), exit=True)
         started = time.monotonic()
         result = unittest.TestResult()
         result.failfast = True
@@ -187,14 +189,14 @@ def run_tests(part, *order):
 
 
 def baseline(source, pool):
-    """For each part of the tests: its classes, the quick ones first, and seconds."""
+    """The classes of each part of the tests, the quick ones first, and their limits."""
     found = {}
     for part, outcome in zip(PARTS, pool.map(lambda p: attempt(source, p), PARTS)):
         if outcome["failed"]:
             sys.exit(f"FAIL mutation: the tests fail unchanged: {outcome['failed']}")
         seconds = outcome["seconds"]
         order = sorted(seconds, key=seconds.get)
-        found[part] = order, 1.5 * sum(seconds.values()) + 30
+        found[part] = [f"{name}:{3 * seconds[name] + 15:.0f}" for name in order]
     return found
 
 
@@ -229,7 +231,7 @@ def main():
 
         def outcome(mutant):
             part = PARTS[mutant.line > marked]
-            return mutant, attempt(mutant.applied(source), part, *usual[part])["failed"]
+            return mutant, attempt(mutant.applied(source), part, usual[part])["failed"]
 
         for mutant, failed in pool.map(outcome, chosen(source, options)):
             kind = failed if failed == TIMED_OUT else "killed"
