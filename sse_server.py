@@ -4217,7 +4217,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.rooms.registry.enter(self, _HEAD if self.received else _IDLE)
         if not self.received and self.rooms.site.closed_because():
             self._close()
-        elif self.received or self.input_ended:
+        elif self.received:
             self.rooms.turns.defer(self)
         else:
             self._receive_more()

@@ -7751,12 +7751,8 @@ class FailureTest(ServerTestCase):
         server = await self.start()
         client, connection = await self.half_a_head(server)
         transport = connection.transport
-
-        def fail(data):
-            transport.abort()
-
         failing = connection.transport = mock.Mock(wraps=transport)
-        failing.write.side_effect = fail
+        failing.write.side_effect = lambda data: transport.abort()
         await client.send(b"Host: localhost\r\n\r\n" + ask("/") * 20)
         await self.until_gone()
         self.assertEqual(failing.write.call_count, 1)
@@ -9300,37 +9296,44 @@ class ModelVisitor:
         self.requests = requests  # that were not sent yet
         self.sent = bytearray()  # on its way
         self.answers = b""
-        self.says_end = self.ended = False
+        self.ended = False  # it will send no more
+        self.is_told = False  # by TLS, that the server will send no more
         self._read = 0  # of what the socket was given
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context and context.wrap_bio(
+        self.tls = context and context.wrap_bio(
             self._incoming, self._outgoing, server_hostname="localhost"
         )
 
     def go_on(self):
         came, self._read = self.socket.received[self._read :], len(self.socket.received)
-        if not self._tls:
+        if not self.tls:
             self.answers += came
             self.sent += self.requests
             self.requests = b""
             return
         self._incoming.write(came)
-        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-            self._tls.do_handshake()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
             if self.requests:
-                self._tls.write(self.requests)
+                self.tls.write(self.requests)
                 self.requests = b""
-            while piece := self._tls.read(2**16):
-                self.answers += piece
+            with contextlib.suppress(ssl.SSLZeroReturnError):
+                while piece := self.tls.read(2**16):
+                    self.answers += piece
+            self.is_told = True
         self.sent += self._outgoing.read()
 
+    def may_end(self):
+        """Whether all was sent; before the handshake TLS cannot end."""
+        is_agreed = not self.tls or self.tls.version()
+        return is_agreed and not self.requests and not self.ended
+
     def say_end(self):
-        """As TLS does it, before the socket does."""
-        self.says_end = True
-        if self._tls:
-            with contextlib.suppress(ssl.SSLError):
-                self._tls.unwrap()
-            self.sent += self._outgoing.read()
+        """As TLS does it."""
+        self.ended = True
+        with contextlib.suppress(ssl.SSLError):
+            self.tls.unwrap()
+        self.sent += self._outgoing.read()
 
 
 class RequestsModelTest(unittest.TestCase):
@@ -9399,20 +9402,31 @@ class RequestsModelTest(unittest.TestCase):
         if streams := random_.random() < 0.5:
             data += ask("/sse?replay=all") + b"ignored" * random_.randrange(3)
             statuses.append(200)
-        way = random_.choice(("stays", "ends", "says that it ends", "vanishes"))
+        way = random_.choice(
+            ("stays", "ends", "says that it ends", "breaks off", "vanishes")
+        )
+        steps = random_.randrange(1, 500)
+        breaks = random_.randrange(steps)
+        sizes = random_.sample((1, 100, 5000, 32 * KIB), 2)
+        rooms = random_.sample((0, 0, 99, 9999), 2)
         socket = ModelSocket(Kernel(random_))
         self.accept(None, types.SimpleNamespace(transport=socket))
         connection = getattr(socket.protocol, "connection", socket.protocol)
         visitor = ModelVisitor(socket, context, data)
-        steps, quiet, before = random_.randrange(1, 500), 0, None
+        quiet, before = 0, None
         while quiet < 20:
             steps -= 1
             self.hurries = steps < 0
             visitor.go_on()
-            self.deliver(visitor, way)
-            socket.give_room(10**6 if self.hurries else random_.choice((0, 99, 9999)))
+            self.deliver(visitor, way, random_.choice(sizes))
+            socket.give_room(10**6 if self.hurries else random_.choice(rooms))
             if way == "vanishes" and not steps:
                 socket.lose()
+            elif way == "breaks off" and steps == breaks:
+                visitor.sent.clear()
+                visitor.ended = True
+                if not socket.protocol.eof_received():
+                    socket.close()
             if random_.random() < 0.1 and not self.hurries:
                 published.append(f"later {steps}")
                 server.publish(published[-1])
@@ -9425,29 +9439,29 @@ class RequestsModelTest(unittest.TestCase):
         self.assertEqual(len(server._turns.waiting), 0)
         self.assertEqual(len(server._registry), way == "stays")
         self.assertEqual(socket.lost, way != "stays")
-        if way == "vanishes":
+        if way in ("breaks off", "vanishes"):
             return
+        self.assertEqual(visitor.is_told, bool(visitor.tls) and way != "stays")
         self.assertFalse(socket.written_late)
         found = re.findall(rb"HTTP/1\.1 ([0-9]+)", visitor.answers)
         self.assertEqual([*map(int, found)], statuses)
         if streams:
             self.check_stream(visitor, published, way == "stays")
 
-    def deliver(self, visitor, way):
+    def deliver(self, visitor, way, size):
         """Some of what was sent; in the end, the end."""
         socket = visitor.socket
         if not socket.reads or socket.closing:
             return
         if visitor.sent:
-            size = self.random.choice((1, 100, 5000, 32 * KIB))
             piece = bytes(visitor.sent[:size])
             del visitor.sent[:size]
             socket.protocol.data_received(piece)
-        elif visitor.requests or visitor.ended:
+        elif way not in ("ends", "says that it ends") or not visitor.may_end():
             return
-        elif way == "says that it ends" and not visitor.says_end:
+        elif way == "says that it ends" and visitor.tls:
             visitor.say_end()
-        elif "ends" in way:
+        else:
             visitor.ended = True
             if not socket.protocol.eof_received():
                 socket.close()
@@ -12086,17 +12100,15 @@ class TLSTest(OverTLS, ServerTestCase):
         hello, tls = ssl.MemoryBIO(), ssl.create_default_context()
         with contextlib.suppress(ssl.SSLWantReadError):
             tls.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="a").do_handshake()
-        with (
-            mock.patch.object(server._turns, "is_over", return_value=True),
-            mock.patch.object(ssl.SSLContext, "wrap_bio") as begin,
-        ):
-            await client.send(hello.read())
-            await self.until(lambda: server._turns.waiting, "the wait")
-            client.close()
-            transport = self.transports[0].get_protocol()
-            await self.until(lambda: transport._input_ended, "the end")
-        transport.proceed()
-        await self.until_gone()
+        with mock.patch.object(ssl.SSLContext, "wrap_bio") as begin:
+            with mock.patch.object(server._turns, "is_over", return_value=True):
+                await client.send(hello.read())
+                await self.until(lambda: server._turns.waiting, "the wait")
+                client.close()
+                transport = self.transports[0].get_protocol()
+                await self.until(lambda: transport._input_ended, "the end")
+            transport.proceed()
+            await self.until_gone()
         begin.assert_not_called()
 
     async def test_a_connection_takes_little_memory(self):
@@ -12112,7 +12124,7 @@ class TLSTest(OverTLS, ServerTestCase):
     async def test_who_does_not_read_what_tls_answers_is_not_read(self):
         """Such as the answers to requests for new keys: a client may send thousands."""
         server = await self.start()
-        client = await self.stream(server, receive_buffer=BUFFER)
+        await self.stream(server, receive_buffer=BUFFER)
         (connection,) = self.in_state("live")
         tls = connection.transport
 
@@ -12129,7 +12141,31 @@ class TLSTest(OverTLS, ServerTestCase):
         held = self.transports[0].get_write_buffer_size() + tls._outgoing.pending
         self.assertLess(held, 20 * KIB)
         self.assertFalse(self.transports[0].is_reading())
-        client.close()
+        # When the socket has taken everything, it goes on.
+        with mock.patch.object(tls, "_lower") as lower:
+            lower.get_write_buffer_size.return_value = 0
+            tls.resume_writing()
+            lower.write.assert_called_once()
+        self.assertEqual(tls._outgoing.pending, 0)
+        self.assertIn(tls, server._turns.waiting)
+        self.transports[0].abort()
+
+    async def test_many_handshakes_at_once(self):
+        server = await self.start()
+        clients = await asyncio.gather(*[self.connect(server) for _ in range(60)])
+        for client in clients:
+            self.assertEqual((await client.request(ask("/"))).body, b"ok")
+
+    async def test_who_waits_for_its_turn_is_not_cut_for_the_time_it_takes(self):
+        """The server is late, and not the client."""
+        server = await self.start()
+        client = await self.connect(server)
+        with mock.patch.object(server._turns, "is_over", return_value=True):
+            await client.send(ask("/"))
+            await self.until(lambda: server._turns.waiting, "the wait")
+            self.connections[0].expire()
+        server._turns.defer(self.transports[0].get_protocol())
+        self.assertEqual((await client.read_answer()).body, b"ok")
 
     async def test_the_url_is_of_https(self):
         server = await self.start()
@@ -12160,6 +12196,7 @@ class TLSTest(OverTLS, ServerTestCase):
         await plain.send(ask("/"))
         with contextlib.suppress(ConnectionResetError):
             self.assertNotIn(b"HTTP", await plain.receive())
+            self.assertEqual(await plain.receive(), b"")
         silent = await self.visit(server.port)
         await self.pass_time(11)
         self.assertEqual(self.in_state("handshake"), [])
