@@ -4600,8 +4600,8 @@ class _Call(_Reader):
     Only the task that calls serve() sends.  Others may break off what it waits for.
     """
 
-    __slots__ = ("_answer_instead", "_is_over", "_receive", "_rooms", "_send", "_task",
-                 "_watching", "_work")  # fmt: skip
+    __slots__ = ("_answer_instead", "_has_body", "_is_over", "_receive", "_rooms",
+                 "_send", "_task", "_watching", "_work")  # fmt: skip
 
     def __init__(
         self, rooms: _Rooms, request: Request, receive: _Receive, send: _Send
@@ -4610,6 +4610,7 @@ class _Call(_Reader):
         self._rooms = rooms
         self._receive, self._send = receive, send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._has_body = request.has_body  # that was not received to its end
         self._is_over = False  # nothing more can be sent: the client left, or was cut
         # Who does what must be done before the answer is known.
         self._work: asyncio.Task[Any] | None = None
@@ -4623,9 +4624,8 @@ class _Call(_Reader):
         try:
             decision = await self._decide(is_full)
             if self._is_over:
-                return
-            self._rooms.registry.enter(self, _ANSWERING)
-            if isinstance(decision, _Stream):
+                pass
+            elif isinstance(decision, _Stream):
                 await self._stream(decision)
             else:
                 await self._answer(decision)
@@ -4669,7 +4669,7 @@ class _Call(_Reader):
             return site.response_to(HTTPError(status), request)
 
     async def _ask(self, question: _Question) -> _Permit | HTTPError:
-        if not question.request.has_body:
+        if not self._has_body:
             self._watch()
         try:
             return await self._do(_ASKING, self._rooms.asker.ask(question.request))
@@ -4678,7 +4678,8 @@ class _Call(_Reader):
 
     async def _do(self, state: str, work: Coroutine[Any, Any, _T]) -> _T:
         """What the work gives.  HTTPError if it was broken off."""
-        self._rooms.registry.enter(self, state)
+        if self.state != state:
+            self._rooms.registry.enter(self, state)
         self._work = task = asyncio.get_running_loop().create_task(work)
         try:
             await asyncio.wait([task])
@@ -4700,29 +4701,49 @@ class _Call(_Reader):
     async def _receive_body(self, wanted: _Body) -> bytes:
         """The whole body, or nothing of it if it is not wanted."""
         content = bytearray()
-        size, received, has_more = self._request.content_length, 0, True
+        size, received = self._request.content_length, 0
         while True:
             if size > wanted.limit:
                 fault = f"body of {size} bytes or more; allowed are {wanted.limit}"
                 raise HTTPError(413, fault)
-            if not has_more:
+            if not self._has_body:
                 return bytes(content)
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._is_over = True
-                raise HTTPError(400, "the client has left")
-            part = message.get("body", b"")
+            part = await self._receive_part()
             received += len(part)
             size = max(size, received)
             if wanted.keep:
                 content += part
-            has_more = message.get("more_body", False)
+
+    async def _receive_part(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._is_over = True
+            raise HTTPError(400, "the client has left")
+        self._has_body = message.get("more_body", False)
+        return cast(bytes, message.get("body", b""))
 
     async def _answer(self, response: _Response) -> None:
+        if self._has_body and not self._request.expects_continue:
+            with contextlib.suppress(HTTPError):
+                await self._do(_LINGERING, self._throw_away())
+        if self._is_over:
+            return
+        lingered = self.state == _LINGERING
+        self._rooms.registry.enter(self, _LEAVING if lingered else _ANSWERING)
         await self._send_head(response)
         without_body = self._request.method == "HEAD"
         body = b"" if without_body else response.body or b""
         await self._send({"type": "http.response.body", "body": body})
+
+    async def _throw_away(self) -> None:
+        """Receive what is still sent of the body, before it is answered with an error.
+
+        After the answer, most servers would close the connection, and its client might
+        see a reset instead of the answer.
+        """
+        discarded = 0
+        while self._has_body and discarded < _LINGER_BYTES:
+            discarded += len(await self._receive_part())
 
     async def _send_head(self, response: _Response) -> None:
         status, fields = response.status, response.fields
@@ -4732,6 +4753,7 @@ class _Call(_Reader):
     async def _stream(self, stream: _Stream) -> None:
         wish = _Wish(stream.channels | _ALL, False, stream.gzip, False)
         last_id, first = stream.last_event_id, self._rooms.site.first_bytes()
+        self._rooms.registry.enter(self, _ANSWERING)
         self._broadcaster.add(self, wish, last_id, stream.replay, b"", first)
         self._watch()
         await self._send_head(stream.head)
@@ -4774,8 +4796,8 @@ class _Call(_Reader):
         asyncio.get_running_loop().call_soon(self.close)
 
     def expire(self) -> None:
-        if self.state == _BODY:
-            seconds = self._rooms.registry.seconds[_BODY]
+        if self._work and self.state in (_BODY, _LINGERING):
+            seconds = self._rooms.registry.seconds[self.state]
             message = f"request body not complete in {seconds:g} s"
             self._answer_without(HTTPError(408, message))
         else:

@@ -5381,6 +5381,7 @@ class OverASGI(Again):
     """By ASGI, where the server is the whole application."""
 
     async def start(self, host="127.0.0.1", port=0, **options):
+        self.change(sse_server, _LINGER_SECONDS=0.05)
         server = await super().start(host, None, **options)
         self.web = await WebServer(server).start()
         self.addAsyncCleanup(self.web.close)
@@ -12493,8 +12494,8 @@ class ASGITest(ServerTestCase):
         for size, parts, expected in (
             (10, [part(b"x" * 9, True), part(b"x")], 200),
             (0, [part(b"")], 200),
-            (11, [], 413),  # before it is received
-            (None, [part(b"x" * 9, True), part(b"xx", True)], 413),
+            (11, [part(b"x" * 11)], 413),
+            (None, [part(b"x" * 9, True), part(b"xx", True), part(b"xx")], 413),
         ):
             length = "Transfer-Encoding: chunked"
             if size is not None:
@@ -12502,6 +12503,32 @@ class ASGITest(ServerTestCase):
             call = self.call(server, SECRET, length, method="POST", parts=parts)
             self.assertEqual((await call.answer())[0], expected, parts)
         self.assertEqual(server.stats.published, 2)
+
+    async def test_the_rest_of_a_body_is_received_before_an_error(self):
+        """Otherwise its sender may see a reset, and not the answer."""
+        server = await self.start(publish_token="secret", max_event_bytes=10)
+        length = "Content-Length: 1000000000"
+        options = {"method": "POST", "parts": []}
+        megabyte = part(b"x" * 2**20, True)
+        for name, messages, status in (
+            ("all of it", [megabyte, part(b"x")], 413),
+            ("so much of it", [megabyte] * 4, 413),
+            ("until it leaves", [LEAVES], None),
+        ):
+            with self.subTest(name):
+                call = self.call(server, SECRET, length, **options)
+                await self.until(lambda: server._registry.count("lingering"), "it")
+                for message in messages:
+                    self.assertEqual(call.sent, [])
+                    call.say(message)
+                await asyncio.wait_for(call.task, DEADLINE)
+                self.assertEqual(call.status, status)
+        call = self.call(server, SECRET, length, **options)
+        await self.until(lambda: server._registry.count("lingering"), "the wait")
+        await self.pass_time(2)
+        self.assertEqual((await call.answer())[0], 413)
+        fields = [SECRET, length, "Expect: 100-continue"]  # it waits for the answer
+        self.assertEqual((await self.call(server, *fields, **options).answer())[0], 413)
 
     async def test_from_http_2_on_a_body_needs_no_length(self):
         server = await self.start(publish_token="secret")
@@ -12526,6 +12553,8 @@ class ASGITest(ServerTestCase):
         call = self.call(server, SECRET, length, method="POST", parts=parts)
         await self.until(lambda: server._registry.count("body"), "the wait for more")
         await self.pass_time(10)
+        await self.until(lambda: server._registry.count("lingering"), "the end of it")
+        call.say(part(b"x"))
         error = (408, b"request body not complete in 10 s\n")
         self.assertEqual(await call.answer(), error)
 

@@ -430,15 +430,16 @@ class Stream:
         status, *fields = head.split(b"\r\n")
         if b" 200 " not in status:
             raise ValueError(f"not a stream: {status!r}")
-        if any(field.startswith(b"Content-Length:") for field in fields):
+        fields = [field.lower() for field in fields]
+        if any(field.startswith(b"content-length:") for field in fields):
             self._dechunker = (
                 None  # it is told to come back: the server ends, or is full
             )
             return
-        chunked = b"Transfer-Encoding: chunked" in fields
+        chunked = b"transfer-encoding: chunked" in fields
         if chunked != (self._version == "1.1"):
             raise ValueError(f"wrong framing for HTTP/{self._version}: {head!r}")
-        if b"Content-Encoding: gzip" in fields:
+        if b"content-encoding: gzip" in fields:
             self.inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 

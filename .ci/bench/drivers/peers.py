@@ -2,7 +2,8 @@
 
 bare       asyncio with nothing on top: one bytes object, one write for each open writer
 starlette  sse-starlette on uvicorn: a generator over a queue for each client
-ours       the server of this repository as a body for Starlette's response: stream()
+body       the server of this repository as a body for Starlette's response: stream()
+mounted    the server of this repository as an application that Starlette routes to
 """
 
 import asyncio
@@ -80,21 +81,32 @@ async def starlette():
     await in_starlette(endpoint, publish, lambda: queues[-1].join())
 
 
-async def ours():
-    from starlette.responses import StreamingResponse
-
+async def ours(endpoint_of):
     from sse_server import SSEServer
+
+    def publish(datas, channel):
+        return [server.publish(data, channel=channel) for data in datas][-1]
+
+    async with SSEServer(port=None) as server:
+        await in_starlette(endpoint_of(server), publish, server.drain)
+
+
+def body_of(server):
+    from starlette.responses import StreamingResponse
 
     async def endpoint(request):
         last = request.headers.get("last-event-id")
         headers = server.stream_headers()
         return StreamingResponse(server.stream(last), headers=headers)
 
-    def publish(datas, channel):
-        return [server.publish(data, channel=channel) for data in datas][-1]
-
-    async with SSEServer(port=None) as server:
-        await in_starlette(endpoint, publish, server.drain)
+    return endpoint
 
 
-asyncio.run({"bare": bare, "starlette": starlette, "ours": ours}[sys.argv[1]]())
+asyncio.run(
+    {
+        "bare": bare,
+        "starlette": starlette,
+        "body": lambda: ours(body_of),
+        "mounted": lambda: ours(lambda server: server),
+    }[sys.argv[1]]()
+)
