@@ -1672,7 +1672,7 @@ class _BodyReader:
         begin = _BodyReader._read_size_line if chunked else _BodyReader._read_content
         # It reads what comes next, and returns False if more must be received first.
         self._read_part: Callable[[_BodyReader, bytearray], bool] = begin
-        self._check_size()
+        _check_body_size(self._size, limit)
 
     def read(self, received: bytearray) -> bool:
         """Take what is there; return whether it may be called again at once.
@@ -1698,7 +1698,7 @@ class _BodyReader:
             raise HTTPError(400, f"malformed chunk size {_quote(line)}")
         self._missing = int(found[1], 16)
         self._size += self._missing
-        self._check_size()
+        _check_body_size(self._size, self._limit)
         if self._missing:
             del received[: end + 2]
             self._read_part = _BodyReader._read_content
@@ -1743,10 +1743,10 @@ class _BodyReader:
         self.complete = True
         return True
 
-    def _check_size(self) -> None:
-        if self._size > self._limit:
-            message = f"body of {self._size} bytes or more; allowed are {self._limit}"
-            raise HTTPError(413, message)
+
+def _check_body_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise HTTPError(413, f"body of {size} bytes or more; allowed are {limit}")
 
 
 class _Response(NamedTuple):
@@ -1949,21 +1949,50 @@ class _Site:
         body: bytes | None = None,
         is_full: bool = False,
     ) -> _Decision:
-        """What is done next about a request.  Raises HTTPError to answer with it.
+        """What is done next about a request; what is wrong with it is answered, too.
 
         `permit` is what `authorize` has allowed, or the error to answer with; None: it
         was not asked.  `body` is the whole body; None: it was not read.
         """
-        if is_full or self.closed_because():
-            return self._add_fields(request, self._turn_away(request))
-        if not self._is_here(request):
-            return self._decide_elsewhere(request, body)
-        decision = self._decide_here(request, permit, body)
+        return self._answered(request, self._decide, request, permit, body, is_full)
+
+    def publish_body(self, publication: _Publication) -> _Response:
+        """Publish, in a thread; the answer, also if it fails."""
+        request, body = publication
+        decision = self._answered(request, self._publish_body, request, body)
+        return cast(_Response, decision)
+
+    def _answered(
+        self, request: Request, decide: Callable[..., _Decision], *known: Any
+    ) -> _Decision:
+        """What it decides; an error becomes the answer that tells of it."""
+        try:
+            decision = decide(*known)
+        except HTTPError as error:
+            logger.debug("%s: %s", request.peer, error)
+            decision = _error_response(error)
+            error.__traceback__ = None  # it would hold this frame, which holds it
+        except Exception:
+            logger.exception("%s: answering a request failed", request.peer)
+            decision = _error_response(HTTPError(500))
         if isinstance(decision, _Stream):
             return decision._replace(head=self._add_fields(request, decision.head))
         if isinstance(decision, _Response):
             return self._add_fields(request, decision)
         return decision
+
+    def _decide(
+        self,
+        request: Request,
+        permit: _Permit | HTTPError | None,
+        body: bytes | None,
+        is_full: bool,
+    ) -> _Decision:
+        if is_full or self.closed_because():
+            return self._turn_away(request)
+        if self._is_here(request):
+            return self._decide_here(request, permit, body)
+        return self._decide_elsewhere(request, body)
 
     def _is_here(self, request: Request) -> bool:
         """Whether it is on the path of the stream."""
@@ -1978,7 +2007,7 @@ class _Site:
                 # 200 would tell a publisher that it has published.
                 raise HTTPError(404, f"{fault}; publish at {self.path}")
         if body is None and request.has_body:
-            return _Body(self.max_event_bytes, keep=False)
+            return self._want_body(request, keep=False)
         if self.read_page and request.path == "/" and request.method in ("GET", "HEAD"):
             return self._answer_page(self.read_page)
         return self._ok_page if _is_navigation(request) else _OK
@@ -2011,7 +2040,7 @@ class _Site:
         if isinstance(permit, HTTPError):
             return self._answer_refusal(request, permit)
         if body is None and request.has_body:
-            return _Body(self.max_event_bytes, keep=publishes)
+            return self._want_body(request, keep=publishes)
         if publishes and self.publishing_waits:
             return _Publication(request, body or b"")
         if publishes:
@@ -2020,14 +2049,9 @@ class _Site:
             return _Response(204, (("Allow", self._allow),), b"")
         return self._represent(request, permit)
 
-    def publish_body(self, publication: _Publication) -> _Response:
-        """Publish, in a thread; the answer, also if it fails."""
-        request, body = publication
-        try:
-            return self._add_fields(request, self._publish_body(request, body))
-        except HTTPError as error:
-            error.__traceback__ = None  # its frames would hold it
-            return self.response_to(error, request)
+    def _want_body(self, request: Request, keep: bool) -> _Body:
+        _check_body_size(request.content_length, self.max_event_bytes)
+        return _Body(self.max_event_bytes, keep)
 
     def response_to(self, error: HTTPError, request: Request | None) -> _Response:
         """The answer that tells of an error; without a request, its head was invalid."""
@@ -3916,6 +3940,17 @@ class _Rooms:
     # The connections and calls above the limit, which are only told so.
     refusing: set[_Subscriber] = dataclasses.field(default_factory=set)
 
+    async def publish(self, publication: _Publication) -> _Response:
+        """Publish in a thread, as a file may be slow; the answer."""
+        publish = self.site.publish_body
+        try:
+            call = self.publishers.call(_FILE_THREAD_SECONDS, publish, publication)
+            return cast(_Response, await call)
+        except Exception:
+            request = publication.request
+            logger.exception("%s: publishing failed", request.peer)
+            return self.site.response_to(HTTPError(503, "publishing failed"), request)
+
 
 class _Connection(_Subscriber, asyncio.Protocol):
     """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
@@ -4113,25 +4148,16 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _go_on(self, request: Request, body: bytes | None = None) -> None:
         """Do what the site decides, now that so much is known about the request."""
         site, is_full = self.rooms.site, self in self.rooms.refusing
-        try:
-            decision = site.decide(request, self.permit, body, is_full)
-            if isinstance(decision, _Body):
-                self.body = _BodyReader(request, decision.limit, decision.keep)
-        except HTTPError as error:
-            logger.debug("%s: %s", self.peer, error)
-            decision = site.response_to(error, request)
-            error.__traceback__ = None  # it would hold this frame, which holds it
-        except Exception:
-            logger.exception("%s: answering a request failed", self.peer)
-            decision = site.response_to(HTTPError(500), request)
+        decision = site.decide(request, self.permit, body, is_full)
         if isinstance(decision, _Question):
             self._ask(decision)
         elif isinstance(decision, _Body):
+            self.body = _BodyReader(request, decision.limit, decision.keep)
             self._expect_body(request)
         elif isinstance(decision, _Stream):
             self._open_stream(request, decision)
         elif isinstance(decision, _Publication):
-            self._publish(decision)
+            self._begin_waiting(_PUBLISHING, self._await_publication(decision))
         elif body is None and request.has_body:
             self._answer_and_linger(decision, request)
         else:
@@ -4139,9 +4165,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def _ask(self, question: _Question) -> None:
         self.question = question
-        self.rooms.registry.enter(self, _ASKING)
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._await_permit(question))
+        self._begin_waiting(_ASKING, self._await_permit(question))
+
+    def _begin_waiting(self, state: str, work: Coroutine[Any, Any, None]) -> None:
+        self.rooms.registry.enter(self, state)
+        task = asyncio.get_running_loop().create_task(work)
         if not task.done():  # with asyncio.eager_task_factory it may be
             self.task = task
 
@@ -4175,22 +4203,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
             refusal = HTTPError(503, "disconnected by the program")
             self._go_on_with(self.question, refusal)
 
-    def _publish(self, publication: _Publication) -> None:
-        self.rooms.registry.enter(self, _PUBLISHING)
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._await_publication(publication))
-        if not task.done():  # with asyncio.eager_task_factory it may be
-            self.task = task
-
     async def _await_publication(self, publication: _Publication) -> None:
-        site, threads = self.rooms.site, self.rooms.publishers
-        try:
-            call = threads.call(_FILE_THREAD_SECONDS, site.publish_body, publication)
-            response = await call
-        except Exception:
-            logger.exception("%s: publishing failed", self.peer)
-            error = HTTPError(503, "publishing failed")
-            response = site.response_to(error, publication.request)
+        response = await self.rooms.publish(publication)
         self.task = None
         if self.state == _PUBLISHING:
             self._answer(response, publication.request)
@@ -4655,18 +4669,12 @@ class _Call(_Reader):
                 elif isinstance(decision, _Body):
                     body = await self._do(_BODY, self._receive_body(decision))
                 elif isinstance(decision, _Publication):
-                    call = self._rooms.publishers.call
-                    publishing = call(_FILE_THREAD_SECONDS, site.publish_body, decision)
-                    return cast(_Response, await self._do(_PUBLISHING, publishing))
+                    return await self._do(_PUBLISHING, self._rooms.publish(decision))
                 else:
                     return decision
         except HTTPError as error:
             logger.debug("%s: %s", self.peer, error)
             return site.response_to(error, request)
-        except Exception:
-            logger.exception("%s: answering a request failed", self.peer)
-            status = 503 if self.state == _PUBLISHING else 500
-            return site.response_to(HTTPError(status), request)
 
     async def _ask(self, question: _Question) -> _Permit | HTTPError:
         if not self._has_body:
@@ -4703,9 +4711,7 @@ class _Call(_Reader):
         content = bytearray()
         size, received = self._request.content_length, 0
         while True:
-            if size > wanted.limit:
-                fault = f"body of {size} bytes or more; allowed are {wanted.limit}"
-                raise HTTPError(413, fault)
+            _check_body_size(size, wanted.limit)
             if not self._has_body:
                 return bytes(content)
             part = await self._receive_part()
