@@ -4909,6 +4909,16 @@ def _join_address(address: Sequence[Any] | None) -> str:
 _NEW, _STARTING, _SERVING = "new", "starting", "serving"
 _FAILED, _CLOSING = "failed", "closing"  # and _CLOSED
 
+# Which states of a server may follow each state.
+_LIFE = {
+    _NEW: {_STARTING, _CLOSED},
+    _STARTING: {_NEW, _SERVING, _CLOSING},  # new again if the start fails
+    _SERVING: {_FAILED, _CLOSING},
+    _FAILED: {_CLOSING},
+    _CLOSING: {_CLOSED},
+    _CLOSED: set[str](),
+}
+
 
 class _Termination:
     """Has signals end a block in order, where the program leaves them to Python.
@@ -5031,6 +5041,246 @@ def _let_go() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
+
+
+class _Service:
+    """The one life of a server: where it listens, its beginning and its end.
+
+    It begins in an event loop, and ends there.
+    """
+
+    def __init__(
+        self,
+        rooms: _Rooms,
+        intake: _Intake,
+        door: _Door,
+        host: str | None,
+        port: int | None,
+        reuse_port: bool,
+        write_timeout: float,
+        shutdown_timeout: float,
+    ) -> None:
+        self.state = _NEW
+        self.loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
+        self.host, self.port = host, port or 0
+        self.listens = port is not None
+        self._rooms, self._door = rooms, door
+        self._intake = intake
+        self._reuse_port = reuse_port
+        self._write_timeout, self._shutdown_timeout = write_timeout, shutdown_timeout
+        self.listeners: list[asyncio.Server] = []
+        self._closing: asyncio.Task[None] | None = None
+        self.signals: _Signals | None = None  # in a framework
+        self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
+
+    def require_own_loop(self, what: str) -> None:
+        """RuntimeError outside the event loop in which it runs."""
+        if self.loop is None:
+            raise RuntimeError(f"{what}: the server was not started")
+        if self.loop is not asyncio.get_running_loop():
+            raise RuntimeError(f"{what} belongs into the event loop of the server")
+
+    def _enter(self, state: str) -> bool:
+        """Change the state, if it may follow the present one."""
+        with self._intake.lock:
+            if state not in _LIFE[self.state]:
+                return False
+            self.state = state
+            return True
+
+    # Beginning.
+
+    async def start(self) -> None:
+        """Begin, or wait until it has begun."""
+        loop = asyncio.get_running_loop()
+        with self._intake.lock:  # stop() in another thread sees all or nothing
+            if self._enter(_STARTING):
+                self.loop = loop
+                self.starting = loop.create_task(self._begin())
+        if self.loop not in (None, loop):
+            raise RuntimeError("the server runs in another event loop")
+        try:
+            if self.state not in (_CLOSING, _CLOSED):
+                await asyncio.shield(self.starting)
+        except BaseException as error:
+            # The end of this event loop would cut short a closing that goes on.
+            if isinstance(error, asyncio.CancelledError) or self.state == _CLOSING:
+                await self.close()
+            raise
+        if self.state in (_CLOSING, _CLOSED):
+            await self.close()
+            raise RuntimeError("the server was closed; a server runs once")
+
+    async def _begin(self) -> None:
+        sockets: list[socket.socket] = []
+        try:
+            self._intake.load()
+            self._door.limit = self._door.limit or _connections_by_descriptors()
+            if self.listens:
+                sockets = await _listen(
+                    self.host, self.port, self._reuse_port, self._write_timeout
+                )
+            for sock in sockets:
+                listener = await asyncio.start_server(
+                    self._door.accept,
+                    sock=sock,
+                    backlog=_ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
+                    start_serving=False,
+                )
+                self.listeners.append(listener)
+            self._rooms.registry.listening = sockets
+            names = [sock.getsockname() for sock in sockets]
+            self.port = names[0][1] if names else 0
+            bound = [ipaddress.ip_address(name[0].split("%")[0]) for name in names]
+            if bound and all(address.is_loopback for address in bound):
+                host = (self.host or "").lower()
+                own = f"[{host}]" if ":" in host else host
+                self._rooms.site.hosts = {
+                    *_LOOPBACK_HOSTS,
+                    own,
+                    *(self._rooms.site.hosts or ()),
+                }
+            if not self._enter(_SERVING):
+                raise RuntimeError("the server was closed while it started")
+        except BaseException:
+            self.listeners = []  # none serves yet, so their sockets are all they have
+            for sock in sockets:
+                sock.close()
+            self._cut_all()
+            if self._enter(_NEW):
+                self.loop = None
+            raise
+        _running.add(self._rooms.registry)
+        self.broadcasting = self._rooms.broadcaster.start()
+        self.broadcasting.add_done_callback(self._broadcasting_ended)
+        for listener, sock in zip(self.listeners, sockets):
+            await listener.start_serving()
+            sock.listen(_BACKLOG)  # asyncio has set _ACCEPTS_PER_TURN
+
+    def _broadcasting_ended(self, broadcasting: asyncio.Task[None]) -> None:
+        """Nothing can be delivered any more: end the streams, refuse to publish."""
+        cancelled = broadcasting.cancelled()
+        error = None if cancelled else broadcasting.exception()
+        if self.state == _CLOSING and not cancelled and error is None:
+            return
+        program_ends = isinstance(error, (KeyboardInterrupt, SystemExit))
+        if not program_ends and not (cancelled and self.state == _CLOSING):
+            logger.critical("broadcasting ended", exc_info=error)
+        self._enter(_FAILED)
+        self._rooms.broadcaster.stop("broadcasting has failed")
+        for subscriber in self._rooms.registry.all(*_STREAMING):
+            self._rooms.broadcaster.end(subscriber, "broadcasting has failed")
+
+    # Ending.
+
+    async def close(self) -> None:
+        """See SSEServer.close()."""
+        self.end_unbegun()
+        loop = self.loop
+        if self.state == _CLOSED:  # perhaps by a signal: then publish() went on
+            self._intake.stop("the server is closed")
+            self._intake.close_file()
+        if self.state == _CLOSED or loop is None or loop.is_closed():
+            return
+        if loop is asyncio.get_running_loop():
+            await asyncio.shield(self.begin_closing())
+        else:
+            await self._close_elsewhere(loop)
+
+    def end_unbegun(self) -> None:
+        """If it has not begun, it never will."""
+        with self._intake.lock:
+            if self.state == _NEW and self._enter(_CLOSED):
+                self._rooms.broadcaster.stop("the server is closed")
+
+    async def _close_elsewhere(self, loop: asyncio.AbstractEventLoop) -> None:
+        closing = self.close()
+        try:
+            ending = asyncio.run_coroutine_threadsafe(closing, loop)
+        except RuntimeError:  # its loop has been closed meanwhile
+            closing.close()
+            return
+        seconds = self._shutdown_timeout + _CLOSE_MARGIN_SECONDS
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(ending), seconds)
+        except asyncio.TimeoutError:
+            message = f"the server did not end within {seconds:g} s"
+            raise RuntimeError(message + "; does its event loop run?") from None
+
+    def begin_closing(self, mute: bool = True) -> asyncio.Task[None]:
+        if mute:
+            self._intake.stop("the server is closed")
+        if self._enter(_CLOSING):
+            assert self.loop
+            self._door.is_open = False
+            self._rooms.broadcaster.stop("the server is closed", mute)
+            self._closing = self.loop.create_task(self._close())
+        assert self._closing
+        return self._closing
+
+    async def _close(self) -> None:
+        assert self.loop
+        await asyncio.wait([self.starting])
+        cutting = self.loop.call_later(self._shutdown_timeout, self._cut_all)
+        for listener in self.listeners:
+            listener.close()
+        for subscriber in self._rooms.registry.all(_HANDSHAKE, _HEAD, _IDLE):
+            if self._rooms.turns.is_over():
+                await asyncio.sleep(0)
+            cast(_Connection, subscriber).close_if_idle()
+        # Else it was closed before.
+        if not self.starting.cancelled() and self.starting.exception() is None:
+            await asyncio.wait([self.broadcasting])
+            await self._rooms.registry.wait_until_empty()
+        cutting.cancel()
+        self._rooms.registry.stop()
+        for task in self._tasks:
+            task.cancel()
+        self._intake.close_file()
+        self._enter(_CLOSED)
+        _running.discard(self._rooms.registry)
+        if self.signals:
+            self.signals.restore()
+
+    def _cut_all(self) -> None:
+        """Cut all connections: shutdown_timeout is over, or the start has failed."""
+        for subscriber in self._rooms.registry.all(*_TRANSITIONS):
+            subscriber.cut()
+
+    # From any thread.
+
+    def call_soon(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call it in the event loop of the server, unless that has ended."""
+        with contextlib.suppress(RuntimeError):
+            if self.loop:
+                self.loop.call_soon_threadsafe(function, *arguments)
+
+    def disconnect(self, predicate: Callable[[Request], bool]) -> None:
+        """See SSEServer.disconnect()."""
+        task = asyncio.get_running_loop().create_task(self._disconnect(predicate))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
+        """Ask the predicate about open streams and those that wait for authorize."""
+        found = self._rooms.registry.all(*_STREAMING, _ASKING)
+        # The streams get the events that were published before the call.
+        with contextlib.suppress(RuntimeError):  # broadcasting has failed
+            await self._rooms.broadcaster.drain(behind=False)
+        for subscriber in found:
+            if self._rooms.turns.is_over():
+                await asyncio.sleep(0)
+            if subscriber.state not in (*_STREAMING, _ASKING):
+                continue
+            try:
+                chosen = predicate(subscriber.request())
+            except Exception:
+                logger.exception("the predicate of disconnect() failed")
+                continue
+            if chosen and subscriber.state == _ASKING:
+                cast(Union[_Connection, _Call], subscriber).disconnect()
+            elif chosen:
+                self._rooms.broadcaster.end(subscriber, "disconnected by the program")
 
 
 class SSEServer:
@@ -5203,14 +5453,9 @@ class SSEServer:
         id_order: Callable[[str], Any] | None = None,
     ) -> None:
         _check_arguments(locals())
-        self._host, self._port = host, port or 0
-        self._listens = port is not None
-        self._write_timeout = write_timeout
-        self._shutdown_timeout = shutdown_timeout
         self._max_event_bytes = max_event_bytes
         self._dumps = dumps
         self._ssl = ssl
-        self._reuse_port = reuse_port
         self._site = site = _Site(
             path=path,
             hosts=hosts,
@@ -5267,14 +5512,18 @@ class SSEServer:
             site, _Asker(authorize), registry, broadcaster, turns
         )
         self._door = _Door(rooms, max_connections, ssl)
-        self._state = _NEW
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._service = _Service(
+            rooms,
+            self._intake,
+            self._door,
+            host,
+            port,
+            reuse_port,
+            write_timeout,
+            shutdown_timeout,
+        )
         self._thread: threading.Thread | None = None
-        self._listeners: list[asyncio.Server] = []
-        self._closing: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
         self._terminations: list[_Termination] = []  # of `async with` blocks
-        self._signals: _Signals | None = None  # in a framework
         self._is_application = False  # an ASGI server has run its lifespan
 
     # What a program calls.
@@ -5408,7 +5657,7 @@ class SSEServer:
         names = frozenset(_check_name("channel", name) for name in channels)
         if len(names) > _MAX_CHANNELS:
             raise ValueError(f"{len(names)} channels; allowed are {_MAX_CHANNELS}")
-        self._require_own_loop("stream()")
+        self._service.require_own_loop("stream()")
         path = self._site.path
         request = _request_for_stream(path, last_event_id, names, accept_encoding)
         wanted = (names or _NO_CHANNEL) | _ALL
@@ -5418,9 +5667,10 @@ class SSEServer:
     async def _read_stream(
         self, request: Request, wish: _Wish, replay: float
     ) -> AsyncIterator[bytes]:
-        if self._state == _STARTING:
-            await asyncio.wait([self._starting])
-        if self._state != _SERVING or self._door.is_full:
+        service = self._service
+        if service.state == _STARTING:
+            await asyncio.wait([service.starting])
+        if service.state != _SERVING or self._door.is_full:
             self._site.refused += 1
             why = self._site.come_back()
             yield _at_once(_Audience(wish).encode(why, begins=True))
@@ -5453,14 +5703,8 @@ class SSEServer:
         It does not wait for a subscriber that is ahead.  Written means given to the
         connection's transport.  It must be awaited in the server's own event loop.
         """
-        self._require_own_loop("drain()")
+        self._service.require_own_loop("drain()")
         await self._broadcaster.drain(behind)
-
-    def _require_own_loop(self, what: str) -> None:
-        if self._loop is None:
-            raise RuntimeError(f"{what}: the server was not started")
-        if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError(f"{what} belongs into the event loop of the server")
 
     def disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """End each stream for whose request the predicate returns true.
@@ -5470,9 +5714,8 @@ class SSEServer:
         loop.  Browsers reconnect, so `authorize` has to refuse them from then on.
         """
         _check_function("predicate", predicate)
-        with contextlib.suppress(RuntimeError):  # its loop has ended
-            if self._loop and self._state == _SERVING:
-                self._loop.call_soon_threadsafe(self._begin_disconnecting, predicate)
+        if self._service.state == _SERVING:
+            self._service.call_soon(self._service.disconnect, predicate)
 
     async def serve_forever(self) -> None:
         """Start if need be, and serve until close(), a signal, or a cancellation.
@@ -5482,12 +5725,13 @@ class SSEServer:
         itself keeps its handlers.  Raises what broadcasting failed with, if it failed.
         """
         loop = asyncio.get_running_loop()
-        close = functools.partial(loop.call_soon_threadsafe, self._begin_closing)
+        service = self._service
+        close = functools.partial(loop.call_soon_threadsafe, service.begin_closing)
         ends = _Termination(close, signal.SIGINT, signal.SIGTERM, loop=loop)
         try:
-            await self._start()
+            await service.start()
             try:
-                await asyncio.shield(self._broadcasting)
+                await asyncio.shield(service.broadcasting)
             finally:
                 await self.close()
         finally:
@@ -5501,30 +5745,7 @@ class SSEServer:
         than the server's it raises RuntimeError if the server has not ended a few
         seconds after that time, for example because its event loop is stopped.
         """
-        if self._enter(_CLOSED, _NEW):
-            self._broadcaster.stop("the server is closed")
-            self._intake.close_file()
-        loop = self._loop
-        if self._state == _CLOSED:  # perhaps by a signal: then publish() went on
-            self._intake.stop("the server is closed")
-            self._intake.close_file()
-        if self._state == _CLOSED or loop is None or loop.is_closed():
-            return
-        if loop is asyncio.get_running_loop():
-            await asyncio.shield(self._begin_closing())
-        else:
-            closing = self.close()
-            try:
-                ending = asyncio.run_coroutine_threadsafe(closing, loop)
-            except RuntimeError:  # its loop has been closed meanwhile
-                closing.close()
-                return
-            seconds = self._shutdown_timeout + _CLOSE_MARGIN_SECONDS
-            try:
-                await asyncio.wait_for(asyncio.wrap_future(ending), seconds)
-            except asyncio.TimeoutError:
-                message = f"the server did not end within {seconds:g} s"
-                raise RuntimeError(message + "; does its event loop run?") from None
+        await self._service.close()
 
     def start(self) -> None:
         """Start the server in a thread of its own, for code that is not async."""
@@ -5551,11 +5772,8 @@ class SSEServer:
         thread = self._thread  # a start that fails sets it to None
         if thread is None:
             raise RuntimeError("the server was not started with start()")
-        if self._enter(_CLOSED, _NEW):  # Ctrl-C has interrupted start()
-            self._broadcaster.stop("the server is closed")
-        if self._loop:
-            with contextlib.suppress(RuntimeError):  # it was closed from within
-                self._loop.call_soon_threadsafe(self._begin_closing)
+        self._service.end_unbegun()  # if Ctrl-C has interrupted start()
+        self._service.call_soon(self._service.begin_closing)
         if thread.is_alive() and thread is not threading.current_thread():
             thread.join()
 
@@ -5573,17 +5791,17 @@ class SSEServer:
 
         Without a port of its own it is 0.
         """
-        return self._port
+        return self._service.port
 
     @property
     def url(self) -> str:
         """Where the stream is; RuntimeError if the server has no port of its own."""
-        if not self._listens:
+        if not self._service.listens:
             raise RuntimeError("the server has no port of its own")
-        host = self._host or "localhost"
+        host = self._service.host or "localhost"
         host = f"[{host}]" if ":" in host else host
         scheme = "https" if self._ssl else "http"
-        return f"{scheme}://{host}:{self._port}{self._site.path}"
+        return f"{scheme}://{host}:{self.port}{self._site.path}"
 
     @property
     def last_event_id(self) -> str:
@@ -5622,10 +5840,10 @@ class SSEServer:
             self._is_application = True
             await _run_lifespan(self, receive, send)
         elif scope["type"] == "http":
-            if self._state in (_NEW, _STARTING):
-                await self._start()
-            if self._state != _CLOSED:
-                self._require_own_loop("an ASGI request")
+            if self._service.state in (_NEW, _STARTING):
+                await self._service.start()
+            if self._service.state != _CLOSED:
+                self._service.require_own_loop("an ASGI request")
                 self._listen_for_signals()
             own_path = self._site.path if self._is_application else None
             request, is_full = _request_of(scope, own_path), self._door.is_full
@@ -5644,7 +5862,7 @@ class SSEServer:
         come back; then the handlers that the framework's server has set run.  Until the
         end of this context, publish() goes on as if there were no clients.
         """
-        await self._start()
+        await self._service.start()
         self._listen_for_signals()
         try:
             yield
@@ -5652,9 +5870,10 @@ class SSEServer:
             await self.close()
 
     def _listen_for_signals(self) -> None:
-        if not self._signals and self._state == _SERVING:
-            end = functools.partial(self._begin_closing, mute=False)
-            self._signals = _Signals(end)
+        service = self._service
+        if not service.signals and service.state == _SERVING:
+            end = functools.partial(service.begin_closing, mute=False)
+            service.signals = _Signals(end)
 
     # Beginning and ending.
 
@@ -5665,7 +5884,7 @@ class SSEServer:
         leave = functools.partial(loop.call_soon_threadsafe, cancel)
         self._terminations.append(_Termination(leave, signal.SIGTERM, loop=loop))
         try:
-            await self._start()
+            await self._service.start()
         except BaseException:
             self._exit_if_ended_by_a_signal(self._terminations.pop())
             raise
@@ -5699,7 +5918,7 @@ class SSEServer:
 
     def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
         async def serve() -> None:
-            await self._start()
+            await self._service.start()
             started.set_result(None)
             await self.serve_forever()
 
@@ -5709,156 +5928,6 @@ class SSEServer:
             if not started.done():
                 started.set_exception(error)
             # A failure of the broadcaster was logged, and publish() says it.
-
-    def _enter(self, state: str, *before: str) -> bool:
-        """Change the server's state if it is one of those before; the one place."""
-        with self._intake.lock:
-            if self._state not in before:
-                return False
-            self._state = state
-            return True
-
-    async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
-        with self._intake.lock:  # stop() in another thread sees all or nothing
-            if self._enter(_STARTING, _NEW):
-                self._loop = loop
-                self._starting = loop.create_task(self._begin())
-        if self._loop not in (None, loop):
-            raise RuntimeError("the server runs in another event loop")
-        try:
-            if self._state not in (_CLOSING, _CLOSED):
-                await asyncio.shield(self._starting)
-        except BaseException as error:
-            # The end of this event loop would cut short a closing that goes on.
-            if isinstance(error, asyncio.CancelledError) or self._state == _CLOSING:
-                await self.close()
-            raise
-        if self._state in (_CLOSING, _CLOSED):
-            await self.close()
-            raise RuntimeError("the server was closed; a server runs once")
-
-    async def _begin(self) -> None:
-        sockets: list[socket.socket] = []
-        try:
-            self._intake.load()
-            self._door.limit = self._door.limit or _connections_by_descriptors()
-            if self._listens:
-                sockets = await _listen(
-                    self._host, self._port, self._reuse_port, self._write_timeout
-                )
-            for sock in sockets:
-                listener = await asyncio.start_server(
-                    self._door.accept,
-                    sock=sock,
-                    backlog=_ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
-                    start_serving=False,
-                )
-                self._listeners.append(listener)
-            self._registry.listening = sockets
-            names = [sock.getsockname() for sock in sockets]
-            self._port = names[0][1] if names else 0
-            bound = [ipaddress.ip_address(name[0].split("%")[0]) for name in names]
-            if bound and all(address.is_loopback for address in bound):
-                host = (self._host or "").lower()
-                own = f"[{host}]" if ":" in host else host
-                self._site.hosts = {*_LOOPBACK_HOSTS, own, *(self._site.hosts or ())}
-            if not self._enter(_SERVING, _STARTING):
-                raise RuntimeError("the server was closed while it started")
-        except BaseException:
-            self._listeners = []  # none serves yet, so their sockets are all they have
-            for sock in sockets:
-                sock.close()
-            self._cut_all()
-            if self._enter(_NEW, _STARTING):
-                self._loop = None
-            raise
-        _running.add(self._registry)
-        self._broadcasting = self._broadcaster.start()
-        self._broadcasting.add_done_callback(self._broadcasting_ended)
-        for listener, sock in zip(self._listeners, sockets):
-            await listener.start_serving()
-            sock.listen(_BACKLOG)  # asyncio has set _ACCEPTS_PER_TURN
-
-    def _broadcasting_ended(self, broadcasting: asyncio.Task[None]) -> None:
-        """Nothing can be delivered any more: end the streams, refuse to publish."""
-        cancelled = broadcasting.cancelled()
-        error = None if cancelled else broadcasting.exception()
-        if self._state == _CLOSING and not cancelled and error is None:
-            return
-        program_ends = isinstance(error, (KeyboardInterrupt, SystemExit))
-        if not program_ends and not (cancelled and self._state == _CLOSING):
-            logger.critical("broadcasting ended", exc_info=error)
-        self._enter(_FAILED, _SERVING)
-        self._broadcaster.stop("broadcasting has failed")
-        for subscriber in self._registry.all(*_STREAMING):
-            self._broadcaster.end(subscriber, "broadcasting has failed")
-
-    def _begin_closing(self, mute: bool = True) -> asyncio.Task[None]:
-        if mute:
-            self._intake.stop("the server is closed")
-        if self._enter(_CLOSING, _STARTING, _SERVING, _FAILED):
-            assert self._loop
-            self._door.is_open = False
-            self._broadcaster.stop("the server is closed", mute)
-            self._closing = self._loop.create_task(self._close())
-        assert self._closing
-        return self._closing
-
-    async def _close(self) -> None:
-        assert self._loop
-        await asyncio.wait([self._starting])
-        cutting = self._loop.call_later(self._shutdown_timeout, self._cut_all)
-        for listener in self._listeners:
-            listener.close()
-        for subscriber in self._registry.all(_HANDSHAKE, _HEAD, _IDLE):
-            if self._turns.is_over():
-                await asyncio.sleep(0)
-            cast(_Connection, subscriber).close_if_idle()
-        # Else it was closed before.
-        if not self._starting.cancelled() and self._starting.exception() is None:
-            await asyncio.wait([self._broadcasting])
-            await self._registry.wait_until_empty()
-        cutting.cancel()
-        self._registry.stop()
-        for task in self._tasks:
-            task.cancel()
-        self._intake.close_file()
-        self._enter(_CLOSED, _CLOSING)
-        _running.discard(self._registry)
-        if self._signals:
-            self._signals.restore()
-
-    def _cut_all(self) -> None:
-        """Cut all connections: shutdown_timeout is over, or the start has failed."""
-        for subscriber in self._registry.all(*_TRANSITIONS):
-            subscriber.cut()
-
-    def _begin_disconnecting(self, predicate: Callable[[Request], bool]) -> None:
-        task = asyncio.get_running_loop().create_task(self._disconnect(predicate))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
-        """Ask the predicate about open streams and those that wait for authorize."""
-        found = self._registry.all(*_STREAMING, _ASKING)
-        # The streams get the events that were published before the call.
-        with contextlib.suppress(RuntimeError):  # broadcasting has failed
-            await self._broadcaster.drain(behind=False)
-        for subscriber in found:
-            if self._turns.is_over():
-                await asyncio.sleep(0)
-            if subscriber.state not in (*_STREAMING, _ASKING):
-                continue
-            try:
-                chosen = predicate(subscriber.request())
-            except Exception:
-                logger.exception("the predicate of disconnect() failed")
-                continue
-            if chosen and subscriber.state == _ASKING:
-                cast(Union[_Connection, _Call], subscriber).disconnect()
-            elif chosen:
-                self._broadcaster.end(subscriber, "disconnected by the program")
 
 
 def _request_for_stream(

@@ -7860,8 +7860,12 @@ class FailureTest(ServerTestCase):
         server = await self.start(shutdown_timeout=0.2)
         interrupted = asyncio.get_running_loop().create_future()
         interrupted.set_exception(KeyboardInterrupt())
-        server._broadcasting.remove_done_callback(server._broadcasting_ended)
-        server._broadcasting_ended(interrupted)  # what is logged fails the test
+        server._service.broadcasting.remove_done_callback(
+            server._service._broadcasting_ended
+        )
+        server._service._broadcasting_ended(
+            interrupted
+        )  # what is logged fails the test
         with self.assertRaisesRegex(RuntimeError, "broadcasting has failed"):
             server.publish("a")
 
@@ -7891,8 +7895,8 @@ class FailureTest(ServerTestCase):
         loop = asyncio.new_event_loop()
 
         def run():
-            loop.run_until_complete(server._start())
-            for listener in server._listeners:
+            loop.run_until_complete(server._service.start())
+            for listener in server._service.listeners:
                 listener.close()
             for task in asyncio.all_tasks(loop):
                 task.cancel()
@@ -11239,7 +11243,7 @@ class EndingTest(ServerTestCase):
         with self.assertLogs("sse_server", "INFO") as caught:
             closing = asyncio.ensure_future(server.close())
             await asyncio.sleep(0)
-            server._broadcasting.cancel()
+            server._service.broadcasting.cancel()
             self.assertEqual(await client.rest(), [])
             await asyncio.wait_for(closing, DEADLINE)
         self.assertNotIn("CRITICAL", "".join(caught.output))
@@ -11700,7 +11704,7 @@ class LifeTest(ServerTestCase):
         await server.close()
         with self.assertRaisesRegex(RuntimeError, "closed while it started"):
             await starting
-        self.assertEqual(server._listeners, [])
+        self.assertEqual(server._service.listeners, [])
 
     async def test_a_close_from_another_event_loop_while_it_starts(self):
         server, go_on = SSEServer("127.0.0.1", 0), threading.Event()
@@ -11712,14 +11716,14 @@ class LifeTest(ServerTestCase):
 
         self.change(sse_server, _listen=listen_late)
         starting = asyncio.ensure_future(self.in_thread(server.start))
-        await self.until(lambda: server._state == "starting", "the start")
+        await self.until(lambda: server._service.state == "starting", "the start")
         closing = asyncio.ensure_future(server.close())
-        await self.until(lambda: server._state == "closing", "the end")
+        await self.until(lambda: server._service.state == "closing", "the end")
         go_on.set()
         with self.assertRaisesRegex(RuntimeError, "closed while it started"):
             await starting
         await closing
-        self.assertEqual(server._state, "closed")
+        self.assertEqual(server._service.state, "closed")
 
     async def test_two_starts_at_once_are_one(self):
         server = SSEServer("127.0.0.1", 0)
@@ -11784,7 +11788,7 @@ class LifeTest(ServerTestCase):
 
         def run():
             with server:
-                asyncio.run_coroutine_threadsafe(server.close(), server._loop)
+                asyncio.run_coroutine_threadsafe(server.close(), server._service.loop)
 
         await asyncio.wait_for(self.in_thread(run), DEADLINE)
         with self.assertRaises(RuntimeError):
@@ -11793,7 +11797,7 @@ class LifeTest(ServerTestCase):
     async def test_drain_while_it_starts(self):
         server = SSEServer("127.0.0.1", 0, heartbeat=None)
         server.publish("a")
-        starting = asyncio.ensure_future(server._start())
+        starting = asyncio.ensure_future(server._service.start())
         await asyncio.sleep(0)
         await asyncio.wait_for(server.drain(), DEADLINE)
         await starting

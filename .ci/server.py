@@ -252,7 +252,7 @@ async def main(options):
     commands.server = prepared(commands, options)
     async with commands.server as server:
         if send_buffer:  # accepted connections inherit what their listening socket has
-            for listener in server._listeners:
+            for listener in server._service.listeners:
                 for one in listener.sockets:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         obeying = asyncio.create_task(obey(commands))
