@@ -74,6 +74,7 @@ as the ids of the events, or let the other processes read from one server.
 
 from __future__ import annotations  # this file needs Python 3.9 or later
 
+import abc
 import argparse
 import asyncio
 import base64
@@ -1882,7 +1883,7 @@ class _Publication(NamedTuple):
 _Decision = Union[_Question, _Body, _Stream, _Publication, _Response]
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class _Site:
     """Decides what is answered.  It knows what a server was told, and no connection.
 
@@ -2127,6 +2128,11 @@ class _Site:
         return format_event(retry=self._retry_later_ms())
 
     # Who may ask.
+
+    def require_loopback_name(self, host: str) -> None:
+        """It listens on loopback alone: require that requests name it so."""
+        own = f"[{host}]" if ":" in host else host
+        self.hosts = {*_LOOPBACK_HOSTS, own.lower(), *(self.hosts or ())}
 
     def _require_own_name(self, request: Request) -> None:
         """HTTPError 421 if the request names another host than this one."""
@@ -2494,7 +2500,7 @@ class _Cursor(NamedTuple):
         return _Batch(payload, len(frames), len(gaps), cursor)
 
 
-class _Subscriber:
+class _Subscriber(abc.ABC):
     """A stream, as the broadcaster knows it: where it is, and how to write to it."""
 
     __slots__ = ("audience", "awaited", "checks", "cursor", "lacks", "peer", "state",
@@ -2514,41 +2520,41 @@ class _Subscriber:
         self.target: Any = None  # what a sweep writes to: its socket, or itself
         self.timer: asyncio.TimerHandle | None = None  # of the stream's lifetime
 
+    @abc.abstractmethod
     def request(self) -> Request:
         """The request that opened the stream; of a connection, the one in work."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def send(self, data: bytes) -> None:
         """Take all of the data; without room for it, have pause() called."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def has_room(self) -> bool:
         """Whether everything that was sent has been taken."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def count_unsent(self) -> int:
         """The bytes that the client did not take, in every layer below."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def expect_acknowledgements(self, within: float | None) -> None:
         """Let the system cut it if it acknowledges nothing for so many seconds."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finish(self, farewell: bytes) -> None:
         """Send the last bytes, and close after them."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def own_socket(self) -> socket.socket | None:
         """Its own socket, if it has one."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def cut(self) -> None:
         """Close at once; what was not taken yet is lost."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def expire(self) -> None:
         """The time for the present state is over."""
-        raise NotImplementedError
 
 
 class _Wish(NamedTuple):
@@ -2939,25 +2945,22 @@ class _Bell:
             self._bell.set_result(None)
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class _Intake:
     """Brings what is published into the log: from any thread, and from a file."""
 
-    def __init__(
-        self,
-        log: _EventLog,
-        file: _LogFile | None,
-        id_order: Callable[[str], Any] | None,
-    ) -> None:
-        self.log = log  # with a file, a window of its newest events
-        self.file = file
+    log: _EventLog  # with a file, a window of its newest events
+    file: _LogFile | None
+    id_order: Callable[[str], Any] | None
+    closed_because: str = ""  # why nothing can be published; "": it can
+    has_news: bool = False  # whether the file may have rows that are not taken in
+    added: int = 0  # the newest row that this process has added
+
+    def __post_init__(self) -> None:
         # Guards the log, and whether the bell is rung.
         # Nothing is logged under it, because a logging handler may publish.
         self.lock = threading.RLock()
         self.bell = _Bell()
-        self.closed_because = ""  # why nothing can be published; "": it can
-        self.has_news = False  # whether the file may have rows that are not taken in
-        self.added = 0  # the newest row that this process has added
-        self._id_order = id_order
         self._is_loaded = False  # whether the log has begun where the file does
         self._file_fault = ""  # why the file cannot be read now
         self._look_timer: asyncio.TimerHandle | None = None
@@ -2992,9 +2995,9 @@ class _Intake:
         made of numbers and texts.  Comparing other objects may run the program's code,
         which may publish.
         """
-        if self._id_order is None:
+        if self.id_order is None:
             return None
-        key = self._id_order(id)
+        key = self.id_order(id)
         parts = key if isinstance(key, tuple) else (key,)
         fits = all(type(part) in (int, float, str, bytes) for part in parts)
         if not fits or (type(key) is float and math.isnan(key)):
@@ -3198,6 +3201,7 @@ class _Intake:
         return None
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class _Broadcaster:
     """Moves the live subscribers through the log, and brings those behind to them.
 
@@ -3208,31 +3212,25 @@ class _Broadcaster:
     the batch.
     """
 
-    def __init__(
-        self,
-        intake: _Intake,
-        registry: _Registry,
-        turns: _Turns,
-        heartbeat: float | None,
-        retry: float,
-        restart_retry: float,
-        lifetime: float | None,
-        write_timeout: float,
-        on_open: _Hook,
-        on_close: _Hook,
-    ) -> None:
-        self.log = intake.log
-        self.registry = registry
-        self._intake, self._bell = intake, intake.bell
-        self.connected = 0  # open streams
-        self.closed_because = ""  # why all streams end; "": they go on
-        self.events_written = self.bytes_written = self.gaps = self.dropped = 0
-        self._turns = turns
-        self._heartbeat = heartbeat
-        self._retry, self._restart_retry = retry, restart_retry
-        self._lifetime = lifetime
-        self._write_timeout = write_timeout
-        self._on_open, self._on_close = on_open, on_close
+    intake: _Intake
+    registry: _Registry
+    turns: _Turns
+    heartbeat: float | None
+    retry: float
+    restart_retry: float
+    lifetime: float | None
+    write_timeout: float
+    on_open: _Hook
+    on_close: _Hook
+    connected: int = 0  # open streams
+    closed_because: str = ""  # why all streams end; "": they go on
+    events_written: int = 0
+    bytes_written: int = 0
+    gaps: int = 0
+    dropped: int = 0
+
+    def __post_init__(self) -> None:
+        self.log, self._bell = self.intake.log, self.intake.bell
         self._audiences = _Audiences()
         self._written = 0  # events up to here were written to the live; for drain()
         self._next_batch: dict[object, _Batch] = {}  # the last one, by what it is for
@@ -3248,10 +3246,10 @@ class _Broadcaster:
     def start(self) -> asyncio.Task[None]:
         """Begin, in the running event loop; the task ends after stop()."""
         loop = asyncio.get_running_loop()
-        self._intake.begin(loop)
+        self.intake.begin(loop)
         self._written = self.log.sent
-        if self._heartbeat is not None:
-            self._beat(self._heartbeat)
+        if self.heartbeat is not None:
+            self._beat(self.heartbeat)
         self._task = loop.create_task(self._run())
         self._task.add_done_callback(lambda task: self._watchers.notify())
         self._watchers.notify()  # what was published before counts as delivered
@@ -3260,12 +3258,12 @@ class _Broadcaster:
     def stop(self, why: str, mute: bool = True) -> None:
         """End each stream that was given everything; let nothing more be published."""
         self.closed_because = self.closed_because or why
-        self._intake.stop(why if mute else "")
+        self.intake.stop(why if mute else "")
         if self._timer:
             self._timer.cancel()
 
     async def _run(self) -> None:
-        log, intake = self.log, self._intake
+        log, intake = self.log, self.intake
         while (
             not self.closed_because
             or self.connected
@@ -3279,7 +3277,7 @@ class _Broadcaster:
 
     def turn_is_over(self) -> bool:
         """Whether no time for broadcasting is left in this round of the event loop."""
-        return self._turns.is_over(_BROADCAST_SECONDS)
+        return self.turns.is_over(_BROADCAST_SECONDS)
 
     def work(self) -> Iterator[bool | None]:
         """Do what there is to do.  A turn may end at each yield, at True it must."""
@@ -3287,14 +3285,14 @@ class _Broadcaster:
             if self._heartbeat_due:
                 self._heartbeat_due = False
                 yield from self._write_heartbeats()
-            if self._intake.has_news and self.log.sent == self.log.newest:
-                self._intake.read_news()
+            if self.intake.has_news and self.log.sent == self.log.newest:
+                self.intake.read_news()
             if self.log.sent < self.log.newest:
                 yield from self._sweep()
                 self._watchers.notify()
             yield from self._serve_ready()
             self._watchers.notify()
-            is_done = self.log.sent == self.log.newest and not self._intake.has_news
+            is_done = self.log.sent == self.log.newest and not self.intake.has_news
             if is_done and not self.registry.count(_READY):
                 break
             yield True
@@ -3329,7 +3327,7 @@ class _Broadcaster:
     # The sweep: it writes one batch to all subscribers that are live at this moment.
 
     def _sweep(self) -> Iterator[None]:
-        with self._intake.lock:  # one step: there is no yield in it
+        with self.intake.lock:  # one step: there is no yield in it
             before = self.log.sent
             batch, end = self.log.read(before, self.log.newest)
             # The frames themselves: the log may forget them before they are written.
@@ -3432,7 +3430,7 @@ class _Broadcaster:
 
     def _end_finished(self, subscriber: _Subscriber) -> None:
         # It comes back soon, and then it is told that there is nothing more.
-        self.end(subscriber, "finished", self._retry)
+        self.end(subscriber, "finished", self.retry)
 
     def _write_failed(
         self, subscriber: _Subscriber, payload: bytes, error: Exception
@@ -3471,7 +3469,7 @@ class _Broadcaster:
         audience = subscriber.audience = self._audiences.enter(wish)
         self.connected += 1
         if self.connected == 1:
-            self._intake.follow(True)
+            self.intake.follow(True)
         # Before its head is written: what is forgotten from here on is a gap.
         is_ahead = not self._place(subscriber, wish.channels, last_event_id, replay)
         failure = None
@@ -3479,9 +3477,9 @@ class _Broadcaster:
             subscriber.send(head + _at_once(audience.encode(first, begins=True)))
         except Exception as error:
             failure = error
-        if self._lifetime is not None and self._bell.loop:
-            seconds = self._lifetime * random.uniform(0.8, 1.2)
-            end = functools.partial(self.end, subscriber, "lifetime over", self._retry)
+        if self.lifetime is not None and self._bell.loop:
+            seconds = self.lifetime * random.uniform(0.8, 1.2)
+            end = functools.partial(self.end, subscriber, "lifetime over", self.retry)
             subscriber.timer = self._bell.loop.call_later(seconds, end)
         if is_ahead:
             self.registry.enter(subscriber, _AHEAD)
@@ -3490,7 +3488,7 @@ class _Broadcaster:
         else:
             self._fall_behind(subscriber)
         logger.info("%s joined; %d connected", subscriber.peer, self.connected)
-        self._call(self._on_open, subscriber)
+        self._call(self.on_open, subscriber)
         if failure:
             self._cut_broken(subscriber, failure)
             failure = None  # its frames refer to this one, and this one to it
@@ -3513,7 +3511,7 @@ class _Broadcaster:
 
     def _begin_anew(self, channels: Channels, replay: float) -> _Cursor:
         """A new client begins with what is retained, and with the newest events."""
-        with self._intake.lock:
+        with self.intake.lock:
             position = self.log.sent
             if replay:
                 newest = int(min(replay, _MAX_REPLAY_SCAN))
@@ -3527,9 +3525,9 @@ class _Broadcaster:
         """Find where to go on after `id`; False if that event is yet to come."""
         position = None
         if len(id) <= _MAX_NAME_BYTES:
-            key = self._intake.key_of_seen(id)
-            with self._intake.lock:
-                position = self._intake.find(id, key)
+            key = self.intake.key_of_seen(id)
+            with self.intake.lock:
+                position = self.intake.find(id, key)
                 if self.log.is_ahead(key):
                     subscriber.awaited = id, key
                     return False
@@ -3609,7 +3607,7 @@ class _Broadcaster:
 
     def _go_live(self, subscriber: _Subscriber) -> None:
         self._not_waited_for.discard(subscriber)
-        subscriber.expect_acknowledgements(self._write_timeout)
+        subscriber.expect_acknowledgements(self.write_timeout)
         self.registry.enter(subscriber, _LIVE)
 
     def _get_ready(self, subscriber: _Subscriber) -> None:
@@ -3636,7 +3634,7 @@ class _Broadcaster:
         subscriber.unsent = unsent
         if not subscriber.checks:
             self.dropped += 1
-            self.cut(subscriber, f"took nothing for {self._write_timeout:g} s")
+            self.cut(subscriber, f"took nothing for {self.write_timeout:g} s")
 
     def _serve_ready(self) -> Iterator[None]:
         """Write the next batch to some subscribers that are ready, in turn."""
@@ -3660,7 +3658,7 @@ class _Broadcaster:
         audience, log = subscriber.audience, self.log
         if audience is None:
             return
-        with self._intake.lock:
+        with self.intake.lock:
             # After an outage many clients resume at the same position.  They get the
             # same bytes, which are encoded once.
             key = audience, subscriber.cursor, log.base, log.retained_changes
@@ -3687,7 +3685,7 @@ class _Broadcaster:
         audience = subscriber.audience
         if audience is None:
             return
-        farewell = format_event(retry=_jittered_ms(retry or self._restart_retry))
+        farewell = format_event(retry=_jittered_ms(retry or self.restart_retry))
         self.leave(subscriber, _LEAVING, why)
         try:
             subscriber.finish(_at_once(audience.encode(farewell, ends=True)))
@@ -3715,23 +3713,23 @@ class _Broadcaster:
         self._audiences.leave(audience)
         self.connected -= 1
         if not self.connected:
-            self._intake.follow(False)
+            self.intake.follow(False)
         logger.info("%s left, %s; %d remain", subscriber.peer, why, self.connected)
-        self._call(self._on_close, subscriber)
+        self._call(self.on_close, subscriber)
         self._bell.ring()  # somebody may wait for this
 
     # Waiting for it.
 
     async def drain(self, behind: bool) -> None:
         """See SSEServer.drain()."""
-        target = max(self.log.newest, self._intake.added)
+        target = max(self.log.newest, self.intake.added)
         while self._written < target:
             if self.closed_because and self._task and self._task.done():
-                if not self._intake.closed_because:
+                if not self.intake.closed_because:
                     return  # all clients have been told to come back
                 raise RuntimeError(f"{self.closed_because}; nothing can be delivered")
             await self._watchers.wait()
-        deadline = time.monotonic() + self._write_timeout
+        deadline = time.monotonic() + self.write_timeout
         while behind:
             waited_for = [
                 subscriber
@@ -3925,7 +3923,7 @@ class _Asker:
         return cast(Permission, answer)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Rooms:
     """What the connections of one server work with."""
 
@@ -4482,40 +4480,35 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
         return self._is_agreed and self.connection.eof_received()
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class _Door:
     """Takes in connections: so many, and some more that are only told to come back."""
 
-    def __init__(
-        self,
-        rooms: _Rooms,
-        limit: int | None,
-        context: ssl_module.SSLContext | None,
-    ) -> None:
-        self.limit = limit  # of connections; None: not known yet
-        self.is_open = True
-        self._rooms = rooms
-        self._context = context
+    rooms: _Rooms
+    limit: int | None  # of connections; None: not known yet
+    context: ssl_module.SSLContext | None  # None: without TLS
+    is_open: bool = True
 
     @property
     def is_full(self) -> bool:
         """Whether no more connections and streams are served."""
-        admitted = len(self._rooms.registry) - len(self._rooms.refusing)
+        admitted = len(self.rooms.registry) - len(self.rooms.refusing)
         return self.limit is not None and admitted >= self.limit
 
     def accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Serve a connection, or cut it; asyncio calls this for each new one."""
-        refusing, is_full = self._rooms.refusing, self.is_full
+        refusing, is_full = self.rooms.refusing, self.is_full
         if not self.is_open or (is_full and len(refusing) == _MAX_REFUSALS_AT_ONCE):
-            self._rooms.site.refused += 1
+            self.rooms.site.refused += 1
             writer.transport.abort()
             return
-        state = _HANDSHAKE if self._context else _HEAD
-        connection = _Connection(self._rooms, writer, state)
+        state = _HANDSHAKE if self.context else _HEAD
+        connection = _Connection(self.rooms, writer, state)
         protocol: _Connection | _TLS = connection
-        if self._context:
-            protocol = connection.transport = _TLS(connection, self._context)
+        if self.context:
+            protocol = connection.transport = _TLS(connection, self.context)
         connection.lower.set_protocol(protocol)
         if is_full:
             refusing.add(connection)
@@ -5043,34 +5036,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class _Service:
     """The one life of a server: where it listens, its beginning and its end.
 
     It begins in an event loop, and ends there.
     """
 
-    def __init__(
-        self,
-        rooms: _Rooms,
-        intake: _Intake,
-        door: _Door,
-        host: str | None,
-        port: int | None,
-        reuse_port: bool,
-        write_timeout: float,
-        shutdown_timeout: float,
-    ) -> None:
-        self.state = _NEW
-        self.loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
-        self.host, self.port = host, port or 0
-        self.listens = port is not None
-        self._rooms, self._door = rooms, door
-        self._intake = intake
-        self._reuse_port = reuse_port
-        self._write_timeout, self._shutdown_timeout = write_timeout, shutdown_timeout
+    rooms: _Rooms
+    intake: _Intake
+    door: _Door
+    host: str | None
+    port: int | None  # None: it does not listen
+    reuse_port: bool
+    write_timeout: float
+    shutdown_timeout: float
+    state: str = _NEW
+    loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
+    signals: _Signals | None = None  # in a framework
+
+    def __post_init__(self) -> None:
         self.listeners: list[asyncio.Server] = []
         self._closing: asyncio.Task[None] | None = None
-        self.signals: _Signals | None = None  # in a framework
         self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
 
     def require_own_loop(self, what: str) -> None:
@@ -5082,7 +5069,7 @@ class _Service:
 
     def _enter(self, state: str) -> bool:
         """Change the state, if it may follow the present one."""
-        with self._intake.lock:
+        with self.intake.lock:
             if state not in _LIFE[self.state]:
                 return False
             self.state = state
@@ -5093,7 +5080,7 @@ class _Service:
     async def start(self) -> None:
         """Begin, or wait until it has begun."""
         loop = asyncio.get_running_loop()
-        with self._intake.lock:  # stop() in another thread sees all or nothing
+        with self.intake.lock:  # stop() in another thread sees all or nothing
             if self._enter(_STARTING):
                 self.loop = loop
                 self.starting = loop.create_task(self._begin())
@@ -5114,32 +5101,27 @@ class _Service:
     async def _begin(self) -> None:
         sockets: list[socket.socket] = []
         try:
-            self._intake.load()
-            self._door.limit = self._door.limit or _connections_by_descriptors()
-            if self.listens:
+            self.intake.load()
+            self.door.limit = self.door.limit or _connections_by_descriptors()
+            if self.port is not None:
                 sockets = await _listen(
-                    self.host, self.port, self._reuse_port, self._write_timeout
+                    self.host, self.port, self.reuse_port, self.write_timeout
                 )
             for sock in sockets:
                 listener = await asyncio.start_server(
-                    self._door.accept,
+                    self.door.accept,
                     sock=sock,
                     backlog=_ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
                     start_serving=False,
                 )
                 self.listeners.append(listener)
-            self._rooms.registry.listening = sockets
+            self.rooms.registry.listening = sockets
             names = [sock.getsockname() for sock in sockets]
-            self.port = names[0][1] if names else 0
+            if names:
+                self.port = names[0][1]
             bound = [ipaddress.ip_address(name[0].split("%")[0]) for name in names]
             if bound and all(address.is_loopback for address in bound):
-                host = (self.host or "").lower()
-                own = f"[{host}]" if ":" in host else host
-                self._rooms.site.hosts = {
-                    *_LOOPBACK_HOSTS,
-                    own,
-                    *(self._rooms.site.hosts or ()),
-                }
+                self.rooms.site.require_loopback_name(self.host or "")
             if not self._enter(_SERVING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -5150,8 +5132,8 @@ class _Service:
             if self._enter(_NEW):
                 self.loop = None
             raise
-        _running.add(self._rooms.registry)
-        self.broadcasting = self._rooms.broadcaster.start()
+        _running.add(self.rooms.registry)
+        self.broadcasting = self.rooms.broadcaster.start()
         self.broadcasting.add_done_callback(self._broadcasting_ended)
         for listener, sock in zip(self.listeners, sockets):
             await listener.start_serving()
@@ -5167,9 +5149,9 @@ class _Service:
         if not program_ends and not (cancelled and self.state == _CLOSING):
             logger.critical("broadcasting ended", exc_info=error)
         self._enter(_FAILED)
-        self._rooms.broadcaster.stop("broadcasting has failed")
-        for subscriber in self._rooms.registry.all(*_STREAMING):
-            self._rooms.broadcaster.end(subscriber, "broadcasting has failed")
+        self.rooms.broadcaster.stop("broadcasting has failed")
+        for subscriber in self.rooms.registry.all(*_STREAMING):
+            self.rooms.broadcaster.end(subscriber, "broadcasting has failed")
 
     # Ending.
 
@@ -5178,8 +5160,8 @@ class _Service:
         self.end_unbegun()
         loop = self.loop
         if self.state == _CLOSED:  # perhaps by a signal: then publish() went on
-            self._intake.stop("the server is closed")
-            self._intake.close_file()
+            self.intake.stop("the server is closed")
+            self.intake.close_file()
         if self.state == _CLOSED or loop is None or loop.is_closed():
             return
         if loop is asyncio.get_running_loop():
@@ -5189,9 +5171,9 @@ class _Service:
 
     def end_unbegun(self) -> None:
         """If it has not begun, it never will."""
-        with self._intake.lock:
+        with self.intake.lock:
             if self.state == _NEW and self._enter(_CLOSED):
-                self._rooms.broadcaster.stop("the server is closed")
+                self.rooms.broadcaster.stop("the server is closed")
 
     async def _close_elsewhere(self, loop: asyncio.AbstractEventLoop) -> None:
         closing = self.close()
@@ -5200,7 +5182,7 @@ class _Service:
         except RuntimeError:  # its loop has been closed meanwhile
             closing.close()
             return
-        seconds = self._shutdown_timeout + _CLOSE_MARGIN_SECONDS
+        seconds = self.shutdown_timeout + _CLOSE_MARGIN_SECONDS
         try:
             await asyncio.wait_for(asyncio.wrap_future(ending), seconds)
         except asyncio.TimeoutError:
@@ -5209,11 +5191,11 @@ class _Service:
 
     def begin_closing(self, mute: bool = True) -> asyncio.Task[None]:
         if mute:
-            self._intake.stop("the server is closed")
+            self.intake.stop("the server is closed")
         if self._enter(_CLOSING):
             assert self.loop
-            self._door.is_open = False
-            self._rooms.broadcaster.stop("the server is closed", mute)
+            self.door.is_open = False
+            self.rooms.broadcaster.stop("the server is closed", mute)
             self._closing = self.loop.create_task(self._close())
         assert self._closing
         return self._closing
@@ -5221,30 +5203,30 @@ class _Service:
     async def _close(self) -> None:
         assert self.loop
         await asyncio.wait([self.starting])
-        cutting = self.loop.call_later(self._shutdown_timeout, self._cut_all)
+        cutting = self.loop.call_later(self.shutdown_timeout, self._cut_all)
         for listener in self.listeners:
             listener.close()
-        for subscriber in self._rooms.registry.all(_HANDSHAKE, _HEAD, _IDLE):
-            if self._rooms.turns.is_over():
+        for subscriber in self.rooms.registry.all(_HANDSHAKE, _HEAD, _IDLE):
+            if self.rooms.turns.is_over():
                 await asyncio.sleep(0)
             cast(_Connection, subscriber).close_if_idle()
         # Else it was closed before.
         if not self.starting.cancelled() and self.starting.exception() is None:
             await asyncio.wait([self.broadcasting])
-            await self._rooms.registry.wait_until_empty()
+            await self.rooms.registry.wait_until_empty()
         cutting.cancel()
-        self._rooms.registry.stop()
+        self.rooms.registry.stop()
         for task in self._tasks:
             task.cancel()
-        self._intake.close_file()
+        self.intake.close_file()
         self._enter(_CLOSED)
-        _running.discard(self._rooms.registry)
+        _running.discard(self.rooms.registry)
         if self.signals:
             self.signals.restore()
 
     def _cut_all(self) -> None:
         """Cut all connections: shutdown_timeout is over, or the start has failed."""
-        for subscriber in self._rooms.registry.all(*_TRANSITIONS):
+        for subscriber in self.rooms.registry.all(*_TRANSITIONS):
             subscriber.cut()
 
     # From any thread.
@@ -5263,12 +5245,12 @@ class _Service:
 
     async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """Ask the predicate about open streams and those that wait for authorize."""
-        found = self._rooms.registry.all(*_STREAMING, _ASKING)
+        found = self.rooms.registry.all(*_STREAMING, _ASKING)
         # The streams get the events that were published before the call.
         with contextlib.suppress(RuntimeError):  # broadcasting has failed
-            await self._rooms.broadcaster.drain(behind=False)
+            await self.rooms.broadcaster.drain(behind=False)
         for subscriber in found:
-            if self._rooms.turns.is_over():
+            if self.rooms.turns.is_over():
                 await asyncio.sleep(0)
             if subscriber.state not in (*_STREAMING, _ASKING):
                 continue
@@ -5280,7 +5262,7 @@ class _Service:
             if chosen and subscriber.state == _ASKING:
                 cast(Union[_Connection, _Call], subscriber).disconnect()
             elif chosen:
-                self._rooms.broadcaster.end(subscriber, "disconnected by the program")
+                self.rooms.broadcaster.end(subscriber, "disconnected by the program")
 
 
 class SSEServer:
@@ -5791,12 +5773,12 @@ class SSEServer:
 
         Without a port of its own it is 0.
         """
-        return self._service.port
+        return self._service.port or 0
 
     @property
     def url(self) -> str:
         """Where the stream is; RuntimeError if the server has no port of its own."""
-        if not self._service.listens:
+        if self._service.port is None:
             raise RuntimeError("the server has no port of its own")
         host = self._service.host or "localhost"
         host = f"[{host}]" if ":" in host else host

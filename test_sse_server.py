@@ -12091,7 +12091,7 @@ class TLSTest(OverTLS, ServerTestCase):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             self.addCleanup(writer.close)
         await self.until(lambda: len(self.in_state("handshake")) == 3, "all")
-        self.assertEqual(len(server._door._rooms.refusing), 1)
+        self.assertEqual(len(server._door.rooms.refusing), 1)
 
     async def test_the_end_does_not_wait_for_a_handshake(self):
         server = await self.start(shutdown_timeout=1000, header_timeout=1000)
