@@ -3750,29 +3750,21 @@ class _Watchers:
     """Tasks that wait for the next change."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._change: asyncio.Future[None] | None = None  # while somebody waits for it
 
-    def __len__(self) -> int:
-        return len(self._waiting)
+    def __bool__(self) -> bool:
+        return self._change is not None
 
     async def wait(self, seconds: float | None = None) -> None:
         """Wait until something may have changed, or for so many seconds."""
-        loop = asyncio.get_running_loop()
-        watcher = loop.create_future()
-        self._waiting.add(watcher)
-        timer = None if seconds is None else loop.call_later(seconds, self.notify)
-        try:
-            await watcher
-        finally:
-            self._waiting.discard(watcher)
-            if timer:
-                timer.cancel()
+        self._change = self._change or asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._change], timeout=seconds)
 
     def notify(self) -> None:
         """Something may have changed."""
-        for watcher in list(self._waiting):
-            if not watcher.done():
-                watcher.set_result(None)
+        if self._change:
+            self._change.set_result(None)
+            self._change = None
 
 
 def _is_in_task_of(loop: asyncio.AbstractEventLoop) -> bool:
