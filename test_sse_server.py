@@ -1714,26 +1714,28 @@ class EventLogModelTest(unittest.TestCase):
         self.assertEqual(lost, [], f"after {id} no gap")
 
 
-def interrupted(classes, at, interrupt, call):
-    """Call `call`, and `interrupt` at the instruction of this number of the classes.
+@contextlib.contextmanager
+def interrupting(owners, at, interrupt):
+    """Within it, call `interrupt` at the instruction of this number of the owners.
 
-    Returns whether there was one.
+    They are functions, and classes with all their methods.  The list that it gives is
+    empty when the instruction was reached.
     """
-    left = [at]
     functions = [
         getattr(function, "fget", function)  # properties, too
-        for kind in classes
-        for function in vars(kind).values()
+        for owner in owners
+        for function in (vars(owner).values() if inspect.isclass(owner) else [owner])
     ]
     code = {f.__code__ for f in functions if hasattr(f, "__code__")}
+    left = [None] * at
 
     def trace(frame, event, argument):
         if frame.f_code not in code:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
-            left[0] -= 1
-            if left[0] == 0:
+            left.pop()
+            if not left:
                 sys.settrace(None)
                 interrupt()
         return trace
@@ -1742,10 +1744,9 @@ def interrupted(classes, at, interrupt, call):
     sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
-        call()
+        yield left
     finally:
         sys.settrace(None)
-    return left[0] <= 0
 
 
 A = frozenset(["a"])
@@ -1798,11 +1799,13 @@ class InterruptedLogTest(unittest.TestCase):
 
         for at in range(1 + SEED % step, 10_000, step):
             log = self.log(max_events)
-            with contextlib.suppress(KeyboardInterrupt):
-                if not interrupted(
-                    [sse_server._EventLog], at, ctrl_c, lambda log=log: call(log)
-                ):
-                    break
+            with (
+                contextlib.suppress(KeyboardInterrupt),
+                interrupting([sse_server._EventLog], at, ctrl_c) as left,
+            ):
+                call(log)
+            if left:
+                break
             with self.subTest(at):
                 yield log
         self.assertGreater(at, 100)
@@ -1908,10 +1911,10 @@ class CallFromWithinTest(unittest.TestCase):
                 except RuntimeError as error:
                     self.assertRegex(str(error), r"loop\.add_signal_handler\(\)")
 
-            if not interrupted(
-                [sse_server._EventLog, sse_server._Intake],
-                *(at, within, lambda server=server: server.publish("a")),
-            ):
+            classes = [sse_server._EventLog, sse_server._Intake]
+            with interrupting(classes, at, within) as left:
+                server.publish("a")
+            if left:
                 break
             with self.subTest(at):
                 log = server._broadcaster.log
@@ -7974,37 +7977,27 @@ class FailureTest(ServerTestCase):
                 self.assertEqual(mock.call(wake) in woken.mock_calls, wakes)
 
     async def test_a_signal_may_publish_at_any_instruction_of_the_broadcaster(self):
-        server = await self.start(port=None)
-        code = sse_server._Broadcaster._run.__code__
+        server = await self.start(port=None, heartbeat=None)
+        interrupted = set()
 
-        def trace(frame, event, argument):
-            if frame.f_code is not code:
-                return None
-            frame.f_trace_opcodes = True
-            if event == "opcode":
-                left.pop()
-                if not left:
-                    sys.settrace(None)
-                    with contextlib.suppress(RuntimeError):  # it is refused
-                        server.publish("within")
-            return trace
+        def within():
+            interrupted.add(sys._getframe(2).f_code.co_name)
+            with contextlib.suppress(RuntimeError):  # it is refused
+                server.publish("within")
 
+        owners = [sse_server._Broadcaster._run, sse_server._Bell]
         for number in range(1, 1000):
-            left = [None] * number
-            sys._getframe().f_trace_opcodes = True
-            sys.settrace(trace)
-            try:
+            with interrupting(owners, number, within) as left:
                 server.publish("a")
                 await asyncio.wait_for(server.drain(), DEADLINE)
                 for _ in range(3):  # until the broadcaster sleeps
                     await asyncio.sleep(0)
-            finally:
-                sys.settrace(None)
             with self.subTest(number):
                 await asyncio.wait_for(server.drain(), DEADLINE)
             if left:
                 break
-        self.assertGreater(number, 20)
+        expected = {"_run", "wait", "_wake", "ring_from_any_thread"}
+        self.assertEqual(interrupted, expected)
 
     async def test_an_order_that_asks_the_server_does_not_lock_it(self):
         answered = []
