@@ -4912,16 +4912,19 @@ class _Termination:
     clients, and as process 1 of a container it is ignored.  A program that handles
     SIGTERM itself keeps its handlers, and so does one whose block is not in the main
     thread.  A second signal ends the process at once.
+
+    While it handles a signal it logs nothing: what the signal has interrupted may be
+    writing to the log, and a stream that is written to twice raises RuntimeError.
     """
 
     def __init__(
         self,
-        leave: Callable[[], object],
+        leave: Callable[[], object],  # called in the loop, or else by the handler
         *signals: signal.Signals,
         loop: asyncio.AbstractEventLoop | None = None,  # in which the block is
     ) -> None:
         self._leave = leave  # the block
-        self._came = False
+        self._number = 0  # of the signal that has come
         self._loop = loop
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}  # the handlers
@@ -4941,9 +4944,20 @@ class _Termination:
             signal.signal(each, signal.SIG_DFL)
         if os.getpid() != self._process:  # a forked child runs no server
             signal.raise_signal(number)
-        self._came = True
-        logger.info("%s: ending", signal.Signals(number).name)
+        self._number = number
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._leave_in_loop)
+        else:
+            self._leave()
+
+    def _leave_in_loop(self) -> None:
+        self.log()
         self._leave()
+
+    def log(self) -> None:
+        """Log which signal ends the block, if one does."""
+        if self._number:
+            logger.info("%s: ending", signal.Signals(self._number).name)
 
     def finish(self) -> bool:
         """The block has ended.  Return whether a signal has ended it."""
@@ -4952,7 +4966,7 @@ class _Termination:
                 with contextlib.suppress(NotImplementedError):
                     self._loop.remove_signal_handler(number)
             signal.signal(number, handler)
-        return self._came
+        return self._number != 0
 
 
 class _Signals:
@@ -4991,14 +5005,14 @@ class _Signals:
             self._pass_on(number)
             return
         self._came = True
-        logger.info("%s: ending the streams", signal.Signals(number).name)
-        self._loop.call_soon_threadsafe(self._end_streams)
+        self._loop.call_soon_threadsafe(self._end_streams, signal.Signals(number))
         if getattr(self._before[number], "__self__", None) is self._loop:
             self._pass_on(number)  # uvloop's acts twice if it is called late
         else:
             self._held = number
 
-    def _end_streams(self) -> None:
+    def _end_streams(self, number: signal.Signals) -> None:
+        logger.info("%s: ending the streams", number.name)
         self._end().add_done_callback(lambda ended: self._pass_held_on())
 
     def _pass_held_on(self) -> None:
@@ -5699,9 +5713,8 @@ class SSEServer:
         itself keeps its handlers.  Raises what broadcasting failed with, if it failed.
         """
         loop = asyncio.get_running_loop()
-        service = self._service
-        close = functools.partial(loop.call_soon_threadsafe, service.begin_closing)
-        ends = _Termination(close, signal.SIGINT, signal.SIGTERM, loop=loop)
+        service, signals = self._service, (signal.SIGINT, signal.SIGTERM)
+        ends = _Termination(service.begin_closing, *signals, loop=loop)
         try:
             await service.start()
             try:
@@ -5853,9 +5866,8 @@ class SSEServer:
 
     async def __aenter__(self) -> SSEServer:
         task = asyncio.current_task()
-        cancel = task.cancel if task else lambda: None
+        leave = task.cancel if task else lambda: None
         loop = asyncio.get_running_loop()
-        leave = functools.partial(loop.call_soon_threadsafe, cancel)
         self._terminations.append(_Termination(leave, signal.SIGTERM, loop=loop))
         try:
             await self._service.start()
@@ -5880,6 +5892,7 @@ class SSEServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self._termination.log()
         try:
             self.stop()
         finally:

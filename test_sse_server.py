@@ -12701,7 +12701,7 @@ class LifespanTest(ServerTestCase):
     async def end(self, reader):
         await reader.aclose()
 
-    async def signalled(self, *handlers):
+    async def signalled(self, *handlers, come=signal.raise_signal):
         """A lifespan in which SIGTERM has come; its server, and what was called."""
         called = []
         handler = handlers[0] if handlers else lambda *_: called.append("framework")
@@ -12714,7 +12714,7 @@ class LifespanTest(ServerTestCase):
         reader = server.stream()
         await anext_of(reader)
         self.addAsyncCleanup(self.end, reader)
-        signal.raise_signal(signal.SIGTERM)
+        come(signal.SIGTERM)
         return server, reader, called, stack
 
     async def test_at_a_signal_streams_end_and_then_the_framework_is_told(self):
@@ -12735,6 +12735,26 @@ class LifespanTest(ServerTestCase):
         await stack.aclose()
         with self.assertRaisesRegex(RuntimeError, "the server is closed"):
             server.publish("b")
+
+    async def test_a_signal_that_comes_while_something_is_logged(self):
+        """Many a log refuses to be written to by who has interrupted a write."""
+
+        def come(number):
+            handler = logging.Handler()
+
+            def write(record):
+                with mock.patch.object(handler, "emit", self.fail):
+                    signal.raise_signal(number)
+
+            handler.emit = write
+            sse_server.logger.addHandler(handler)
+            sse_server.logger.info("something")
+            sse_server.logger.removeHandler(handler)
+
+        _, reader, called, _ = await self.signalled(come=come)
+        await rest_of(reader)
+        await self.until(lambda: "framework" in called, "the end of all streams")
+        self.assertIn("SIGTERM: ending the streams", self.logged())
 
     async def test_a_second_signal_waits_for_nothing(self):
         numbers = []
@@ -13104,6 +13124,17 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 """
         + THREAD
     )
+    LOGGING = """
+import io, logging, os, signal, sys
+class Raw(io.FileIO):
+    def write(self, data):
+        if b" joined; " in data.tobytes():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().write(data)
+raw = io.BufferedWriter(Raw(2, "w", closefd=False))
+stream = io.TextIOWrapper(raw, line_buffering=True)
+logging.basicConfig(format="%(message)s", level=logging.INFO, stream=stream)
+"""
     FORKED = """
 import multiprocessing, os, signal, time
 multiprocessing.set_start_method("fork")
@@ -13159,6 +13190,14 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
         await asyncio.wait_for(process.stdout.readline(), DEADLINE)
         process.send_signal(signal.SIGTERM)
         self.assertEqual(await self.finish(process), (-signal.SIGTERM, ""))
+
+    async def test_a_signal_that_comes_while_something_is_logged(self):
+        """A stream's buffer refuses to be written to by who has interrupted a write."""
+        process, client, _ = await self.run_program(self.LOGGING + self.FOREVER)
+        self.assertEqual(await client.rest(), [])
+        status, err = await self.finish(process)
+        self.assertEqual(status, 0, err)
+        self.assertRegex(err, r"\A.* joined; 1 connected\nSIGTERM: ending\n.*\n\Z")
 
     async def test_a_program_that_handles_sigterm_keeps_its_handler(self):
         process, client, _ = await self.run_program(self.OWN_HANDLER)
