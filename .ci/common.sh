@@ -35,19 +35,57 @@ install_packages() {
 
 summary=()
 status=0
+pending=()
 
 # part NAME COMMAND...: runs it, and keeps how it ended.  What runs real programs against
 # deadlines may fail once on a busy machine: then it is run again, and both are shown.
-part() {
-    local output ended start=$SECONDS
+part() { attempts 2 "$@"; }
+
+# whole NAME COMMAND...: the same for what consists of parts, or depends on no deadline.
+whole() { attempts 1 "$@"; }
+
+attempts() {
+    local name=$2 number ended=FAILED start=$SECONDS output
     output=$(mktemp)
-    for ended in ok again FAILED; do
-        [[ $ended == FAILED ]] && { status=1; break; }
-        echo "== $1${ended#ok}" | sed "s/again/, once more/"
-        "${@:2}" 2>&1 | tee "$output" && break
+    for ((number = 1; number <= $1; number++)); do
+        printf '== %s%s\n' "$name" "$( ((number == 1)) || echo ", once more")"
+        "${@:3}" 2>&1 | tee "$output" || continue
+        ended=$( ((number == 1)) && echo ok || echo again)
+        break
     done
-    summary+=("$ended $1 ($((SECONDS - start)) s)   $(grep "^$1: .*" "$output" | tail -n 1)")
+    [[ $ended != FAILED ]] || status=1
+    local told
+    told=$(grep -a "^$name: .*" "$output" | tail -n 1)
+    summary+=("$ended $name ($((SECONDS - start)) s)${told:+   $told}")
     rm -f "$output"
+}
+
+# beside part|whole NAME COMMAND...: while what follows runs; `joined` waits for all that
+# run beside, and shows what each said, as a whole.
+beside() {
+    local folder
+    folder=$(mktemp -d)
+    (
+        trap - INT QUIT # ignored behind `&`, and by all that is started from here
+        summary=()
+        status=0
+        "$@"
+        printf '%s\n' "${summary[@]}" >"$folder/summary"
+        exit $status
+    ) >"$folder/output" 2>&1 &
+    pending+=("$!:$folder")
+}
+
+joined() {
+    local entry folder
+    for entry in "${pending[@]}"; do
+        folder=${entry#*:}
+        wait "${entry%%:*}" || status=1
+        cat "$folder/output"
+        summary+=("$(<"$folder/summary")")
+        rm -r "$folder"
+    done
+    pending=()
 }
 
 # conclude NAME: the summary of the parts, and the exit status.

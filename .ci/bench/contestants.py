@@ -239,6 +239,7 @@ def contestants_of(folder, pythons, python_of_peers):
             Contestant(NCHAN, nchan, driver_is_publisher=True),
             Contestant("Node http", ["node", drivers / "node_http.js"]),
             Contestant("sse-starlette", [*peers, "starlette"]),
-            Contestant("our stream()", [*peers, "ours"]),
+            Contestant("our stream()", [*peers, "body"]),
+            Contestant("mounted", [*peers, "mounted"]),
         ]
     return found

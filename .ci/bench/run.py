@@ -2,7 +2,7 @@
 """Measure the server beside a bare C epoll loop, in one run on one machine.
 
     python3 .ci/bench/run.py              all scenarios, a few minutes
-    python3 .ci/bench/run.py --quick      the main ones, in less than a minute
+    python3 .ci/bench/run.py --quick      the same with less of all, in a minute or two
     python3 .ci/bench/run.py --peers      nchan, Node, ... installed and added
 
 The server runs on one core, the clients on another. The figures are medians over the
@@ -22,7 +22,7 @@ from pathlib import Path
 import svg
 from common import raise_descriptor_limit, version_of
 from contestants import FLOOR, Clients, compile_c, contestants_of, output_of
-from scenarios import METRICS, QUICK, SCENARIOS, Run, ratio, verdicts
+from scenarios import METRICS, SCENARIOS, Run, ratio, verdicts
 
 HERE = Path(__file__).resolve().parent
 DESCRIPTORS = 20_000  # for 15,000 connections in one process, with room
@@ -34,7 +34,7 @@ def parse_arguments():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="fewer scenarios, rounds and events")
+    add("--quick", action="store_true", help="fewer rounds, clients and events")
     add("--peers", action="store_true", help="install and measure other servers too")
     add("--rounds", type=int, help="rounds of each scenario (7; with --quick 2)")
     add("--only", action="append", choices=SCENARIOS, help="this scenario (repeatable)")
@@ -93,7 +93,7 @@ def main():
     if raise_descriptor_limit() < DESCRIPTORS:
         print(f"note: {DESCRIPTORS} descriptors are needed for all")
     pythons = arguments.python or [sys.executable]
-    chosen = arguments.only or (QUICK if arguments.quick else list(SCENARIOS))
+    chosen = arguments.only or list(SCENARIOS)
     rounds = arguments.rounds or (2 if arguments.quick else 7)
     peers = output_of([HERE / "install.sh", *["--peers"] * arguments.peers]).strip()
     with tempfile.TemporaryDirectory(prefix="sse-bench-") as folder:

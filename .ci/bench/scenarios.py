@@ -70,8 +70,6 @@ METRICS = {
                            bound=1.02),
     "gzip_cpu_table": Metric("CPU per delivery, compressed to plain, the table", "×",
                              bound=1.0),
-    "coded_cpu": Metric("CPU per delivery of the sensor's events", "µs"),
-    "coded_memory": Metric("Memory per client, server and proxy", "KiB", 1),
     "joins": Metric("Bytes, plain to compressed, while ten of 1,000 join each second",
                     "×", bound=3.0, more_is_better=True),
     "file_publish": Metric("publish() into a history file, median", "µs", 1, bound=80.0),
@@ -285,7 +283,7 @@ def channels(run, publishes=1500):
 
 
 def compression(run):
-    """Plain and compressed clients of the same events, in one process; and nginx."""
+    """Plain and compressed clients of the same events, in one process."""
     for _ in range(1 if run.quick else run.rounds):
         for contestant in run.own():
             with run.guard("compression", contestant.name):
@@ -305,15 +303,7 @@ def compressed(run, contestant):
         run.record(f"bytes_{kind}", name, found["compressed"])
         run.record(f"smaller_{kind}", name, found["ratio"])
         run.record(f"gzip_cpu_{kind}", name, found["cpu"])
-    run.record("coded_cpu", "plain", found["cpu_plain"])
-    run.record("coded_cpu", name, found["cpu_compressed"])
-    run.record("coded_memory", name, found["kib"])
     run.record("joins", name, measured("joins")["ratio"])
-    if any(c.name == NCHAN for c in run.contestants):
-        found = measured("nginx")
-        run.record("bytes_sensor", "nginx gzip", found["compressed"])
-        run.record("coded_cpu", "nginx gzip", found["cpu"])
-        run.record("coded_memory", "nginx gzip", found["kib"])
 
 
 def history_file(run):
@@ -348,7 +338,6 @@ SCENARIOS = {
         history_file,
     )
 }
-QUICK = ("single", "latency", "bursts", "memory", "arrivals", "channels")
 
 
 def ratio(run, metric, name, against):

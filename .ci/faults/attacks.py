@@ -4,8 +4,9 @@
 Fifty events a second go to ten streams while a process of its own does its worst.  99 of
 100 deliveries must take less than 100 ms; they take 2 to 8 ms when all is quiet.  (Ten
 streams of a server that nobody attacks tell how busy the machine is: twice as much as
-theirs is allowed; where they take more than 25 ms, it is enough that no turn of the
-attacked loop takes 50 ms.  An attack that fails is tried once more.)  The memory may grow
+theirs is allowed; where they take more than 20 ms, it is enough that no turn of the
+attacked loop takes 50 ms.  An attack that fails is tried again after the others, and
+once more.)  The memory may grow
 by so many KiB for each connection of the attacker, where that is bounded by what
 README.md says of it, or from before the attack until after its end.
 
@@ -42,6 +43,7 @@ from common import (
 STREAMS = 10  # of the innocent
 PERIOD = 0.02  # seconds between two events
 LIMIT = 0.1  # seconds; 99 of 100 deliveries must be faster
+ATTEMPTS = 3  # at each attack, until the server withstands it on a busy machine
 BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 STREAM = b"GET /sse HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -419,7 +421,7 @@ class Outcome:
         self.limit = max(LIMIT, 2 * p99(self.calm))
         # Where the attacker and others leave the machine no core, deliveries are late
         # whatever the server does.  Then the longest turn of its loop tells.
-        busy = p99(self.calm) > LIMIT / 4
+        busy = p99(self.calm) > LIMIT / 5
         fast = p99(self.delays) < self.limit or busy and self.turn < LIMIT / 2
         self.good = fast and not self.faults and self.each < attack.kib
 
@@ -476,12 +478,14 @@ def main():
     options = arguments(__doc__, only=[""], seconds=4.0)
     raise_descriptor_limit()
     report = Report("attacks")
-    for attack in ATTACKS:
-        if not any(word in attack.name for word in options.only):
-            continue
+    asked = lambda attack: any(word in attack.name for word in options.only)
+    queue = [(attack, ATTEMPTS) for attack in ATTACKS if asked(attack)]
+    while queue:
+        attack, attempts = queue.pop(0)
         outcome = Outcome(attack, options)
-        if not outcome.skipped and not outcome.good:
-            outcome = Outcome(attack, options)
+        if not outcome.skipped and not outcome.good and attempts > 1:
+            queue.append((attack, attempts - 1))
+            continue
         if outcome.skipped:
             report.note(f"skipped: {attack.name}: {outcome.skipped}")
             continue

@@ -16,10 +16,10 @@ import ast
 import collections
 import concurrent.futures
 import faulthandler
+import hashlib
 import json
 import os
 import pathlib
-import random
 import resource
 import shutil
 import signal
@@ -41,11 +41,17 @@ MEMORY = 4 << 30  # bytes of address space that a mutant may use
 
 
 class Mutant:
-    """One place, by byte offsets, and what stands there instead."""
+    """One place, by byte offsets, and what stands there instead.
 
-    def __init__(self, kind, line, start, end, new):
-        self.kind, self.line = kind, line
+    Its name is the same as long as its function is, so that the choice by a seed is.
+    """
+
+    def __init__(self, name, kind, line, start, end, new):
+        self.name, self.kind, self.line = name, kind, line
         self.start, self.end, self.new = start, end, new
+
+    def rank(self, seed):
+        return hashlib.sha256(f"{seed} {self.name}".encode()).digest()
 
     def applied(self, source):
         return source[: self.start] + self.new.encode() + source[self.end :]
@@ -60,23 +66,35 @@ class Places(ast.NodeVisitor):
         for line in source.splitlines(keepends=True):
             self._starts.append(self._starts[-1] + len(line))
         self.found = []
+        self._within = []  # names of classes and functions
         self._functions = 0
+        self._counts = collections.Counter()  # of each text that a function changes
         self.visit(ast.parse(source))
 
-    def _add(self, kind, node, new, first=None, last=None):
+    def _add(self, kind, node, new):
         if self._functions:
-            first, last = first or node, last or node
-            start = self._starts[first.lineno - 1] + first.col_offset
-            end = self._starts[last.end_lineno - 1] + last.end_col_offset
-            new = new(self._source[start:end].decode()) if callable(new) else new
-            self.found.append(Mutant(kind, first.lineno, start, end, new))
+            start = self._starts[node.lineno - 1] + node.col_offset
+            end = self._starts[node.end_lineno - 1] + node.end_col_offset
+            old = self._source[start:end].decode()
+            new = new(old) if callable(new) else new
+            name = ".".join([*self._within, kind, old])
+            self._counts[name] += 1
+            name += f" {self._counts[name]}"
+            self.found.append(Mutant(name, kind, node.lineno, start, end, new))
+
+    def visit_ClassDef(self, node):
+        self._within.append(node.name)
+        self.generic_visit(node)
+        self._within.pop()
 
     def visit_FunctionDef(self, node):
         self._functions += 1
+        self._within.append(node.name)
         for child in [*node.args.defaults, *filter(None, node.args.kw_defaults)]:
             self.visit(child)
         for child in node.body:
             self.visit(child)
+        self._within.pop()
         self._functions -= 1
 
     visit_AsyncFunctionDef = visit_FunctionDef
@@ -110,17 +128,15 @@ class Places(ast.NodeVisitor):
             if type(sign) in SWAPPED:
                 old, new = SWAPPED[type(sign)]
                 part = lambda text, o=old, n=new: text.replace(o, n, 1)
-                between = ast.Constant(0)
-                between.lineno, between.col_offset = (
-                    left.end_lineno,
-                    left.end_col_offset,
-                )
-                between.end_lineno, between.end_col_offset = (
-                    right.lineno,
-                    right.col_offset,
-                )
-                self._add("compared", between, part)
+                self._add("compared", between(left, right), part)
         self.generic_visit(node)
+
+
+def between(left, right):
+    """What stands there, as a node."""
+    node = ast.Constant(0, lineno=left.end_lineno, col_offset=left.end_col_offset)
+    node.end_lineno, node.end_col_offset = right.lineno, right.col_offset
+    return node
 
 
 def attempt(source, part, classes=()):
@@ -206,7 +222,7 @@ def chosen(source, options):
     if options.lines:
         first, last = map(int, options.lines.split("-"))
         mutants = [mutant for mutant in mutants if first <= mutant.line <= last]
-    random.Random(options.seed).shuffle(mutants)
+    mutants.sort(key=lambda mutant: mutant.rank(options.seed))
     print(f"{len(mutants)} places, of which {options.mutants} are tried", flush=True)
     return mutants[: options.mutants]
 

@@ -16,14 +16,7 @@ import subprocess
 import sys
 import time
 
-from common import (
-    Client,
-    Report,
-    Server,
-    arguments,
-    enter_private_network,
-    expect,
-)
+from common import Client, Report, Server, arguments, enter_private_network, expect
 
 LIMIT = 60.0  # seconds
 SHORT = {"write_timeout": 10.0}

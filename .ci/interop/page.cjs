@@ -37,7 +37,7 @@ async function visit(page, server) {
   await inState(page, "live");
 }
 
-/** A check whose page does nothing that it should not; `visited`: it is there already. */
+/** A check whose page does no more than it should; `visited`: it is there already. */
 const watched = (check, visited) => {
   const run = async (tools) => {
     const { page, startServer } = tools;
@@ -51,33 +51,33 @@ const watched = (check, visited) => {
 };
 const visiting = (check) => watched(check, true);
 
-const textOf = (page, selector) =>
-  page.evaluate((chosen) => document.querySelector(chosen).textContent, selector);
+const textOf = (page, selector) => page.$eval(selector, (one) => one.textContent);
 
-async function inState(page, state) {
-  await until(async () => (await textOf(page, "#state")) === state, `state "${state}"`);
-}
+/** Wait until an element has this text. */
+const reads = (page, selector, text) =>
+  until(async () => (await textOf(page, selector)) === text, `${selector} "${text}"`);
+const inState = (page, state) => reads(page, "#state", state);
+const inTotal = (page, count) => reads(page, "#total", count.toLocaleString("en"));
 
 /** The list, oldest first: [when, name, id, text] of each row; a note has no name. */
-async function rowsOf(page) {
-  return page.evaluate(() =>
-    Array.from(document.querySelectorAll("#list li"), (row) => {
+const rowsOf = (page) =>
+  page.$$eval("#list li", (rows) =>
+    rows.map((row) => {
       const [time, ...others] = Array.from(row.children, (part) => part.textContent);
       const isTime = /^[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}$/.test(time);
       return [isTime ? "a time" : time, ...others.slice(0, 3)];
     }),
   );
-}
+const timesOf = async (page) => (await rowsOf(page)).map((row) => row[0]);
+const textsOf = async (page) => (await rowsOf(page)).map((row) => row[3]);
 
-async function rowWith(page, text) {
-  const found = async () => (await rowsOf(page)).some((row) => row[3] === text);
-  await until(found, `a row "${text}"`);
-}
+const rowWith = (page, text) =>
+  until(async () => (await textsOf(page)).includes(text), `a row "${text}"`);
 
 /** The charts: [label, value, drawn] of each; the first is the rate of events. */
 const chartsOf = (page) =>
-  page.evaluate(() =>
-    Array.from(document.querySelectorAll("#charts details"), (chart) => {
+  page.$$eval("#charts details", (charts) =>
+    charts.map((chart) => {
       const box = chart.querySelector("svg path")?.getBoundingClientRect();
       const drawn = box?.width > 0 && chart.querySelector("svg").checkVisibility();
       const [head, tail, value] = chart.querySelector("summary").children;
@@ -85,16 +85,18 @@ const chartsOf = (page) =>
     }),
   );
 
+const labelsOf = async (page) => (await chartsOf(page)).map((chart) => chart[0]);
+
 async function chartWith(page, label, value) {
-  const found = async () =>
-    (await chartsOf(page)).some((one) => one[0] === label && one[1] === value);
-  await until(found, `a chart of ${label} with ${value}`);
+  const found = (chart) => chart[0] === label && chart[1] === value;
+  const shown = async () => (await chartsOf(page)).some(found);
+  await until(shown, `a chart of ${label} with ${value}`);
 }
 
 /** What stands below the line of each chart: the range and the time. */
 const spansOf = (page) =>
-  page.evaluate(() =>
-    Array.from(document.querySelectorAll("#charts details"), (chart) =>
+  page.$$eval("#charts details", (charts) =>
+    charts.map((chart) =>
       Array.from(chart.querySelectorAll("svg + p span"), (one) => one.textContent),
     ),
   );
@@ -112,15 +114,12 @@ async function pageShowsEvents({ page, server }) {
     { data: { a: "b" }, id: "row 7" },
   );
   await rowWith(page, '{"a":"b"}');
-  same(
-    await rowsOf(page),
-    [
-      ["a time", "message", ids[0], "plain"],
-      ["a time", "news", ids[1], "two\nlines"],
-      ["a time", "message", "row 7", '{"a":"b"}'],
-    ],
-    "rows",
-  );
+  const wanted = [
+    ["a time", "message", ids[0], "plain"],
+    ["a time", "news", ids[1], "two\nlines"],
+    ["a time", "message", "row 7", '{"a":"b"}'],
+  ];
+  same(await rowsOf(page), wanted, "rows");
 }
 
 async function pageDrawsNumbers({ page, server }) {
@@ -132,15 +131,12 @@ async function pageDrawsNumbers({ page, server }) {
     );
   }
   await chartWith(page, "cpu", "0.21");
-  same(
-    (await chartsOf(page)).slice(1),
-    [
-      ["temperature", "21.5", true],
-      ["inner.humidity", "42", true],
-      ["cpu", "0.21", true],
-    ],
-    "charts",
-  );
+  const wanted = [
+    ["temperature", "21.5", true],
+    ["inner.humidity", "42", true],
+    ["cpu", "0.21", true],
+  ];
+  same((await chartsOf(page)).slice(1), wanted, "charts");
   await page.click("#charts details:nth-child(2) summary");
   await server.publish({ data: { temperature: 30 } });
   await chartWith(page, "temperature", "30");
@@ -160,7 +156,7 @@ async function pageShowsTheDemo({ page }) {
 
 async function pageSurvivesARestart({ page, server, startServer, name, options }) {
   await publishMeasurements(server, 60);
-  await until(async () => (await textOf(page, "#total")) === "60", "60 events");
+  await inTotal(page, 60);
   await server.stop();
   await inState(page, "reconnecting");
   await picture({ page, name, options }, "away");
@@ -211,50 +207,25 @@ function hostileEvents() {
     `\${${run}}`,
     `javascript:${run}`,
   ];
+  const numbers = Array.from({ length: 5_000 }, (_, n) => [`k${n}`, n]);
   const json = [
     '{"__proto__":{"polluted":1},"constructor":{"prototype":{"polluted":2}}}',
     '{"toString":1,"valueOf":2,"hasOwnProperty":3,"length":4,"":5}',
-    '{"huge":1e308}',
-    '{"huge":-1e308}',
-    '{"beyond":1e999}',
-    '{"tiny":5e-324}',
-    "-0",
-    "123456789012345678901234567890",
-    "[1,[2,[3,[4]]]]",
-    "null",
-    "true",
-    '"text"',
-    "{}",
-    '{"a":1',
-    "NaN",
-    "[".repeat(50_000),
+    ...['{"huge":1e308}', '{"huge":-1e308}', '{"beyond":1e999}', '{"tiny":5e-324}'],
+    ...["-0", "123456789012345678901234567890", "[1,[2,[3,[4]]]]", "null", "true"],
+    ...['"text"', "{}", '{"a":1', "NaN", "[".repeat(50_000)],
     `${'{"a":'.repeat(5_000)}1${"}".repeat(5_000)}`,
-    JSON.stringify(
-      Object.fromEntries(Array.from({ length: 5_000 }, (_, n) => [`k${n}`, n])),
-    ),
+    JSON.stringify(Object.fromEntries(numbers)),
     ...markup.map((text) => JSON.stringify({ [text]: 1, text })),
   ];
   const odd = [
-    "\u202eright to left",
-    "\u0007\u001b[31mred",
-    "\ufeff",
-    "\0",
-    "",
-    "\n".repeat(10_000),
-    "x".repeat(MEGABYTE),
-    "<b>".repeat(MEGABYTE / 3),
-    "🦊".repeat(MEGABYTE / 4),
-    `{"long":"${"x".repeat(MEGABYTE - 20)}"}`,
+    ...["\u202eright to left", "\u0007\u001b[31mred", "\ufeff", "\0", ""],
+    ...["\n".repeat(10_000), "x".repeat(MEGABYTE), "<b>".repeat(MEGABYTE / 3)],
+    ...["🦊".repeat(MEGABYTE / 4), `{"long":"${"x".repeat(MEGABYTE - 20)}"}`],
     "e\u0301".repeat(1000) + "\u0489".repeat(1000),
   ];
-  const names = [
-    ...markup,
-    "__proto__",
-    "constructor",
-    "error",
-    "open",
-    "x".repeat(250),
-  ];
+  const own = ["__proto__", "constructor", "error", "open"];
+  const names = [...markup, ...own, "x".repeat(250)];
   return [
     ...[...markup, ...json, ...odd].map((data) => ({ data })),
     ...names.map((event) => ({ data: '{"number":1}', event })),
@@ -309,11 +280,8 @@ async function pageHasAPolicy(page) {
 async function pageFitsAPhone({ page, server, name, options }) {
   await page.setViewport({ width: 360, height: 740 });
   await publishMeasurements(server, 60);
-  await server.publish({
-    data: "x".repeat(500),
-    event: "y".repeat(200),
-    id: "z".repeat(200),
-  });
+  const [data, event, id] = ["x".repeat(500), "y".repeat(200), "z".repeat(200)];
+  await server.publish({ data, event, id });
   await rowWith(page, "x".repeat(500));
   const width = await page.evaluate(() => document.documentElement.scrollWidth);
   await picture({ page, name, options }, "phone");
@@ -324,10 +292,7 @@ async function pageFitsAPhone({ page, server, name, options }) {
 const colours = (page) =>
   page.evaluate(() => {
     const luminance = (colour) => {
-      const parts = colour
-        .match(/[0-9.]+/g)
-        .slice(0, 3)
-        .map((part) => part / 255);
+      const parts = colour.match(/[0-9.]+/g).map((part) => part / 255);
       const [red, green, blue] = parts.map((part) =>
         part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4,
       );
@@ -342,15 +307,13 @@ const colours = (page) =>
 async function pageIsLightOrDark({ page, server, name, options }) {
   await page.setViewport({ width: 1200, height: 800 });
   await publishMeasurements(server, 200);
-  await until(async () => (await textOf(page, "#total")) === "200", "200 events");
+  await inTotal(page, 200);
   const notes = [];
   for (const scheme of ["light", "dark"]) {
     await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
     const { contrast, back } = await colours(page);
-    expect(
-      scheme === "light" ? back > 0.8 : back < 0.05,
-      `${scheme}: luminance ${back}`,
-    );
+    const fits = scheme === "light" ? back > 0.8 : back < 0.05;
+    expect(fits, `${scheme}: luminance ${back}`);
     expect(contrast >= 7, `${scheme}: the contrast is ${contrast.toFixed(1)}, not 7`);
     notes.push(`${scheme}: contrast ${contrast.toFixed(1)}`);
     await picture({ page, name, options }, scheme);
@@ -373,27 +336,19 @@ const viewOf = (page) =>
     };
   });
 
-async function lines(server, from, count) {
-  const texts = Array.from({ length: count }, (_, n) => `line ${from + n}`);
-  await server.publish(...texts);
-  return texts.at(-1);
-}
+const lines = (server, from, count) =>
+  server.publish(...Array.from({ length: count }, (_, n) => `line ${from + n}`));
 
 /** Wait until the page has counted so many events and had the time to paint them. */
 async function counted(page, count) {
-  const wanted = count.toLocaleString("en");
-  await until(async () => (await textOf(page, "#total")) === wanted, `${count} events`);
+  await inTotal(page, count);
   await settled(page);
 }
 
 const settled = (page) =>
   page.evaluate(() => new Promise((resolve) => setTimeout(resolve, 300)));
 
-const scroll = (page, by) =>
-  page.evaluate((pixels) => document.querySelector("#list").scrollBy(0, pixels), by);
-
-const hidden = (page, selector) =>
-  page.evaluate((chosen) => document.querySelector(chosen).hidden, selector);
+const hidden = (page, selector) => page.$eval(selector, (one) => one.hidden);
 
 /** Whether the other begins below the one. */
 const below = (page, ...selectors) =>
@@ -407,8 +362,7 @@ const below = (page, ...selectors) =>
 async function pageFollowsLikeALog({ page, server, name, options }) {
   await page.setViewport({ width: 1280, height: 800 });
   const mark = () =>
-    page.evaluate(() => {
-      const rows = document.querySelectorAll("#list li");
+    page.$$eval("#list li", (rows) => {
       for (const row of rows) row.classList.remove("mark");
       rows[rows.length >> 1].classList.add("mark");
     });
@@ -429,26 +383,21 @@ async function pageFollowsLikeALog({ page, server, name, options }) {
     await more(50);
     expect((await seen()).atNewest, `${order}: it does not follow`);
     expect(await hidden(page, "#newest"), `${order}: there is a way to where it is`);
-    await scroll(page, newestFirst ? 600 : -600);
+    const by = newestFirst ? 600 : -600;
+    await page.$eval("#list", (list, pixels) => list.scrollBy(0, pixels), by);
     await settled(page);
     await mark();
     const { place } = await seen();
     expect(!(await hidden(page, "#newest")), `${order}: no way back to the newest`);
     expect(await below(page, "#newest", "#list"), `${order}: a button covers a row`);
-    await more(450);
-    await more(450);
-    await more(450);
+    for (const count of [450, 450, 450]) await more(count);
     same((await seen()).place, place, `${order}: where the row is that was read`);
     await page.click("#newest");
     await settled(page);
-    expect(
-      await page.evaluate(() => document.querySelectorAll("#list li").length <= 500),
-      `${order}: rows are left`,
-    );
+    expect((await rowsOf(page)).length <= 500, `${order}: rows are left`);
     await mark();
     expect((await seen()).atNewest, `${order}: it does not come back`);
-    const last = (await rowsOf(page)).at(-1)[3];
-    same(last, `line ${total - 1}`, `${order}: the newest`);
+    same((await textsOf(page)).at(-1), `line ${total - 1}`, `${order}: the newest`);
     await more(50);
     expect((await seen()).atNewest, `${order}: it does not follow again`);
   }
@@ -457,9 +406,9 @@ async function pageFollowsLikeALog({ page, server, name, options }) {
 
 /** The lines of the charts: for each label, the legends, and how many colours. */
 const linesOf = (page) =>
-  page.evaluate(() =>
+  page.$$eval("#charts details", (charts) =>
     Object.fromEntries(
-      Array.from(document.querySelectorAll("#charts details"), (chart) => {
+      charts.map((chart) => {
         const paths = Array.from(chart.querySelectorAll("path"));
         const colours = new Set(paths.map((path) => getComputedStyle(path).stroke));
         const legends = Array.from(chart.querySelectorAll(".legend span"));
@@ -482,18 +431,15 @@ async function pageDrawsALineForEachSensor({ page, server, name, options }) {
   ]);
   await server.publish(...events.flat());
   await counted(page, 300);
-  same(
-    await linesOf(page),
-    {
-      "events/s": [1],
-      "one.t": [2, "attic 68", "cellar 58"],
-      "two.inner.t": [3, "r0 57", "r1 58", "r2 59"],
-      "three.t": [2, "false 56", "true 59"],
-      "four.t": [1],
-      "five.t": [1],
-    },
-    "the lines",
-  );
+  const wanted = {
+    "events/s": [1],
+    "one.t": [2, "attic 68", "cellar 58"],
+    "two.inner.t": [3, "r0 57", "r1 58", "r2 59"],
+    "three.t": [2, "false 56", "true 59"],
+    "four.t": [1],
+    "five.t": [1],
+  };
+  same(await linesOf(page), wanted, "the lines");
   await picture({ page, name, options }, "sensors");
 }
 
@@ -506,11 +452,8 @@ async function pageLabelsItsCharts({ page, server }) {
     })),
   );
   await chartWith(page, "bytes", "4.06 M");
-  same(
-    (await chartsOf(page)).map((chart) => chart[0]),
-    ["events/s", "hpa", "bytes", long],
-    "labels where all events have the same name",
-  );
+  const short = ["events/s", "hpa", "bytes", long];
+  same(await labelsOf(page), short, "labels where all events have the same name");
   const spans = await spansOf(page);
   same(spans[1][0], "1,012 to 1,014", "the range of small numbers");
   same(spans[2][0], "2.06 M to 4.06 M", "the range of large numbers");
@@ -523,20 +466,15 @@ async function pageLabelsItsCharts({ page, server }) {
   same(seen, [false, true, true, "t_its_end"], "a long label lost its middle");
   await server.publish({ event: "other", data: { hpa: 1 } }, { data: "2" });
   await chartWith(page, "data", "2");
-  same(
-    (await chartsOf(page)).map((chart) => chart[0]),
-    ["events/s", "meter.hpa", "meter.bytes", `meter.${long}`, "other.hpa", "data"],
-    "labels where the names differ",
-  );
+  const full = ["meter.hpa", "meter.bytes", `meter.${long}`, "other.hpa", "data"];
+  same(await labelsOf(page), ["events/s", ...full], "labels where the names differ");
 }
 
 async function pageNamesTheTimeZone({ page, server }) {
   await server.publish("now");
   await rowWith(page, "now");
   const seen = () =>
-    page.evaluate(() =>
-      ["#zone", "#list time"].map((one) => document.querySelector(one).textContent),
-    );
+    Promise.all(["#zone", "#list time"].map((one) => textOf(page, one)));
   const minutes = (time) => Number(time.slice(0, 2)) * 60 + Number(time.slice(3, 5));
   const [zone, local] = await seen();
   same(zone, "GMT+5:30", "the zone"); // that of the browsers, see harness.cjs
@@ -552,8 +490,7 @@ async function pageNamesTheTimeZone({ page, server }) {
 
 async function pageInUtcHasNoSwitch({ page, startServer }) {
   const server = await startServer();
-  const shown = () =>
-    page.evaluate(() => document.querySelector("#utc").getClientRects().length > 0);
+  const shown = () => page.$eval("#utc", (one) => one.getClientRects().length > 0);
   await visit(page, server);
   expect(await shown(), "there is no switch to UTC");
   await page.emulateTimezone("UTC");
@@ -569,19 +506,12 @@ async function pageTellsWhatIsEarlier({ page, startServer, startRelay }) {
     { data: { kept: 1 }, event: "state", retain: true },
     ...Array.from({ length: 50 }, (_, n) => ({ data: { n } })),
   );
-  const rows = async () => (await rowsOf(page)).map(([when, , , text]) => [when, text]);
   await visit(page, relay);
   await rowWith(page, '{"kept":1}');
   await server.publish({ data: { n: 50 } });
   await chartWith(page, "n", "50");
-  same(
-    await rows(),
-    [
-      ["earlier", '{"kept":1}'],
-      ["a time", '{"n":50}'],
-    ],
-    "a retained event, and a new one",
-  );
+  same(await timesOf(page), ["earlier", "a time"], "a retained event, and a new one");
+  same(await textsOf(page), ['{"kept":1}', '{"n":50}'], "these two");
   same((await spansOf(page))[1][1], "earlier", "the time of the chart of the former");
   relay.cut();
   await rowWith(page, "the connection broke");
@@ -589,18 +519,14 @@ async function pageTellsWhatIsEarlier({ page, startServer, startRelay }) {
   await rowWith(page, '{"n":51}');
   await server.publish({ data: { n: 52 } });
   await rowWith(page, '{"n":52}');
-  const resumed = (await rows()).filter(([, text]) => text.startsWith('{"n":5'));
-  same(
-    resumed.map(([when]) => when),
-    ["a time", "earlier", "a time"],
-    "an event that was missed, between two that were not",
-  );
+  const resumed = (await rowsOf(page)).filter(([, , , text]) => /{"n":5/.test(text));
+  const when = resumed.map(([time]) => time).join();
+  same(when, "a time,earlier,a time", "an event that was missed, between two others");
   await page.click("#replay");
   await inState(page, "live");
   await chartWith(page, "n", "52");
   await settled(page);
-  const replayed = (await rows()).map(([when]) => when);
-  same(replayed, Array(54).fill("earlier"), "what is replayed");
+  same(await timesOf(page), Array(54).fill("earlier"), "what is replayed");
   same((await spansOf(page))[2][1], "earlier", "the time of a chart of it");
   await page.waitForFunction(() => charts.get("null.events/s").points.length > 2);
   await settled(page);
@@ -616,22 +542,19 @@ async function pageTellsWhatIsEarlierByItsArrival({ page, startServer }) {
   await page.waitForFunction(() => Date.now() - opened > MOMENT);
   await server.publish({ data: "three", id: "c" });
   await rowWith(page, "three");
-  same((await rowsOf(page))[0][0], "a time", "what comes after the first moment");
+  same(await timesOf(page), ["a time"], "what comes after the first moment");
   await visit(page, { origin, url: `${url}?replay=2` });
   await rowWith(page, "three");
   await server.publish({ data: "four", id: "0" });
   await rowWith(page, "four");
-  const times = (await rowsOf(page)).map(([when]) => when);
-  same(times, ["earlier", "earlier", "a time"], "what comes after the newest");
+  const wanted = ["earlier", "earlier", "a time"];
+  same(await timesOf(page), wanted, "what comes after the newest");
   // Retained events have no ids, and may come late.
   await giveFirst(page, ": open\n", "data: retained\n\n", "data: new\nid: n\n\n");
   await visit(page, server);
   await rowWith(page, "new");
-  same(
-    (await rowsOf(page)).slice(0, 2).map(([when]) => when),
-    ["earlier", "a time"],
-    "a retained event that comes late, and a new one",
-  );
+  const times = (await timesOf(page)).slice(0, 2);
+  same(times, ["earlier", "a time"], "a retained event that comes late, and a new one");
 }
 
 /** Give the page these pieces, one a second, in place of its first stream; cut it. */
@@ -660,29 +583,26 @@ async function pageGoesOnFromItsOpening({ page, startServer, startRelay }) {
   await rowWith(page, "the connection broke");
   await server.publish("meanwhile");
   await rowWith(page, "meanwhile");
-  const texts = async () => (await rowsOf(page)).map((row) => row[3]);
   const wanted = ["the connection broke", "connected", "meanwhile"];
-  same(await texts(), wanted, "rows of a client that was cut before its first event");
+  same(await textsOf(page), wanted, "rows of a client cut before its first event");
   // Cut so early that it may have been owed a retained event, it begins anew.
   await server.publish({ data: "retained", retain: true });
   await giveFirst(page, ": open\n");
   await page.goto(relay.url);
   await rowWith(page, "retained");
-  same(await texts(), ["the connection broke", "connected", "retained"], "rows");
+  same(await textsOf(page), ["the connection broke", "connected", "retained"], "rows");
 }
 
 async function pageCountsWhatItShows({ page, server }) {
-  const names = ["even", "odd"];
-  await server.publish(
-    ...Array.from({ length: 7 }, (_, n) => ({ data: `line ${n}`, event: names[n % 2] })),
-  );
+  const named = (_, n) => ({ data: `line ${n}`, event: n % 2 ? "odd" : "even" });
+  await server.publish(...Array.from({ length: 7 }, named));
   await counted(page, 7);
   await page.type("#filter", "odd");
-  await until(async () => (await textOf(page, "#total")) === "3 of 7", "3 of 7");
+  await reads(page, "#total", "3 of 7");
   await server.publish({ data: "line 7", event: "odd" });
-  await until(async () => (await textOf(page, "#total")) === "4 of 8", "4 of 8");
+  await reads(page, "#total", "4 of 8");
   await page.type("#filter", "x");
-  await until(async () => (await textOf(page, "#total")) === "0 of 8", "0 of 8");
+  await reads(page, "#total", "0 of 8");
   same(await textOf(page, "#empty"), "No event matches the filter.", "what it says");
 }
 
@@ -699,11 +619,11 @@ async function pageSaysThatItIsPaused({ page, server }) {
   await rowWith(page, "while paused");
   await page.click("#pause");
   await inState(page, "paused");
-  const last = await lines(server, 0, 1200);
+  await lines(server, 0, 1200);
   await counted(page, 1202);
   await page.click("#pause");
-  await rowWith(page, last);
-  const [first, ...others] = (await rowsOf(page)).map((row) => row[3]).slice(2);
+  await rowWith(page, "line 1199");
+  const [first, ...others] = (await textsOf(page)).slice(2);
   const lost = /^\[([0-9]+) events before this are not shown\]\n/.exec(first)?.[1];
   const accounted = Number(lost) + 1 + others.length;
   same(accounted, 1200, "events that are shown, or said not to be");
@@ -711,14 +631,17 @@ async function pageSaysThatItIsPaused({ page, server }) {
 
 async function pageSetsJsonForReading({ page, server, name, options }) {
   await page.setViewport({ width: 390, height: 844 });
-  const text =
-    '{"serial":12345678901234567890,"place":"the left-hand side, below","empty":{},' +
-    '"values":[1.5,2,3],"note":"say \\"no\\", twice","inner":{"temperature":21.25}}';
+  const value = {
+    ...{ serial: "#", place: "the left-hand side, below", empty: {} },
+    ...{ values: [1.5, 2, 3], note: 'say "no", twice', inner: { temperature: 21.25 } },
+  };
+  const json = (indent) => // with more digits than a number of JavaScript has
+    JSON.stringify(value, null, indent).replace('"#"', "12345678901234567890");
+  const text = json(0);
   const coloured = "\u001b[1;31mred\u001b[0m and \u001b[Kplain";
   await server.publish(text, coloured, "[not, json");
   await rowWith(page, "[not, json");
-  const texts = async () => (await rowsOf(page)).map((row) => row[3]);
-  same(await texts(), [text, "red and plain", "[not, json"], "rows");
+  same(await textsOf(page), [text, "red and plain", "[not, json"], "rows");
   const broken = await page.evaluate(() => {
     const width = document.querySelector("#list pre").clientWidth;
     const fields = Array.from(document.querySelectorAll("#list pre span"));
@@ -730,49 +653,32 @@ async function pageSetsJsonForReading({ page, server, name, options }) {
   });
   same(broken, [true, true, []], "fields, lines, and fields that are broken");
   await page.click("#list li pre");
-  const indented = [
-    "{",
-    '  "serial": 12345678901234567890,',
-    '  "place": "the left-hand side, below",',
-    '  "empty": {},',
-    '  "values": [',
-    "    1.5,",
-    "    2,",
-    "    3",
-    "  ],",
-    '  "note": "say \\"no\\", twice",',
-    '  "inner": {',
-    '    "temperature": 21.25',
-    "  }",
-    "}",
-  ];
-  same((await texts())[0].split("\n"), indented, "a row that was clicked");
+  same((await textsOf(page))[0], json(2), "a row that was clicked");
   await picture({ page, name, options }, "open");
   await page.focus("#list time button");
   await page.keyboard.press("Enter");
-  same((await texts())[0], text, "a row that was closed");
+  same((await textsOf(page))[0], text, "a row that was closed");
 }
 
 async function pageOffersWhatTheServerHolds({ page, startServer }) {
   const server = await startServer();
   await server.publish("one", "two", "three");
   await visit(page, server);
-  const empty = async (text) => // it is painted after the state is
-    until(async () => (await textOf(page, "#empty")) === text, `"${text}"`);
-  await empty("No events yet. Those of a channel need ?channel=NAME in the address.");
+  const empty = "No events yet.";
+  const hint = "Those of a channel need ?channel=NAME in the address.";
+  await reads(page, "#empty", `${empty} ${hint}`);
   await server.publish("four");
   await rowWith(page, "four");
   same((await rowsOf(page)).length, 1, "rows of a quiet stream");
   expect(await hidden(page, "#empty"), "a page with an event says that it has none");
   await visit(page, { ...server, url: `${server.url}?channel=news` });
-  await empty("No events yet.");
+  await reads(page, "#empty", empty);
   for (const query of ["", "?last_event_id=1"]) {
     await visit(page, { ...server, url: server.url + query });
     await Promise.all([page.waitForNavigation(), page.click("#replay")]);
     await inState(page, "live");
     await rowWith(page, "four");
-    const texts = (await rowsOf(page)).map((row) => row[3]);
-    same(texts, ["one", "two", "three", "four"], "rows");
+    same(await textsOf(page), ["one", "two", "three", "four"], "rows");
     expect(await hidden(page, "#replay"), "it offers again what it shows");
   }
 }
@@ -799,11 +705,7 @@ async function pageGivesCopies({ page, startServer }) {
     await page.keyboard.down("Control");
     await page.keyboard.press("v");
     await page.keyboard.up("Control");
-    return page.evaluate(() => {
-      const area = document.querySelector("#area");
-      area.remove();
-      return area.value;
-    });
+    return page.$eval("#area", (area) => (area.remove(), area.value));
   };
   same(await pasted("#list .copy"), data, "an event's data");
   same(await pasted("#curl"), `curl -N '${server.url}?channel=it%27s'`, "curl's line");
@@ -816,10 +718,7 @@ async function pageGivesCopies({ page, startServer }) {
     document.querySelector("#save").click();
     return blob.text();
   });
-  const [event, ...others] = saved
-    .trimEnd()
-    .split("\n")
-    .map((line) => JSON.parse(line));
+  const [event, ...others] = saved.trimEnd().split("\n").map(JSON.parse);
   same(others, [], "events that the filter hides");
   expect(Math.abs(Date.parse(event.time) - Date.now()) < 60_000, `time: ${event.time}`);
   same({ ...event, time: 0 }, { time: 0, event: "news", id, data }, "what is saved");
@@ -844,8 +743,8 @@ async function pageExplainsARefusal({ page, startServer, startRelay, name, optio
     expect(said, `${status}: "${detail}"`);
     await picture({ page, name, options }, `refused-${status}`);
     await settled(page);
-    const [, , , last] = (await rowsOf(page)).at(-1);
-    same(last === detail, status === "204", `${status} is told in the list`);
+    const told = (await textsOf(page)).at(-1) === detail;
+    same(told, status === "204", `${status} is told in the list`);
     await server.ask("turn_away", { status: null });
     await page.click("#again");
     await inState(page, "live");

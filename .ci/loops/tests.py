@@ -28,7 +28,7 @@ CLASSES = [
 LEFT_OUT_OF_UVLOOP = {
     "FailureTest.test_who_leaves_during_a_sweep_is_not_written_to": (
         "a sweep writes to sockets only past asyncio's own transports"
-    ),
+    )
 }
 
 

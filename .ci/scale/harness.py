@@ -83,15 +83,28 @@ class Workshop:
     def python(self, name, *parameters, **options):
         """Run a recipe."""
         self.recipe(name)
-        return Program(
-            [sys.executable, "-u", name, *map(str, parameters)], self.folder, **options
-        )
+        return self.start(["python", name, *parameters], **options)
+
+    def start(self, command, **options):
+        return Program(command, self.folder, **options)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         shutil.rmtree(self.folder)
+
+
+def words_of(command):
+    """A command, as words or as text; `python` is this one, without a buffer."""
+    words = command.split() if isinstance(command, str) else [*map(str, command)]
+    return [sys.executable, "-u", *words[1:]] if words[0] == "python" else words
+
+
+def run(command, *more, **options):
+    """A program that ends by itself, and what it said."""
+    options = {"capture_output": True, "text": True, "timeout": PATIENCE, **options}
+    return subprocess.run([*words_of(command), *more], check=False, **options)
 
 
 def listening(port):
@@ -109,6 +122,7 @@ class Program:
     """A process of ours whose output goes to a file, and into a failure's text."""
 
     def __init__(self, command, folder, *, port=None, env=None):
+        command = words_of(command)
         self.name = pathlib.Path(command[0]).name
         if self.name.startswith("python"):
             self.name = command[2]
@@ -172,9 +186,9 @@ class Program:
 def redis_server(folder, fsync="always"):
     """Redis on its usual port, with a file that a restart loses nothing of."""
     data = pathlib.Path(tempfile.mkdtemp(prefix="redis-", dir=folder))
-    command = ["redis-server", "--port", "6379", "--bind", "127.0.0.1", "--save", ""]
-    command += ["--dir", str(data), "--appendonly", "yes", "--appendfsync", fsync]
-    return Program(command, folder, port=6379)
+    command = f"redis-server --port 6379 --bind 127.0.0.1 --dir {data} --appendonly yes"
+    more = ["--appendfsync", fsync, "--save", ""]
+    return Program([*command.split(), *more], folder, port=6379)
 
 
 NGINX = """
@@ -194,8 +208,7 @@ def nginx(workshop, server_block, port):
     """nginx with this server block; many connections."""
     user = "user root;" if os.geteuid() == 0 else ""
     workshop.write("nginx.conf", NGINX.format(user=user, server=server_block))
-    command = ["nginx", "-p", "./", "-e", "stderr", "-c", "nginx.conf"]
-    return Program(command, workshop.folder, port=port)
+    return workshop.start("nginx -p ./ -e stderr -c nginx.conf", port=port)
 
 
 class Stream(common.Client):

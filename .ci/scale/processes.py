@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 
-from harness import Program, Report, Workshop, arguments, common, expect
+from harness import Report, Workshop, arguments, common, expect
 
 CI_SIZE = (40, 200, 6, 10)  # clients, events a second, seconds of each part, restarts
 FULL_SIZE = (400, 500, 60, 100)
@@ -161,8 +161,8 @@ def part(report, options, name, sizes, incident, count, history=HOLDS_ALL):
         workshop.write("publisher.py", PUBLISHER)
 
         def start(*words, port=None):
-            command = [sys.executable, "-u", *map(str, words)]
-            return running.enter_context(Program(command, workshop.folder, port=port))
+            program = workshop.start(["python", *words], port=port)
+            return running.enter_context(program)
 
         group = [start("server.py", port, history, port=port) for _ in range(servers)]
 

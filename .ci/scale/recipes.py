@@ -34,7 +34,9 @@ from harness import (
     listening,
     nginx,
     redis_server,
+    run,
     until,
+    words_of,
 )
 
 
@@ -181,32 +183,11 @@ def postgres_server(workshop):
     if as_user:
         shutil.chown(folder, user)
     programs = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"))
-    subprocess.run(
-        [
-            *as_user,
-            programs / "initdb",
-            "-D",
-            folder / "data",
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "--no-sync",
-        ],
-        cwd=folder,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    command = [
-        *as_user,
-        str(programs / "postgres"),
-        "-D",
-        str(folder / "data"),
-        "-c",
-        "listen_addresses=127.0.0.1",
-        "-k",
-        str(folder),
-    ]
+    begin = f"{programs}/initdb -D {folder}/data -U postgres -A trust --no-sync"
+    said = run([*as_user, *begin.split()], cwd=folder)
+    expect(said.returncode == 0, said.stderr)
+    serve = f"{programs}/postgres -D {folder}/data -c listen_addresses=127.0.0.1"
+    command = [*as_user, *serve.split(), "-k", str(folder)]
     os.environ.update(PGHOST="127.0.0.1", PGUSER="postgres", PGDATABASE="postgres")
     with Program(command, workshop.folder, port=5432) as server:
         until(can_ask, "PostgreSQL answers")
@@ -358,25 +339,19 @@ JSON = ["-H", "Content-Type: application/json", "--data-binary", '{"n": 1}']
 
 
 def curl(*options):
-    run = subprocess.run(
-        ["curl", "--silent", "--show-error", "--fail", *options],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    expect(run.returncode == 0, f"curl {options}: {run.stderr}")
-    return run.stdout
+    done = run("curl --silent --show-error --fail", *options)
+    expect(done.returncode == 0, f"curl {options}: {done.stderr}")
+    return done.stdout
 
 
 # Threads.
 
 
 def thread_checks(report, workshop):
-    flask = [sys.executable, "-m", "flask", "--app", "flask_app", "run"]
+    flask = "python -m flask --app flask_app run"
     with (
         report.case("flask: a view publishes"),
-        Program(flask, workshop.folder, port=5000) as app,
+        workshop.start(flask, port=5000) as app,
         Stream(8080) as stream,
     ):
         curl("http://localhost:5000/orders", *JSON)
@@ -385,10 +360,8 @@ def thread_checks(report, workshop):
         expect(event["data"] == '{"n":1}', f"not what was posted: {event}")
         ended_by_ctrl_c(app)
     with (
-        report.case(
-            "flask: the reloader starts the program again, and with it the server"
-        ),
-        Program([*flask, "--debug"], workshop.folder) as app,
+        report.case("flask: the reloader starts the program, and the server, again"),
+        workshop.start(f"{flask} --debug") as app,
     ):
         for _ in range(2):
             until(lambda: listening(5000) and listening(8080), "both ports")
@@ -407,26 +380,12 @@ def thread_checks(report, workshop):
         "    return [id.encode()]\n"
     )
     token = {"SSE_PUBLISH_TOKEN": "secret"}
-    gunicorn = [
-        sys.executable,
-        "-m",
-        "gunicorn",
-        "-w",
-        "3",
-        "-b",
-        ":8000",
-        "worker:app",
-    ]
+    gunicorn = "python -m gunicorn -w 3 -b :8000 worker:app"
     workshop.write("worker.py", worker)
     with (
         report.case("gunicorn: three workers publish by POST"),
-        Program(
-            [sys.executable, "-u", "sse_server.py"],
-            workshop.folder,
-            port=8080,
-            env=token,
-        ),
-        Program(gunicorn, workshop.folder, port=8000, env=token),
+        workshop.start("python sse_server.py", port=8080, env=token),
+        workshop.start(gunicorn, port=8000, env=token),
         Stream(8080) as stream,
     ):
         ids = [curl("http://localhost:8000/") for _ in range(9)]
@@ -445,28 +404,21 @@ def thread_checks(report, workshop):
 
 # Frameworks with an event loop.
 
+UVICORN = "python -m uvicorn --port 8000"
+
 
 def asgi_checks(report, workshop):
-    uvicorn = [sys.executable, "-m", "uvicorn", "--port", "8000"]
-    workshop.recipe("fastapi_app.py")
-    fastapi = [*uvicorn, "fastapi_app:app"]
-    with Program(fastapi, workshop.folder, port=8000) as app:
+    with workshop.start(f"{UVICORN} fastapi_app:app", port=8000) as app:
         in_a_framework(report, "fastapi", app)
-    four_workers(report, workshop, uvicorn)
-    workshop.recipe("django_asgi.py")
+    four_workers(report, workshop)
     workshop.write("settings.py", SETTINGS)
-    with Program(
-        [*uvicorn, "django_asgi:application"],
-        workshop.folder,
-        port=8000,
-        env={"DJANGO_SETTINGS_MODULE": "settings"},
-    ) as app:
+    django = {"port": 8000, "env": {"DJANGO_SETTINGS_MODULE": "settings"}}
+    with workshop.start(f"{UVICORN} django_asgi:application", **django) as app:
         in_a_framework(report, "django", app, "/sse")
     with workshop.python("aiohttp_app.py", port=8000) as app:
         in_a_framework(report, "aiohttp", app)
-    workshop.recipe("tokens.py")
     workshop.write("model.py", MODEL)
-    with Program([*uvicorn, "tokens:app"], workshop.folder, port=8000) as app:
+    with workshop.start(f"{UVICORN} tokens:app", port=8000) as app:
         one_request(report, app)
 
 
@@ -503,7 +455,7 @@ def in_a_framework(report, name, app, path="/events"):
         expect(seconds < 2, f"it ended {seconds:.1f} s after Ctrl-C")
 
 
-def four_workers(report, workshop, uvicorn):
+def four_workers(report, workshop):
     with report.case("fastapi: four workers with one history_file are one server"):
         app = workshop.recipe("fastapi_app.py")
         here = "SSEServer(port=None)"
@@ -511,12 +463,11 @@ def four_workers(report, workshop, uvicorn):
         # Without heartbeats, a client that waits in vain says so.
         there = 'SSEServer(port=None, history_file="events.db", heartbeat=None)'
         workshop.write("workers.py", app.replace(here, there))
-        command = [*uvicorn, "--workers", "4", "workers:app"]
-        with Program(command, workshop.folder) as app, contextlib.ExitStack() as stack:
+        command = f"{UVICORN} --workers 4 workers:app"
+        with workshop.start(command) as app, contextlib.ExitStack() as stack:
             until(lambda: listening(8000), "it listens")
-            clients = [Stream(8000, path="/events") for _ in range(12)]
-            for client in clients:
-                stack.enter_context(client)
+            enter = stack.enter_context
+            clients = [enter(Stream(8000, path="/events")) for _ in range(12)]
             for _ in range(8):
                 curl("http://localhost:8000/orders", *JSON)
             seen = [[event["id"] for event in client.take(8)] for client in clients]
@@ -544,18 +495,9 @@ def one_request(report, app):
         expect(answer == wanted, f"the answer is {answer!r}")
     with report.case("tokens: a client that leaves ends the generator"):
         count = app.output().count("no more tokens")
-        run = subprocess.run(
-            [
-                "curl",
-                "-sN",
-                "-m",
-                "1",
-                "http://localhost:8000/answer?prompt=" + "a+" * 1000,
-            ],
-            capture_output=True,
-            check=False,
-        )
-        expect(0 < run.stdout.count(b"data: a") < 900, "it got all tokens")
+        url = "http://localhost:8000/answer?prompt=" + "a+" * 1000
+        got = run("curl -sN -m 1", url).stdout.count("data: a")
+        expect(0 < got < 900, f"it got {got} tokens")
         until(lambda: app.output().count("no more tokens") > count, "the end", 2)
 
 
@@ -629,21 +571,16 @@ def framework_checks(report, workshop):
     for here, there in AIOHTTP.items():
         expect(here in aiohttp, f"{here} is not in aiohttp_app.py")
         aiohttp = aiohttp.replace(here, there)
-    uvicorn = ["-m", "uvicorn", "--port", "8000", "--timeout-graceful-shutdown", "3"]
-    uvicorn += ["--log-level", "error"]
+    uvicorn = f"{UVICORN} --timeout-graceful-shutdown 3 --log-level error"
     for name, program, command in (
-        ("starlette", STARLETTE, [*uvicorn, "starlette_app:app"]),
-        ("django", DJANGO, [*uvicorn, "django_app:app"]),
-        ("aiohttp", aiohttp, ["aiohttp_app.py"]),
+        ("starlette", STARLETTE, f"{uvicorn} starlette_app:app"),
+        ("django", DJANGO, f"{uvicorn} django_app:app"),
+        ("aiohttp", aiohttp, "python aiohttp_app.py"),
     ):
         workshop.write(f"{name}_app.py", program)
         with (
-            report.case(
-                f"{name}: stream() to 500 clients, a slow one, Ctrl-C"
-            ) as notes,
-            Program(
-                [sys.executable, "-u", *command], workshop.folder, port=8000
-            ) as app,
+            report.case(f"{name}: stream() to 500, a slow one, Ctrl-C") as notes,
+            workshop.start(command, port=8000) as app,
             Stream(8000),  # which does not read
             Fleet(1, 500, 300, [[8000]]) as fleet,
         ):
@@ -671,22 +608,10 @@ def ended_by_ctrl_c(app):
 def unit_checks(report, workshop):
     with report.case("systemd: the unit is valid") as notes:
         unit = workshop.write("sse.service", workshop.recipe("sse.service"))
-        verify = subprocess.run(
-            ["systemd-analyze", "verify", "--man=no", str(unit)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        problems = [
-            line for line in verify.stderr.splitlines() if "sse.service" in line
-        ]
-        expect(verify.returncode == 0 and not problems, verify.stderr)
-        security = subprocess.run(
-            ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        verify = run("systemd-analyze verify --man=no", unit)
+        good = verify.returncode == 0 and "sse.service" not in verify.stderr
+        expect(good, verify.stderr)
+        security = run("systemd-analyze security --offline=true --no-pager", unit)
         notes.append(security.stdout.strip().splitlines()[-1].lstrip("→ "))
     with report.case("systemd: what the unit starts serves, and takes publications"):
         command = next(
@@ -695,9 +620,9 @@ def unit_checks(report, workshop):
             if line.startswith("ExecStart=")
         )
         script = next(n for n, word in enumerate(command) if word.endswith(".py"))
-        command = [sys.executable, "-u", "sse_server.py", *command[script + 1 :]]
+        program = ["python", "sse_server.py", *command[script + 1 :]]
         token = {"SSE_PUBLISH_TOKEN": "secret"}
-        with Program(command, workshop.folder, port=8080, env=token) as server:
+        with workshop.start(program, port=8080, env=token) as server:
             expect(curl("http://127.0.0.1:8080/healthz") == "ok", "not healthy")
             with Stream(8080) as stream:
                 bearer = "Authorization: Bearer secret"
@@ -708,23 +633,17 @@ def unit_checks(report, workshop):
 
 def image_checks(report, workshop):
     lines = workshop.recipe("Dockerfile").splitlines()
-    with report.case(
-        "Dockerfile: as process 1 it serves, and says farewell at SIGTERM"
-    ):
-        expect(
-            len(lines) == 5 and lines[-1].startswith("CMD "), f"the image is {lines}"
-        )
+    with report.case("Dockerfile: as process 1 it serves, and ends well at SIGTERM"):
+        short = len(lines) == 5 and lines[-1].startswith("CMD ")
+        expect(short, f"the image is {lines}")
         program, script, *options = json.loads(lines[-1].removeprefix("CMD "))
         expect((program, script) == ("python", "/sse_server.py"), f"not {program}")
-        command = [sys.executable, "-u", "sse_server.py", *options]
-        enter = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"]
-        with Program([*enter, *command], workshop.folder) as container:
+        enter = "unshare --fork --kill-child --pid --mount-proc"
+        command = [*enter.split(), *words_of("python sse_server.py"), *options]
+        with workshop.start(command) as container:
             until(lambda: listening(8080), "it listens")
-            (one,) = (
-                pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children")
-                .read_text()
-                .split()
-            )
+            children = f"/proc/{container.pid}/task/{container.pid}/children"
+            (one,) = pathlib.Path(children).read_text().split()
             client = subprocess.Popen(
                 ["curl", "-sN", "http://localhost:8080/sse"], stdout=subprocess.PIPE
             )
@@ -739,34 +658,15 @@ def image_checks(report, workshop):
 
 def http2_checks(report, workshop):
     folder = workshop.folder
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-            folder / "key",
-            "-out",
-            folder / "cert",
-        ],
-        check=True,
-        capture_output=True,
-    )
+    openssl = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    run(f"{openssl} -keyout key -out cert", cwd=folder)
     block = (
         "server { listen 8443 ssl http2; server_name localhost;\n"
         f"ssl_certificate {folder}/cert; ssl_certificate_key {folder}/key;\n"
         + workshop.recipe("nginx.conf")
         + "}\n"
     )
-    server = ["-u", "sse_server.py", "--host", "127.0.0.1"]
-    with Program([sys.executable, *server], folder, port=8080):
+    with workshop.start("python sse_server.py --host 127.0.0.1", port=8080):
         with (
             report.case("nginx: HTTP/2 towards the browser") as notes,
             nginx(workshop, block, 8443),
@@ -775,26 +675,17 @@ def http2_checks(report, workshop):
         with report.case("Caddy: HTTP/2 towards the browser") as notes:
             site = workshop.recipe("Caddyfile").replace("example.com", "localhost:8443")
             expect("localhost:8443" in site, "example.com is not in the Caddyfile")
-            options = (
-                "{\n admin off\n skip_install_trust\n auto_https disable_redirects\n}\n"
-            )
-            caddyfile = workshop.write("Caddyfile", options + site)
-            command = ["caddy", "run", "--adapter", "caddyfile", "--config"]
+            options = "admin off\n skip_install_trust\n auto_https disable_redirects"
+            workshop.write("Caddyfile", f"{{\n {options}\n}}\n{site}")
+            command = "caddy run --adapter caddyfile --config Caddyfile"
             home = {"HOME": str(folder), "XDG_DATA_HOME": str(folder)}
-            with Program([*command, str(caddyfile)], folder, port=8443, env=home):
+            with workshop.start(command, port=8443, env=home):
                 until(handshake, "Caddy has made its certificate")
                 notes.append(many_on_one_connection())
 
 
 def handshake():
-    return (
-        subprocess.run(
-            ["curl", "-ks", "--head", "https://localhost:8443/sse"],
-            capture_output=True,
-            check=False,
-        ).returncode
-        == 0
-    )
+    return run("curl -ks --head https://localhost:8443/sse").returncode == 0
 
 
 def many_on_one_connection(count=20):
@@ -805,33 +696,14 @@ def many_on_one_connection(count=20):
     """
     urls = [f"https://localhost:8443/sse?last_event_id=&n={n}" for n in range(count)]
     outputs = [word for url in urls for word in ("-o", "-", url)]
-    run = subprocess.run(
-        [
-            "curl",
-            "-ksN",
-            "--http2",
-            "--parallel",
-            "--parallel-max",
-            str(count),
-            "--max-time",
-            "5",
-            "-w",
-            "\nversion %{http_version} %{num_connects}\n",
-            *outputs,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    ends = [
-        line.split()[1:]
-        for line in run.stdout.splitlines()
-        if line.startswith("version ")
-    ]
-    expect([e[0] for e in ends] == ["2"] * count, f"not HTTP/2: {ends}, {run.stderr}")
+    ask = f"curl -ksN --http2 --parallel --parallel-max {count} --max-time 5 -w"
+    end = "\nversion %{http_version} %{num_connects}\n"
+    done = run(ask, end, *outputs)
+    lines = done.stdout.splitlines()
+    ends = [line.split()[1:] for line in lines if line.startswith("version ")]
+    expect([e[0] for e in ends] == ["2"] * count, f"not HTTP/2: {ends}, {done.stderr}")
     connections = sum(int(end[1]) for end in ends)
-    events = run.stdout.count("data: {")
+    events = done.stdout.count("data: {")
     expect(events >= 2 * count, f"{events} events on {count} streams in 5 s")
     expect(connections == 1, f"{connections} connections")
     return f"{count} streams and {events} events on one connection"

@@ -20,7 +20,6 @@ import urllib.request
 from fleet import Fleet
 from harness import (
     PATIENCE,
-    Program,
     Report,
     Stream,
     Workshop,
@@ -143,10 +142,9 @@ class Between(threading.Thread):
 
 
 def origin_of(workshop):
-    program = [sys.executable, "-u", "sse_server.py", "--port", str(ORIGIN)]
-    program += ["--heartbeat", str(HEARTBEAT), "--history", "5000", "--quiet"]
+    program = f"python sse_server.py --port {ORIGIN} --heartbeat {HEARTBEAT}"
     token = {"SSE_PUBLISH_TOKEN": "secret"}
-    return Program(program, workshop.folder, port=ORIGIN, env=token)
+    return workshop.start(f"{program} --history 5000 --quiet", port=ORIGIN, env=token)
 
 
 def relay_of(workshop, port=RELAYS, url=f"http://localhost:{BETWEEN}/sse", **env):
@@ -238,7 +236,7 @@ uvicorn.run(app, port=8000, log_level="error")
 def another_library(report, workshop):
     """It ends its stream after three events, and goes on with the next three."""
     workshop.write("other.py", OTHER)
-    other = Program([sys.executable, "-u", "other.py"], workshop.folder, port=8000)
+    other = workshop.start("python other.py", port=8000)
     with other, report.case("a relay of a stream of sse-starlette, resumed each time"):
         url = "http://localhost:8000/events"
         with relay_of(workshop, url=url) as relay, Stream(RELAYS, "1") as stream:
@@ -247,12 +245,11 @@ def another_library(report, workshop):
             expect(ids == list("234567"), f"not one after the other: {events}")
             expect(events[0]["data"] == "number 2\ntwo", f"not its data: {events[0]}")
             expect(events[0]["event"] == "tick", f"not its name: {events[0]}")
-            expect(relay.stop() == 0, "not 0 at SIGTERM")
+            status = relay.stop()
+            expect(status == 0, f"status {status} at SIGTERM: {relay.output()}")
     with other, report.case("a relay whose origin answers 204 ends"):
         other.start()
-        command = [sys.executable, "relay_feed.py", str(RELAYS)]
-        command.append("http://localhost:8000/over")
-        relay = Program(command, workshop.folder)
+        relay = workshop.python("relay_feed.py", RELAYS, "http://localhost:8000/over")
         status = relay.process.wait(PATIENCE)
         expect(status == 0, f"status {status}: {relay.output()[-1000:]}")
 
