@@ -35,6 +35,7 @@ import logging
 import math
 import os
 import pathlib
+import py_compile
 import random
 import re
 import shutil
@@ -76,6 +77,26 @@ def setUpModule():
     gc.collect()
     gc.freeze()
     unittest.addModuleCleanup(gc.unfreeze)
+
+
+def folder_of_the_module():
+    """A folder that is deleted after the tests."""
+    folder = tempfile.mkdtemp()
+    unittest.addModuleCleanup(shutil.rmtree, folder)
+    return folder
+
+
+@functools.cache
+def compiled():
+    """Where programs find the module compiled, which takes longer than all else there.
+
+    It is the working directory of these programs.
+    """
+    folder = folder_of_the_module()
+    unittest.addModuleCleanup(compiled.cache_clear)
+    file = os.path.join(folder, "sse_server.pyc")
+    py_compile.compile(sse_server.__file__, file, doraise=True)
+    return folder
 
 
 def slicings(data, step=1):
@@ -1988,7 +2009,7 @@ class LogFileTestCase(unittest.TestCase):
         processes = [
             subprocess.Popen(
                 [*prefix, sys.executable, "-c", program, self.path],
-                cwd=os.path.dirname(os.path.abspath(sse_server.__file__)),
+                cwd=compiled(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -2757,10 +2778,12 @@ class LogFileProcessTest(LogFileTestCase):
             import itertools, os, signal, sys
             import sse_server
 
+            module = sse_server.main.__code__.co_filename
+
             def run(at):
                 lines = itertools.count(1)
                 def trace(frame, event, argument):
-                    if frame.f_code.co_filename != sse_server.__file__:
+                    if frame.f_code.co_filename != module:
                         return None
                     if event == "line" and next(lines) == at:
                         os.kill(os.getpid(), signal.SIGKILL)
@@ -4856,9 +4879,8 @@ OPENSSL = shutil.which("openssl")
 @functools.cache
 def certificate():
     """The files of a certificate for localhost and 127.0.0.1, and of its key."""
-    folder = tempfile.mkdtemp()
+    folder = folder_of_the_module()
     unittest.addModuleCleanup(certificate.cache_clear)
-    unittest.addModuleCleanup(shutil.rmtree, folder)
     files = [os.path.join(folder, name) for name in ("certificate.pem", "key.pem")]
     command = [OPENSSL, "req", "-x509", "-nodes", "-days", "1", "-newkey", "ec"]
     command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
@@ -8380,7 +8402,7 @@ class HistoryFileTest(ServerTestCase):
         client = await self.stream(server)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", program, self.path),
-            cwd=os.path.dirname(os.path.abspath(sse_server.__file__)),
+            cwd=compiled(),
             stderr=subprocess.PIPE,
         )
         _, errors = await asyncio.wait_for(process.communicate(), DEADLINE)
@@ -8788,9 +8810,8 @@ sse_server.main(["--certfile", "x"])
 
     def test_without_ssl_and_zlib_all_works_that_does_not_need_them(self):
         command = [sys.executable, "-c", self.WITHOUT]
-        folder = os.path.dirname(os.path.abspath(sse_server.__file__))
         options = {"capture_output": True, "text": True, "timeout": 60}
-        done = subprocess.run(command, cwd=folder, check=False, **options)
+        done = subprocess.run(command, cwd=compiled(), check=False, **options)
         missing = "needs the module {}, which this Python does not have"
         expected = [
             "b'data: a\\n'",
@@ -11978,7 +11999,7 @@ class ThreadTest(ServerTestCase):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=os.path.dirname(os.path.abspath(sse_server.__file__)),
+            cwd=compiled(),
         )
         port = int(await process.stdout.readline())
         client = await self.visit(port)
@@ -12965,7 +12986,7 @@ class CommandLineTestCase(ServerTestCase):
         stdout=subprocess.PIPE,
     ):
         """Start the program; its output is read by the test."""
-        program = program or [os.path.abspath(sse_server.__file__)]
+        program = program or [os.path.join(compiled(), "sse_server.pyc")]
         with ended_by_sigint():
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -12974,6 +12995,7 @@ class CommandLineTestCase(ServerTestCase):
                 stdin=stdin,
                 stdout=stdout,
                 stderr=subprocess.PIPE,
+                cwd=compiled(),
                 env={**os.environ, **ENVIRONMENT, **dict(environment)},
                 limit=2**22,
             )
@@ -13053,8 +13075,10 @@ class CommandLineFileTest(CommandLineTestCase):
 
     async def test_lines_wait_while_the_file_is_locked(self):
         program = (
-            "import sys, sse_server\n"
+            "import sys, time, sse_server\n"
             "sse_server._FILE_WAIT_SECONDS = 0.01\n"
+            "sleep = time.sleep\n"
+            "time.sleep = lambda seconds: sleep(seconds / 20)\n"
             "sys.exit(sse_server.main())"
         )
         options = "--history-file", self.path, "-"
@@ -13154,9 +13178,7 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
 """
 
     async def run_program(self, text):
-        folder = os.path.dirname(os.path.abspath(sse_server.__file__))
-        environment = {"PYTHONPATH": folder}
-        process = await self.run_command(program=["-c", text], environment=environment)
+        process = await self.run_command(program=["-c", text])
         line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
         self.assertTrue(line, "it did not start")
         port, *more = line.split()
@@ -13229,7 +13251,7 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
 
 class CommandLineTest(CommandLineTestCase):
     async def test_the_demo_is_a_clock(self):
-        process, port = await self.serve()
+        process, port = await self.serve(program=[os.path.abspath(sse_server.__file__)])
         client = await self.watch(port, "/sse?replay=all")
         other = await self.watch(port, "/sse?replay=all")
         joined = datetime.datetime.now(datetime.timezone.utc)
@@ -13285,10 +13307,7 @@ class CommandLineTest(CommandLineTestCase):
             "sse_server.SSEServer.__init__.__kwdefaults__['shutdown_timeout'] = 0.3\n"
             "sys.exit(sse_server.main())\n"
         )
-        folder = os.path.dirname(os.path.abspath(sse_server.__file__))
-        process, port = await self.serve(
-            program=["-c", program], environment={"PYTHONPATH": folder}
-        )
+        process, port = await self.serve(program=["-c", program])
         client = await self.visit(port)
         await client.send(b"GET")
         await self.watch(port)
@@ -13306,10 +13325,7 @@ class CommandLineTest(CommandLineTestCase):
             "sse_server._EventLog.read = read\n"
             "sys.exit(sse_server.main())\n"
         )
-        folder = os.path.dirname(os.path.abspath(sse_server.__file__))
-        process, _ = await self.serve(
-            program=["-c", program], environment={"PYTHONPATH": folder}
-        )
+        process, _ = await self.serve(program=["-c", program])
         status, err = await self.finish(process)
         self.assertEqual(status, 1)
         self.assertNotIn("cannot listen", err)
@@ -13834,7 +13850,9 @@ class ReadmeTest(ServerTestCase):
         """Run it as a program, beside the page of README; return its process and port."""
         program = textwrap.dedent(
             """
-            import sys, sse_server
+            import asyncio, sys, sse_server
+            sleep = asyncio.sleep
+            asyncio.sleep = lambda seconds: sleep(seconds / 50)
             server = sse_server.SSEServer
             server.__init__.__defaults__ = ("localhost", 0)
             publish = server.publish
@@ -13852,7 +13870,7 @@ class ReadmeTest(ServerTestCase):
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", program, self.examples[name]),
                 cwd=folder.name,
-                env={**os.environ, "PYTHONPATH": FOLDER},
+                env={**os.environ, "PYTHONPATH": compiled()},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
