@@ -2002,11 +2002,12 @@ class _Site:
     def _decide_elsewhere(self, request: Request, body: bytes | None) -> _Decision:
         """On every path but that of the stream."""
         if body is None and request.method == "POST" and self._token:
-            fault = f"POST to {request.path[:80]!a} publishes nothing"
-            logger.info("%s: %s; see path", request.peer, fault)
+            fault = f"POST to {request.path[:80]!a} publishes nothing; "
+            fault += f"publish at {self.path}"
+            logger.info("%s: %s", request.peer, fault)
             if request.header("authorization") is not None:
                 # 200 would tell a publisher that it has published.
-                raise HTTPError(404, f"{fault}; publish at {self.path}")
+                raise HTTPError(404, fault)
         if body is None and request.has_body:
             return self._want_body(request, keep=False)
         if self.read_page and request.path == "/" and request.method in ("GET", "HEAD"):
@@ -6579,7 +6580,7 @@ async def _publish_clock(server: SSEServer, publish: Callable[[Any], str]) -> No
         clients = server.stats.live + server.stats.behind
         try:
             publish({"timestamp": timestamp, "clients": clients})
-        except _LogFileError as error:
+        except (_LogFileError, ValueError) as error:  # --max-event-bytes may be small
             logger.error("%s", error)
         await asyncio.sleep(1)
 
@@ -6696,6 +6697,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("where it listens").add_argument
     add("--host", help="name or address (%(default)s); 0.0.0.0 is every address")
     add("--port", type=int, help="TCP port (%(default)s); 0 chooses a free one")
+    add("--path", help="path of the stream (%(default)s)")
     add("--certfile", metavar="FILE", help="serve HTTPS with this certificate")
     add("--keyfile", metavar="FILE", help="the key, if it has a file of its own")
     text = "answer / with this HTML file, which is read anew each time"
@@ -6819,7 +6821,9 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> str:
             stack.callback(clock.cancel)
         if options.level <= logging.INFO:
             url = server.url.replace("//0.0.0.0:", f"//{_own_address()}:")
-            text = f"Watch it: curl -N {url}, or open it in a browser"
+            query = urllib.parse.urlencode({"channel": options.channel})
+            watched = f'"{url}?{query}"' if options.channel else url
+            text = f"Watch it: curl -N {watched}, or open it in a browser"
             if options.publish_token and not options.input:
                 text += "\nThe clock is off: events come by POST with the token"
             if options.page:
