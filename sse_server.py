@@ -1410,7 +1410,7 @@ class Request:
 
     @property
     def parameters(self) -> dict[str, list[str]]:
-        """The decoded parameters of the query."""
+        """The decoded parameters of the query: a list of values for each name."""
         return {name: [*values] for name, values in _parse_query(self.query).items()}
 
     @property
