@@ -14007,6 +14007,38 @@ class ReadmeTest(ServerTestCase):
         (event,) = await client.events(1)
         self.assertEqual((event.type, event.data), ("temperature", '{"celsius":21.5}'))
 
+    async def test_the_recipe_of_answers(self):
+        async def tokens(prompt):
+            try:
+                for word in ("to ", prompt):
+                    yield word
+                await waiting[prompt].wait()
+            finally:
+                ended.append(prompt)
+                waiting[prompt].set()
+
+        ended, waiting = [], {name: asyncio.Event() for name in ("left", "right")}
+        model = {"model": types.SimpleNamespace(tokens=tokens)}
+        with mock.patch.dict(sys.modules, model):
+            names = await self.serve_recipe("answers.py")
+        server, targets = names["server"], {}
+        names["PATIENCE"] = 0
+        for prompt, event in waiting.items():
+            targets[prompt] = f"/sse?channel=c-{prompt}&prompt={prompt}"
+            client = await self.stream(server, targets[prompt])
+            self.assertEqual(await client.data(3), ["", "to ", prompt])
+            if prompt == "left":
+                client.close()
+            else:
+                event.set()
+                self.assertEqual(await client.rest(), [])
+            await asyncio.wait_for(event.wait(), DEADLINE)
+            self.assertEqual(ended.pop(), prompt)
+        for query, status in (("channel=a", 403), ("prompt=a", 403)):
+            data = ask(f"/sse?{query}", method="HEAD")
+            answer = await self.ask(server, data, head_only=True)
+            self.assertEqual(answer.status, status, query)
+
     async def test_the_recipe_of_presence(self):
         server = (await self.serve_recipe("presence.py"))["server"]
         ann = await self.stream(server, "/sse", "Cookie: user=ann")
