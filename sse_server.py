@@ -1250,12 +1250,13 @@ class _LogFile:
 
     def _refuse_replaced(self) -> int:
         """Raises an error if others would open another file; the size of the WAL."""
-        identity: tuple[int, ...] = ()
-        with contextlib.suppress(FileNotFoundError):
-            identity = self._identify()
-        if identity[:-1] != self._identity:
+        try:
+            *identity, size = self._identify()
+        except FileNotFoundError:
             self._refuse(_REPLACED)
-        return identity[-1]
+        if tuple(identity) != self._identity:
+            self._refuse(_REPLACED)
+        return size
 
     # Moving the rows from the WAL into the file.
 
@@ -3663,12 +3664,12 @@ class _Broadcaster:
             # After an outage many clients resume at the same position.  They get the
             # same bytes, which are encoded once.
             key = audience, subscriber.cursor, log.base, log.retained_changes
-            batch = self._next_batch.get(key)
+            batch = known = self._next_batch.get(key)
             if batch is None:
-                new = subscriber.cursor.next_batch(log, audience.wish.channels)
-        if batch is None:
-            payload = new.payload and (yield from audience.encode(new.payload))
-            batch = new._replace(payload=payload)
+                batch = subscriber.cursor.next_batch(log, audience.wish.channels)
+        if known is None:
+            payload = batch.payload and (yield from audience.encode(batch.payload))
+            batch = batch._replace(payload=payload)
             self._next_batch = {key: batch}
         if subscriber.state != _READY:
             return  # it has left while this gave way
