@@ -1390,6 +1390,9 @@ _Headers = tuple[tuple[str, str], ...]  # (name, value) of an answer
 class Request:
     """The head of one HTTP request, checked and otherwise as it was received.
 
+    `peer` is the address and port of the client, or of a proxy between.  `target` is
+    from the request line; `path` and `query` are its parts.
+
     Text is decoded as UTF-8, and other bytes become surrogate escapes, so that none is
     lost.  Reading a query of more than 200 parameters raises HTTPError 400.
     """
@@ -5378,7 +5381,9 @@ class SSEServer:
     History file: with a `history_file`, a local file, a restart loses nothing, and all
     processes of the machine that name the file are one server.  Each of them delivers
     what any of them publishes, also one that is never started.  The file needs the
-    module sqlite3.  The start raises OSError if it cannot be used.
+    module sqlite3.  The start raises OSError if it cannot be used.  Only the hooks,
+    requests(), disconnect() and stats know the streams of their own process alone; to
+    end a user's streams at all of them, finish() their channel.
 
     In a framework the server is an ASGI application:
 

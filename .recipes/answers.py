@@ -9,7 +9,8 @@ Each question has a channel with a name that its page invents and nobody guesses
     source.addEventListener("failed", () => { answer.textContent += " (failed)"; });
 
 A connection that breaks is resumed.  A page that has left for 10 seconds stops its
-answer.  If it comes back after that, or after a restart, the answer begins anew.
+answer.  If it comes back after that, or after a restart, the answer begins anew.  The
+head of a request, in which the prompt is, has at most 16 KiB.
 """
 
 import asyncio
