@@ -5382,8 +5382,7 @@ class SSEServer:
     processes of the machine that name the file are one server.  Each of them delivers
     what any of them publishes, also one that is never started.  The file needs the
     module sqlite3.  The start raises OSError if it cannot be used.  Only the hooks,
-    requests(), disconnect() and stats know the streams of their own process alone; to
-    end a user's streams at all of them, finish() their channel.
+    requests(), disconnect() and stats know the streams of their own process alone.
 
     In a framework the server is an ASGI application:
 
