@@ -1250,12 +1250,13 @@ class _LogFile:
 
     def _refuse_replaced(self) -> int:
         """Raises an error if others would open another file; the size of the WAL."""
-        identity: tuple[int, ...] = ()
-        with contextlib.suppress(FileNotFoundError):
-            identity = self._identify()
-        if identity[:-1] != self._identity:
+        try:
+            *identity, size = self._identify()
+        except FileNotFoundError:
             self._refuse(_REPLACED)
-        return identity[-1]
+        if tuple(identity) != self._identity:
+            self._refuse(_REPLACED)
+        return size
 
     # Moving the rows from the WAL into the file.
 
@@ -1389,6 +1390,9 @@ _Headers = tuple[tuple[str, str], ...]  # (name, value) of an answer
 class Request:
     """The head of one HTTP request, checked and otherwise as it was received.
 
+    `peer` is the address and port of the client, or of a proxy between.  `target` is
+    from the request line; `path` and `query` are its parts.
+
     Text is decoded as UTF-8, and other bytes become surrogate escapes, so that none is
     lost.  Reading a query of more than 200 parameters raises HTTPError 400.
     """
@@ -1410,7 +1414,7 @@ class Request:
 
     @property
     def parameters(self) -> dict[str, list[str]]:
-        """The decoded parameters of the query."""
+        """The decoded parameters of the query: a list of values for each name."""
         return {name: [*values] for name, values in _parse_query(self.query).items()}
 
     @property
@@ -2002,11 +2006,12 @@ class _Site:
     def _decide_elsewhere(self, request: Request, body: bytes | None) -> _Decision:
         """On every path but that of the stream."""
         if body is None and request.method == "POST" and self._token:
-            fault = f"POST to {request.path[:80]!a} publishes nothing"
-            logger.info("%s: %s; see path", request.peer, fault)
+            fault = f"POST to {request.path[:80]!a} publishes nothing; "
+            fault += f"publish at {self.path}"
+            logger.info("%s: %s", request.peer, fault)
             if request.header("authorization") is not None:
                 # 200 would tell a publisher that it has published.
-                raise HTTPError(404, f"{fault}; publish at {self.path}")
+                raise HTTPError(404, fault)
         if body is None and request.has_body:
             return self._want_body(request, keep=False)
         if self.read_page and request.path == "/" and request.method in ("GET", "HEAD"):
@@ -3662,12 +3667,12 @@ class _Broadcaster:
             # After an outage many clients resume at the same position.  They get the
             # same bytes, which are encoded once.
             key = audience, subscriber.cursor, log.base, log.retained_changes
-            batch = self._next_batch.get(key)
+            batch = known = self._next_batch.get(key)
             if batch is None:
-                new = subscriber.cursor.next_batch(log, audience.wish.channels)
-        if batch is None:
-            payload = new.payload and (yield from audience.encode(new.payload))
-            batch = new._replace(payload=payload)
+                batch = subscriber.cursor.next_batch(log, audience.wish.channels)
+        if known is None:
+            payload = batch.payload and (yield from audience.encode(batch.payload))
+            batch = batch._replace(payload=payload)
             self._next_batch = {key: batch}
         if subscriber.state != _READY:
             return  # it has left while this gave way
@@ -5376,7 +5381,8 @@ class SSEServer:
     History file: with a `history_file`, a local file, a restart loses nothing, and all
     processes of the machine that name the file are one server.  Each of them delivers
     what any of them publishes, also one that is never started.  The file needs the
-    module sqlite3.  The start raises OSError if it cannot be used.
+    module sqlite3.  The start raises OSError if it cannot be used.  Only the hooks,
+    requests(), disconnect() and stats know the streams of their own process alone.
 
     In a framework the server is an ASGI application:
 
@@ -6579,7 +6585,7 @@ async def _publish_clock(server: SSEServer, publish: Callable[[Any], str]) -> No
         clients = server.stats.live + server.stats.behind
         try:
             publish({"timestamp": timestamp, "clients": clients})
-        except _LogFileError as error:
+        except (_LogFileError, ValueError) as error:  # --max-event-bytes may be small
             logger.error("%s", error)
         await asyncio.sleep(1)
 
@@ -6696,6 +6702,7 @@ def _argument_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("where it listens").add_argument
     add("--host", help="name or address (%(default)s); 0.0.0.0 is every address")
     add("--port", type=int, help="TCP port (%(default)s); 0 chooses a free one")
+    add("--path", help="path of the stream (%(default)s)")
     add("--certfile", metavar="FILE", help="serve HTTPS with this certificate")
     add("--keyfile", metavar="FILE", help="the key, if it has a file of its own")
     text = "answer / with this HTML file, which is read anew each time"
@@ -6819,7 +6826,9 @@ async def _run(server: SSEServer, options: argparse.Namespace) -> str:
             stack.callback(clock.cancel)
         if options.level <= logging.INFO:
             url = server.url.replace("//0.0.0.0:", f"//{_own_address()}:")
-            text = f"Watch it: curl -N {url}, or open it in a browser"
+            query = urllib.parse.urlencode({"channel": options.channel})
+            watched = f'"{url}?{query}"' if options.channel else url
+            text = f"Watch it: curl -N {watched}, or open it in a browser"
             if options.publish_token and not options.input:
                 text += "\nThe clock is off: events come by POST with the token"
             if options.page:

@@ -12952,9 +12952,9 @@ TIMESTAMP = (
     r'"clients":[0-9]+\}'
 )
 OPTIONS = (
-    *("--version", "--host", "--port", "--certfile", "--keyfile", "--page", "--event"),
-    *("--channel", "--lossless", "--publish-token", "--cors-origin", "--history"),
-    *("--history-seconds", "--lifetime", "--restart-retry"),
+    *("--version", "--host", "--port", "--path", "--certfile", "--keyfile", "--page"),
+    *("--event", "--channel", "--lossless", "--publish-token", "--cors-origin"),
+    *("--history", "--history-seconds", "--lifetime", "--restart-retry"),
     *("--history-file",),
     *("--heartbeat", "--max-event-bytes", "--max-connections", "--verbose", "--quiet"),
 )
@@ -13023,7 +13023,7 @@ class CommandLineTestCase(ServerTestCase):
         if not listening:
             self.fail(f"{line} {await process.stderr.read()}")
         line = await asyncio.wait_for(process.stdout.readline(), DEADLINE)
-        self.assertRegex(line, rb"\AWatch it: curl -N http.+/sse, or open it")
+        self.assertRegex(line, rb"\AWatch it: curl -N .+/sse.*, or open it")
         return process, int(listening[2])
 
     async def watch(self, port, target="/sse", **options):
@@ -13250,6 +13250,22 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
 
 
 class CommandLineTest(CommandLineTestCase):
+    async def test_it_says_where_the_events_can_be_watched(self):
+        channel = ("--channel", "a b")
+        process = await self.run_command("--port=0", "--path=/live", *channel)
+        first, second = [await process.stdout.readline() for _ in range(2)]
+        url = first.decode().split()[-1]
+        self.assertRegex(url, "/live$")
+        watched = f'"{url}?channel=a+b"'
+        hint = f"Watch it: curl -N {watched}, or open it in a browser\n"
+        self.assertEqual(second.decode(), hint)
+        client = await self.watch(urllib.parse.urlsplit(url).port, "/live?channel=a+b")
+        self.assertRegex((await client.events(1))[0].data, TIMESTAMP)
+
+    async def test_a_clock_that_cannot_be_published_is_reported(self):
+        process, _ = await self.serve("--max-event-bytes=9")
+        await self.errors_until(process, "data has [0-9]+ bytes; allowed are 9$")
+
     async def test_the_demo_is_a_clock(self):
         process, port = await self.serve(program=[os.path.abspath(sse_server.__file__)])
         client = await self.watch(port, "/sse?replay=all")
@@ -13544,7 +13560,7 @@ runpy.run_path(path, run_name="__main__")
         self.assertEqual(status, 0)
         self.assertNotIn("secret", err)
         # Why a client may wonder is logged.
-        self.assertIn(": POST to '/sse/' publishes nothing; see path\n", err)
+        self.assertIn(": POST to '/sse/' publishes nothing; publish at /sse\n", err)
         self.assertIn(": 401 publishing needs Authorization", err)
 
     async def test_quiet_says_nothing(self):
@@ -14008,6 +14024,38 @@ class ReadmeTest(ServerTestCase):
         client = await self.stream(server)
         (event,) = await client.events(1)
         self.assertEqual((event.type, event.data), ("temperature", '{"celsius":21.5}'))
+
+    async def test_the_recipe_of_answers(self):
+        async def tokens(prompt):
+            try:
+                for word in ("to ", prompt):
+                    yield word
+                await waiting[prompt].wait()
+            finally:
+                ended.append(prompt)
+                waiting[prompt].set()
+
+        ended, waiting = [], {name: asyncio.Event() for name in ("left", "right")}
+        model = {"model": types.SimpleNamespace(tokens=tokens)}
+        with mock.patch.dict(sys.modules, model):
+            names = await self.serve_recipe("answers.py")
+        server, targets = names["server"], {}
+        names["PATIENCE"] = 0
+        for prompt, event in waiting.items():
+            targets[prompt] = f"/sse?channel=c-{prompt}&prompt={prompt}"
+            client = await self.stream(server, targets[prompt])
+            self.assertEqual(await client.data(3), ["", "to ", prompt])
+            if prompt == "left":
+                client.close()
+            else:
+                event.set()
+                self.assertEqual(await client.rest(), [])
+            await asyncio.wait_for(event.wait(), DEADLINE)
+            self.assertEqual(ended.pop(), prompt)
+        for query, status in (("channel=a", 403), ("prompt=a", 403)):
+            data = ask(f"/sse?{query}", method="HEAD")
+            answer = await self.ask(server, data, head_only=True)
+            self.assertEqual(answer.status, status, query)
 
     async def test_the_recipe_of_presence(self):
         server = (await self.serve_recipe("presence.py"))["server"]
