@@ -469,9 +469,18 @@ class _Entry(NamedTuple):
     kind: str = _EVENT
 
 
-def _own_ids(epoch: str) -> re.Pattern[str]:
-    """The ids that a log makes, with the event's number in group 1."""
-    return re.compile(epoch + "-(0|[1-9][0-9]{0,18})")
+_OWN_ID = re.compile("([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
+
+
+def _number_in(id: str, epoch: str) -> int | None:
+    """The event's number, if the log of this epoch made the id."""
+    found = _OWN_ID.fullmatch(id)
+    return int(found[2]) if found and found[1] == epoch else None
+
+
+def _refuse_own_id(id: str, epoch: str) -> None:
+    if _number_in(id, epoch) is not None:
+        raise ValueError(f"id {id!r} has the form of this server's own ids")
 
 
 def _cost(frame: bytes, *names: Any) -> int:
@@ -519,8 +528,7 @@ class _EventLog:
         self._entries = {0: self._newest}
         self._numbers: dict[str, int] = {}  # of the publisher's ids
         # Random, so that an id from before a restart never names another event.
-        self._epoch = secrets.token_hex(4)
-        self.own_id = _own_ids(self._epoch)
+        self.epoch = secrets.token_hex(4)
         # By channel and name, oldest first: the event and its cost.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self._retained_bytes = 0  # their sum; below 0: not known
@@ -553,7 +561,7 @@ class _EventLog:
         return self._make_id(number)
 
     def _make_id(self, number: int) -> str:
-        return f"{self._epoch}-{number}"
+        return f"{self.epoch}-{number}"
 
     def append(
         self,
@@ -571,7 +579,6 @@ class _EventLog:
         that is not above the newest key.
         """
         if id is not None:
-            self._settle()  # events may have become too old
             self._check_id(id, key)
         return self._add(body, channel, id, key, self._clock(), retain, kind)
 
@@ -584,7 +591,7 @@ class _EventLog:
         missed rows.  Then take() adds to it, and not append().  The retained events are
         those after row `newest` of the file.
         """
-        self._epoch, self.own_id = epoch, _own_ids(epoch)
+        self.epoch = epoch
         entry = _Entry(base, b"", None, None, None, self._newest.total, 0.0)
         self._entries, self._numbers = {base: entry}, {}
         self._forgotten.clear()
@@ -639,9 +646,9 @@ class _EventLog:
         return name
 
     def _check_id(self, id: str, key: Any) -> None:
+        self._settle()  # events may have become too old
+        _refuse_own_id(id, self.epoch)
         place = self._newest.place
-        if self.own_id.fullmatch(id):
-            raise ValueError(f"id {id!r} has the form of this server's own ids")
         if (self._find_published(id) or 0) > self.base:
             raise ValueError(f"id {id!r} is that of an event that is held")
         if place and not place[0] < key:
@@ -743,9 +750,9 @@ class _EventLog:
         number = self._find_published(id)
         if number is not None:
             return number
-        own = self.own_id.fullmatch(id)
-        if own and int(own[1]) <= self.newest:
-            return int(own[1])
+        number = _number_in(id, self.epoch)
+        if number is not None and number <= self.newest:
+            return number
         # Binary search for the last key that is not above this one.
         low, high, found = self.base, self.newest + 1, None
         with contextlib.suppress(TypeError):  # it is not a key of the publisher's
@@ -899,7 +906,6 @@ class _LogFile:
         self._sqlite3 = _need_module("history_file", "sqlite3")
         self.path = os.path.abspath(path)
         self.epoch = ""  # begins the log's own ids; known once the file is open
-        self._own_id = _own_ids("")  # their form
         self._bounds = max_events, max_bytes, max_retained, max_seconds
         self._process = 0  # the one in which the file is open; 0: it is not
         self._opener = 0  # the one that is counted among the openers
@@ -932,8 +938,8 @@ class _LogFile:
         all, and then raises _LogFileError.
         """
         with self._transaction() as db:
-            if id is not None and self._own_id.fullmatch(id):
-                raise ValueError(f"id {id!r} has the form of this server's own ids")
+            if id is not None:
+                _refuse_own_id(id, self.epoch)
             dropped = name is not None and self._drop(db, channel, name)
             if kind == _FORGET and not dropped:
                 return 0
@@ -1191,7 +1197,7 @@ class _LogFile:
             db.execute("UPDATE state SET epoch = ?, boot = ?, openers = ?", state)
         if self.epoch and self.epoch != epoch:
             self._refuse(_REPLACED)
-        self.epoch, self._own_id = epoch, _own_ids(epoch)
+        self.epoch = epoch
         db.execute("PRAGMA synchronous = NORMAL")  # the event loop waits for no disk
         db.execute("PRAGMA busy_timeout = 0")  # see _patiently
         db.execute("PRAGMA wal_autocheckpoint = 0")  # see _begin_checkpoint
@@ -3197,7 +3203,8 @@ class _Intake:
     def key_of_seen(self, id: str) -> Any:
         """The sort key of an id that a client has seen; None: it has none."""
         with contextlib.suppress(Exception):  # the publisher never gave such an id
-            return None if self.log.own_id.fullmatch(id) else self.key_of(id)
+            is_own = _number_in(id, self.log.epoch) is not None
+            return None if is_own else self.key_of(id)
         return None
 
 

@@ -796,7 +796,7 @@ def size_of(log):
 
 def id_at(log, number):
     """What the log itself names an event of this number."""
-    return f"{log._epoch}-{number}"
+    return f"{log.epoch}-{number}"
 
 
 def cost_of(frame, *names):
