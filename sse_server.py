@@ -523,24 +523,34 @@ class _EventLog:
         self._max_events, self._max_bytes = max_events, max_bytes
         self._max_retained = max_retained
         self._max_seconds, self._clock = max_seconds, clock
-        # By number, from `base` on.  The entry at `base` no longer has a frame.
-        self._newest = _Entry(0, b"", None, None, None, 0, 0.0)
-        self._entries = {0: self._newest}
-        self._numbers: dict[str, int] = {}  # of the publisher's ids
+        self.sent = 0
+        self.retained_changes = 0  # by unretain(); other changes change `newest`
         # Random, so that an id from before a restart never names another event.
-        self.epoch = secrets.token_hex(4)
+        self.begin(secrets.token_hex(4))
+
+    def begin(self, epoch: str, base: int = 0, retained: Iterable[_Row] = ()) -> None:
+        """Hold nothing but these retained events; all up to `base` was forgotten.
+
+        With a history file, this is how a log goes on after it has missed rows.
+        """
+        self.epoch = epoch
+        # By number, from `base` on.  The entry at `base` no longer has a frame.
+        self._newest = _Entry(base, b"", None, None, None, 0, 0.0)
+        self._entries = {base: self._newest}
+        self._numbers: dict[str, int] = {}  # of the publisher's ids
         # By channel and name, oldest first: the event and its cost.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self._retained_bytes = 0  # their sum; below 0: not known
-        self.retained_changes = 0  # by unretain(); other changes change `newest`
         self._finished: dict[str | None, int] = {}  # by channel, its end's number
-        self._retained_until = 0  # what rows up to this one retain is known already
-        self._settled = 0  # the number of the last entry that _settle() has noted
+        self._settled = base  # the number of the last entry that _settle() has noted
         # The number of the last forgotten event of each channel, the oldest first.
         self._forgotten = collections.OrderedDict[Optional[str], int]()
-        self._forgotten_floor = 0  # the same, for all channels not in `_forgotten`
-        self.base = 0  # the position before the oldest event that is held
-        self.sent = 0
+        self._forgotten_floor = base  # the same, for all channels not in `_forgotten`
+        self.base = base  # the position before the oldest event that is held
+        for row in retained:
+            frame = _with_id(row.body, self._make_id(row.number))
+            held = _Entry(row.number, frame, row.channel, None, None, 0, row.time)
+            self._replace_retained((row.channel, row.name or ""), held)
 
     @property
     def newest(self) -> int:
@@ -582,40 +592,12 @@ class _EventLog:
             self._check_id(id, key)
         return self._add(body, channel, id, key, self._clock(), retain, kind)
 
-    def begin(
-        self, epoch: str, base: int, newest: int, retained: Iterable[_Row]
-    ) -> None:
-        """Hold nothing but these retained events; all up to `base` was forgotten.
-
-        With a history file, this is how a log begins, and how it goes on after it has
-        missed rows.  Then take() adds to it, and not append().  The retained events are
-        those after row `newest` of the file.
-        """
-        self.epoch = epoch
-        entry = _Entry(base, b"", None, None, None, self._newest.total, 0.0)
-        self._entries, self._numbers = {base: entry}, {}
-        self._forgotten.clear()
-        self._forgotten_floor = self.base = self._settled = base
-        self._newest = entry
-        self._finished.clear()
-        self._retained.clear()
-        self._retained_bytes = 0
-        self.retained_changes += 1
-        self._retained_until = newest
-        for row in retained:
-            frame = _with_id(row.body, f"{epoch}-{row.number}")
-            held = _Entry(row.number, frame, row.channel, None, None, 0, row.time)
-            self._replace_retained((row.channel, row.name or ""), held)
-
     def take(self, row: _Row) -> None:
-        """Add the row that follows in the history file."""
-        name = row.name if row.number > self._retained_until else None
-        if row.kind != _FORGET:
-            self._add(row.body, row.channel, row.id, None, row.time, name, row.kind)
-            return
-        if name is not None:
-            self.unretain(row.channel, name)
-        self._add(b"", _NOBODY, None, None, row.time, None, _FORGET)
+        """Add the row that follows in the history file, which has checked its id."""
+        if row.kind == _FORGET:
+            self.unretain(row.channel, row.name or "")
+            row = row._replace(channel=_NOBODY, name=None)
+        self._add(row.body, row.channel, row.id, None, row.time, row.name, row.kind)
 
     def _add(
         self,
@@ -1016,18 +998,16 @@ class _LogFile:
             db.execute(f"UPDATE state SET {bounds}", self._bounds)
             self._trim(db)
 
-    def begin(self) -> tuple[int, int, list[_Row]]:
-        """Where to begin to read: the position before the oldest row, and the newest.
-
-        And what is retained after the newest row.
-        """
+    def begin(self) -> tuple[int, list[_Row]]:
+        """The position before the oldest row, and what is retained of that time."""
         with self._reading() as db, db:
             db.execute("BEGIN")  # one state of the file
-            bounds = db.execute("SELECT min(number), max(number) FROM events")
-            oldest, newest = bounds.fetchone()
+            (oldest,) = db.execute("SELECT min(number) FROM events").fetchone()
+            base = (oldest or 1) - 1
             columns = f"number, '{_EVENT}', body, channel, NULL, name, 0.0"
-            found = db.execute(f"SELECT {columns} FROM retained ORDER BY number")
-            return (oldest or 1) - 1, newest or 0, list(map(_Row._make, found))
+            which = "WHERE number <= ? ORDER BY number"
+            found = db.execute(f"SELECT {columns} FROM retained {which}", (base,))
+            return base, list(map(_Row._make, found))
 
     def read(self, after: int) -> tuple[list[_Row], bool]:
         """The next rows after this number, and whether there may be more.
