@@ -434,7 +434,7 @@ _HEARTBEAT = b":\n"
 #    subscriber was given: at position 7, the next one is event 8.  The log holds the
 #    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
-#    Ctrl-C may interrupt any method between two instructions.  So _add() computes
+#    Ctrl-C may interrupt any method between two instructions.  So append() computes
 #    everything first, and its last assignment makes the event exist.  What follows from
 #    that, _settle() does: it retains the event and forgets old ones.  What Ctrl-C leaves
 #    undone, the next call of _settle() does.  A call from within, of a signal's handler
@@ -522,7 +522,8 @@ class _EventLog:
     ) -> None:
         self._max_events, self._max_bytes = max_events, max_bytes
         self._max_retained = max_retained
-        self._max_seconds, self._clock = max_seconds, clock
+        self._max_seconds = math.inf if max_seconds is None else max_seconds
+        self._clock = clock
         self.sent = 0
         self.retained_changes = 0  # by unretain(); other changes change `newest`
         # Random, so that an id from before a restart never names another event.
@@ -581,34 +582,19 @@ class _EventLog:
         key: Any = None,
         retain: str | None = None,
         kind: str = _EVENT,
+        added: float | None = None,
     ) -> str:
         """Add an event (without an id field) and return the id that it now has.
 
-        `retain` is the name under which it is retained.  Raises ValueError for the id
+        `retain` is the name under which it is retained.  `added` is when a row of the
+        history file was added, which has checked its id; None: now.  Raises ValueError for the id
         of an event that is held, for one like those that the log makes, and for a key
         that is not above the newest key.
         """
-        if id is not None:
-            self._check_id(id, key)
-        return self._add(body, channel, id, key, self._clock(), retain, kind)
-
-    def take(self, row: _Row) -> None:
-        """Add the row that follows in the history file, which has checked its id."""
-        if row.kind == _FORGET:
-            self.unretain(row.channel, row.name or "")
-            row = row._replace(channel=_NOBODY, name=None)
-        self._add(row.body, row.channel, row.id, None, row.time, row.name, row.kind)
-
-    def _add(
-        self,
-        body: bytes,
-        channel: str | None,
-        id: str | None,
-        key: Any,
-        added: float,
-        retain: str | None,
-        kind: str,
-    ) -> str:
+        if added is None:
+            added = self._clock()
+            if id is not None:
+                self._check_id(id, key)
         self._note_newest()
         number, place = self.newest + 1, self._newest.place
         if kind != _EVENT:
@@ -626,6 +612,14 @@ class _EventLog:
         self._newest = entry  # from here on the event exists
         self._settle()
         return name
+
+    def take(self, row: _Row) -> None:
+        """Add the row that follows in the history file."""
+        _, kind, body, channel, id, name, added = row
+        if kind == _FORGET:
+            self.unretain(channel, name or "")
+            channel, name = _NOBODY, None
+        self.append(body, channel, id, None, name, kind, added)
 
     def _check_id(self, id: str, key: Any) -> None:
         self._settle()  # events may have become too old
@@ -651,9 +645,7 @@ class _EventLog:
     def _settle(self) -> None:
         """Note what the newest entry changes, and forget old ones."""
         self._note_newest()
-        oldest = -math.inf
-        if self._max_seconds is not None:
-            oldest = self._clock() - self._max_seconds
+        oldest = self._clock() - self._max_seconds
         while self._must_forget(oldest):
             self._forget(self.base + 1)
 
@@ -709,14 +701,10 @@ class _EventLog:
         self.base = number  # from here on it is not held
         self._entries[number] = entry._replace(frame=b"", retain=None)
         for gone in (number - 2, number - 1):  # Ctrl-C may have left the first
-            self._remove(gone)
-
-    def _remove(self, number: int) -> None:
-        entry = self._entries.get(number)
-        if entry:
-            if entry.id is not None and self._numbers.get(entry.id) == number:
-                del self._numbers[entry.id]
-            del self._entries[number]
+            id = self._entries[gone].id if gone in self._entries else None
+            if id is not None and self._numbers.get(id) == gone:
+                del self._numbers[id]
+            self._entries.pop(gone, None)
 
     def _find_published(self, id: str) -> int | None:
         """The number of the event, held or at `base`, that has this published id."""
