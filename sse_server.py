@@ -858,12 +858,21 @@ class _LogFile:
     _SCHEMA = """
         CREATE TABLE state (epoch TEXT, boot TEXT, openers INTEGER,
             max_events INTEGER, max_bytes INTEGER, max_retained INTEGER,
-            max_seconds REAL, retained INTEGER, retained_bytes INTEGER);
+            max_seconds REAL, retained INTEGER, retained_bytes INTEGER)
+
         CREATE TABLE events (number INTEGER PRIMARY KEY, kind TEXT, body BLOB,
-            channel TEXT, id TEXT, name TEXT, time REAL, size INTEGER, total INTEGER);
-        CREATE UNIQUE INDEX event_ids ON events (id) WHERE id IS NOT NULL;
+            channel TEXT, id TEXT, name TEXT, time REAL, size INTEGER, total INTEGER)
+
+        CREATE UNIQUE INDEX event_ids ON events (id) WHERE id IS NOT NULL
+
         CREATE TABLE retained (number INTEGER PRIMARY KEY, body BLOB,
-            channel TEXT, name TEXT, size INTEGER, UNIQUE (channel, name))"""
+            channel TEXT, name TEXT, size INTEGER, UNIQUE (channel, name))
+
+        CREATE TRIGGER more AFTER INSERT ON retained BEGIN UPDATE state SET
+            retained = retained + 1, retained_bytes = retained_bytes + new.size; END
+
+        CREATE TRIGGER less AFTER DELETE ON retained BEGIN UPDATE state SET
+            retained = retained - 1, retained_bytes = retained_bytes - old.size; END"""
 
     def __init__(
         self,
@@ -910,7 +919,10 @@ class _LogFile:
         with self._transaction() as db:
             if id is not None:
                 _refuse_own_id(id, self.epoch)
-            dropped = name is not None and self._drop(db, channel, name)
+            dropped = 0
+            if name is not None:
+                drop = "DELETE FROM retained WHERE channel IS ? AND name = ?"
+                dropped = db.execute(drop, (channel, name)).rowcount
             if kind == _FORGET and not dropped:
                 return 0
             newest = "SELECT number, total FROM events ORDER BY number DESC LIMIT 1"
@@ -933,27 +945,13 @@ class _LogFile:
                 self._begin_checkpoint()
         return number
 
-    def _drop(self, db: sqlite3.Connection, *key: str | None) -> bool:
-        """Drop what is retained under this channel and name, if there is something."""
-        which = "SELECT number, size FROM retained WHERE channel IS ? AND name = ?"
-        number, size = db.execute(which, key).fetchone() or (0, 0)
-        if number:
-            db.execute("DELETE FROM retained WHERE number = ?", (number,))
-            self._count_retained(db, -1, -size)
-        return number > 0
-
     def _retain(self, db: sqlite3.Connection, *row: Any) -> None:
         """Retain an event; forget those that did not change for the longest time."""
         db.execute("INSERT INTO retained VALUES (?,?,?,?,?)", row)
-        self._count_retained(db, 1, row[-1])
-        is_full = "retained > max_retained OR retained_bytes > max_bytes"
-        while db.execute(f"SELECT {is_full} FROM state").fetchone()[0]:
-            oldest = "SELECT channel, name FROM retained ORDER BY number LIMIT 1"
-            self._drop(db, *db.execute(oldest).fetchone())
-
-    def _count_retained(self, db: sqlite3.Connection, *change: int) -> None:
-        counts = "retained = retained + ?, retained_bytes = retained_bytes + ?"
-        db.execute(f"UPDATE state SET {counts}", change)
+        is_full = "SELECT retained > max_retained OR retained_bytes > max_bytes"
+        while db.execute(f"{is_full} FROM state").fetchone()[0]:
+            oldest = "SELECT min(number) FROM retained"
+            db.execute(f"DELETE FROM retained WHERE number = ({oldest})")
 
     def _trim(self, db: sqlite3.Connection) -> None:
         """Forget the oldest rows, some at a time, but never the newest.
@@ -1147,7 +1145,7 @@ class _LogFile:
         with db:
             db.execute("BEGIN IMMEDIATE")
             if self._is_new(db):
-                for statement in self._SCHEMA.split(";"):
+                for statement in self._SCHEMA.split("\n\n"):
                     db.execute(statement)
                 new = secrets.token_hex(4), "", 0, *self._bounds, 0, 0
                 db.execute("INSERT INTO state VALUES (?,?,?,?,?,?,?,?,?)", new)
