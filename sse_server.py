@@ -1017,27 +1017,19 @@ class _LogFile:
         return rows, size >= _BATCH_BYTES or len(rows) == _FILE_BATCH_EVENTS
 
     def changed(self) -> bool:
-        """Whether somebody has added a row since the last call.
-
-        It is called often, and takes 5 us.  Once a second it looks whether the file is
-        still there.
-        """
-        try:
-            with self._read_lock:
-                self.open()
-                if time.monotonic() > self._check_due:
-                    self._refuse_replaced()
-                    self._check_due = time.monotonic() + _FILE_CHECK_SECONDS
-                found = self._connections[1].execute("PRAGMA data_version").fetchone()
-                before, self._version = self._version, found[0]
-                return bool(before != self._version)
-        except self._sqlite3.Error as error:
-            self._explain(error)
+        """Whether somebody has added a row since the last call; it takes 6 us."""
+        with self._reading() as db:
+            before = self._version
+            (self._version,) = db.execute("PRAGMA data_version").fetchone()
+            return before != self._version
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._read_lock, self._as_os_errors():
             self.open()
+            if time.monotonic() > self._check_due:
+                self._refuse_replaced()
+                self._check_due = time.monotonic() + _FILE_CHECK_SECONDS
             yield self._connections[1]
 
     @contextlib.contextmanager
@@ -1208,12 +1200,9 @@ class _LogFile:
         try:
             yield
         except self._sqlite3.Error as error:
-            self._explain(error)
-
-    def _explain(self, error: Exception) -> NoReturn:
-        text = str(error)
-        found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
-        self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
+            text = str(error)
+            found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
+            self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
 
     def _identify(self) -> tuple[int, int, int, int]:
         """The file and its WAL, for comparing; and the size of the WAL."""
