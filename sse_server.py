@@ -887,7 +887,6 @@ class _LogFile:
         self.epoch = ""  # begins the log's own ids; known once the file is open
         self._bounds = max_events, max_bytes, max_retained, max_seconds
         self._process = 0  # the one in which the file is open; 0: it is not
-        self._opener = 0  # the one that is counted among the openers
         self._connections: list[sqlite3.Connection] = []  # the writer, the reader
         self._check_due = 0.0  # whether the file was replaced
         self._version = 0  # it changes when a row is added; 0: not known
@@ -1072,20 +1071,20 @@ class _LogFile:
             self._connections += writer, reader
             self._version = 0
             self._process = os.getpid()
-            if self._opener != self._process:
-                self._opener = self._process
-                # It is called at the end of the program, too.
-                self._leave = weakref.finalize(
-                    self, _leave_file, self._process, self._connections
-                )
+            # It is called at the end of the program, too.
+            self._leave = weakref.finalize(
+                self, _leave_file, self._process, self._connections
+            )
 
     def close(self) -> None:
         """Note that it was closed; the next call of another method opens it again."""
         with self._read_lock, self._write_lock:
-            if self._opener == os.getpid():
-                self._stop_checkpoint()
+            if self._process == os.getpid():
+                if self._checkpoint:
+                    self._checkpoint.join()
+                    self._checkpoint = None
                 self._leave()
-                self._process = self._opener = 0
+                self._process = 0
 
     def before_fork(self) -> None:
         """Close the file until the fork has been made.
@@ -1096,10 +1095,7 @@ class _LogFile:
         self._read_lock.acquire()
         self._write_lock.acquire()
         self._forking = threading.get_ident()
-        self._stop_checkpoint()
-        while self._connections:
-            self._connections.pop().close()
-        self._process = 0
+        self.close()
 
     def after_fork(self) -> None:
         if self._forking == threading.get_ident():
@@ -1150,8 +1146,7 @@ class _LogFile:
                 if openers:
                     epoch = secrets.token_hex(4)
                 openers = 0
-            openers += self._opener != os.getpid()
-            state = epoch, this_boot, openers
+            state = epoch, this_boot, openers + 1
             db.execute("UPDATE state SET epoch = ?, boot = ?, openers = ?", state)
         if self.epoch and self.epoch != epoch:
             self._refuse(_REPLACED)
@@ -1235,11 +1230,6 @@ class _LogFile:
             thread.start()
             self._checkpoint = thread
 
-    def _stop_checkpoint(self) -> None:
-        if self._checkpoint:
-            self._checkpoint.join()
-            self._checkpoint = None
-
     def _move(self) -> None:
         ends = time.monotonic() + _FILE_CHECKPOINT_SECONDS
         db = self._connect(0)
@@ -1275,6 +1265,7 @@ def _leave_file(process: int, connections: list[sqlite3.Connection]) -> None:
         return
     with contextlib.suppress(Exception):  # then the file is not noted as closed
         connections[0].execute("PRAGMA synchronous = FULL")
+        connections[0].execute("PRAGMA busy_timeout = 500")  # ms, for others' writing
         connections[0].execute("UPDATE state SET openers = openers - 1")
     while connections:
         connections.pop().close()
