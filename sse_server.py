@@ -2913,7 +2913,6 @@ class _Intake:
         # Nothing is logged under it, because a logging handler may publish.
         self.lock = threading.RLock()
         self.bell = _Bell()
-        self._is_loaded = False  # whether the log has begun where the file does
         self._file_fault = ""  # why the file cannot be read now
         self._look_timer: asyncio.TimerHandle | None = None
         self._is_followed = False  # whether there is any stream
@@ -3036,7 +3035,7 @@ class _Intake:
     def catch_up(self) -> None:
         """Take in what is new now, from any thread.
 
-        Where no event loop does that by itself, it raises OSError if it fails.
+        Raises OSError if it fails, unless an event loop does that by itself and notes it.
         """
         loop, file = self.bell.loop, self.file
         if not file or self.closed_because:
@@ -3045,40 +3044,34 @@ class _Intake:
             return  # in a forked child, nobody may ever release the lock
         with self.lock:
             before = self.log.newest
-            if loop:
-                self._take_in_all(file)
-                if before < self.log.newest:
-                    self.bell.ring_from_any_thread()
-            else:
+            try:
                 while self._take_in(file):
                     pass
+            except OSError:
+                if not loop:
+                    raise
+            if not loop:
                 self.log.advance(self.log.newest)
+            elif before < self.log.newest:
+                self.bell.ring_from_any_thread()
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
+        self.catch_up()
         with self.lock:
-            if self.file:
-                self._take_in_all(self.file)
             return self.log.is_repeated(id, body, channel)
-
-    def _take_in_all(self, file: _LogFile) -> None:
-        with contextlib.suppress(OSError):  # the event loop notes it
-            while self._take_in(file):
-                pass
 
     def _take_in(self, file: _LogFile) -> bool:
         """Take in the next rows of the file; return whether there may be more."""
-        log = self.log
         with self.lock:
-            rows, has_more = file.read(log.newest) if self._is_loaded else ([], True)
-            if not self._is_loaded or (rows and rows[0].number != log.newest + 1):
+            rows, has_more = file.read(self.log.newest)
+            is_behind = rows and rows[0].number != self.log.newest + 1
+            if is_behind or self.log.epoch != file.epoch:
                 # Rows were forgotten before they could be read: that is a gap.
-                state = file.begin()
-                log.begin(file.epoch, *state)
-                self._is_loaded = has_more = True
-            else:
-                for row in rows:
-                    log.take(row)
+                self.log.begin(file.epoch, *file.begin())
+                return True
+            for row in rows:
+                self.log.take(row)
         return has_more
 
     def read_news(self) -> None:
@@ -3124,9 +3117,8 @@ class _Intake:
         """The position of an id, which another process may have published just now."""
         position = self.log.find(id, key)
         if position is None and self.file:
-            self._take_in_all(self.file)
+            self.catch_up()
             position = self.log.find(id, key)
-            self.bell.ring()
         return position
 
     def has_ended(
