@@ -3077,24 +3077,26 @@ class _Intake:
     def read_news(self) -> None:
         """Take in what is new, in the event loop, when all before it was written."""
         self.has_news = False  # before it reads, as another thread may publish now
+        before, self._file_fault = self._file_fault, ""
         try:
             if self.file and self._take_in(self.file):
                 self.has_news = True
         except OSError as error:
-            self._note_file_fault(str(error))
-        else:
-            self._note_file_fault("")
+            self._file_fault = str(error)
+        if self._file_fault != before:
+            if self._file_fault:
+                logger.error("%s", self._file_fault)
+            else:
+                logger.info("the history file can be read again")
 
     def _look(self, file: _LogFile) -> None:
         """See whether another process has published."""
-        try:
+        has_changed = True
+        with contextlib.suppress(OSError):  # read_news() will say why
             has_changed = file.changed()
-        except OSError as error:
-            self._note_file_fault(str(error))
-        else:
-            if has_changed or self._file_fault:
-                self.has_news = True
-                self.bell.ring()
+        if has_changed or self._file_fault:
+            self.has_news = True
+            self.bell.ring()
         seconds = _FILE_LOOK_SECONDS if self._is_followed else _FILE_IDLE_SECONDS
         loop = asyncio.get_running_loop()
         self._look_timer = loop.call_later(seconds, self._look, file)
@@ -3105,13 +3107,6 @@ class _Intake:
         if self.file and self._look_timer and not self._look_timer.cancelled():
             self._look_timer.cancel()
             self._look(self.file)
-
-    def _note_file_fault(self, fault: str) -> None:
-        if fault and fault != self._file_fault:
-            logger.error("%s", fault)
-        elif self._file_fault and not fault:
-            logger.info("the history file can be read again")
-        self._file_fault = fault
 
     def find(self, id: str, key: Any) -> int | None:
         """The position of an id, which another process may have published just now."""
