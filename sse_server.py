@@ -893,8 +893,7 @@ class _LogFile:
         # A thread that needs both takes the lock of the reader first.
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
         self._forking = 0  # the thread that forks, and so holds both
-        self._checkpoint: threading.Thread | None = None
-        self._checkpoint_due = 0.0
+        self._checkpoint: threading.Timer | None = None
         _files_of_this_process().add(self)
 
     # Adding rows.
@@ -1081,8 +1080,8 @@ class _LogFile:
         with self._read_lock, self._write_lock:
             if self._process == os.getpid():
                 if self._checkpoint:
+                    self._checkpoint.cancel()
                     self._checkpoint.join()
-                    self._checkpoint = None
                 self._leave()
                 self._process = 0
 
@@ -1216,19 +1215,18 @@ class _LogFile:
     # Moving the rows from the WAL into the file.
 
     def _begin_checkpoint(self) -> None:
-        """Let a thread do it, which may wait for the disk.
+        """Let a thread do it soon, which may wait for the disk.
 
         A PASSIVE checkpoint waits for nobody, and so does most of the work; but where
         somebody always writes it never empties the WAL.  RESTART then makes the writers
         wait, for a short time.
         """
-        running = self._checkpoint and self._checkpoint.is_alive()
-        if running or time.monotonic() < self._checkpoint_due:
-            return
-        thread = threading.Thread(target=self._move, daemon=True)
-        with contextlib.suppress(RuntimeError):  # the next add() tries again
-            thread.start()
-            self._checkpoint = thread
+        if not self._checkpoint or not self._checkpoint.is_alive():
+            timer = threading.Timer(_FILE_CHECKPOINT_SECONDS, self._move)
+            timer.daemon = True
+            with contextlib.suppress(RuntimeError):  # the next add() tries again
+                timer.start()
+                self._checkpoint = timer
 
     def _move(self) -> None:
         ends = time.monotonic() + _FILE_CHECKPOINT_SECONDS
@@ -1240,7 +1238,6 @@ class _LogFile:
                 if not is_busy:
                     break
                 time.sleep(_FILE_RETRY_SECONDS)
-        self._checkpoint_due = time.monotonic() + _FILE_CHECKPOINT_SECONDS
 
 
 # What SQLite says, in part, and what to do.
