@@ -538,7 +538,7 @@ class _EventLog:
         # By number, from `base` on.  The entry at `base` no longer has a frame.
         self._newest = _Entry(base, b"", None, None, None, 0, 0.0)
         self._entries = {base: self._newest}
-        self._numbers: dict[str, int] = {}  # of the publisher's ids
+        self._numbers: dict[str | None, int] = {}  # of the publisher's ids
         # By channel and name, oldest first: the event and its cost.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self._retained_bytes = 0  # their sum; below 0: not known
@@ -586,10 +586,10 @@ class _EventLog:
     ) -> str:
         """Add an event (without an id field) and return the id that it now has.
 
-        `retain` is the name under which it is retained.  `added` is when a row of the
-        history file was added, which has checked its id; None: now.  Raises ValueError for the id
+        `retain` is the name under which it is retained.  Raises ValueError for the id
         of an event that is held, for one like those that the log makes, and for a key
-        that is not above the newest key.
+        that is not above the newest key.  `added` is the time at which a row was added
+        to the history file, which has checked its id; None: now.
         """
         if added is None:
             added = self._clock()
@@ -607,8 +607,6 @@ class _EventLog:
         total = self._newest.total + _cost(frame, id, channel, retain, own_place)
         entry = _Entry(number, frame, channel, id, place, total, added, retain, kind)
         self._entries[number] = entry
-        if id is not None and kind == _EVENT:
-            self._numbers[id] = number
         self._newest = entry  # from here on the event exists
         self._settle()
         return name
@@ -665,6 +663,8 @@ class _EventLog:
         if self._settled < newest.number:
             if newest.retain is not None:
                 self._replace_retained((newest.channel, newest.retain), newest)
+            if newest.kind == _EVENT and newest.id is not None:
+                self._numbers[newest.id] = newest.number
             self._finished.pop(newest.channel, None)
             if newest.kind == _END:
                 self._finished[newest.channel] = newest.number
@@ -701,18 +701,16 @@ class _EventLog:
         self.base = number  # from here on it is not held
         self._entries[number] = entry._replace(frame=b"", retain=None)
         for gone in (number - 2, number - 1):  # Ctrl-C may have left the first
-            id = self._entries[gone].id if gone in self._entries else None
-            if id is not None and self._numbers.get(id) == gone:
-                del self._numbers[id]
-            self._entries.pop(gone, None)
+            if gone in self._entries:
+                id = self._entries[gone].id
+                if self._numbers.get(id) == gone:  # it was given to no event since
+                    del self._numbers[id]
+                del self._entries[gone]
 
     def _find_published(self, id: str) -> int | None:
         """The number of the event, held or at `base`, that has this published id."""
-        entry = self._entries.get(self._numbers.get(id, -1))
-        if not entry or entry.id != id or entry.number > self.newest:
-            return None
-        # A gap's id is that of another event, perhaps of one that is forgotten.
-        return entry.number if entry.kind == _EVENT else None
+        number = self._numbers.get(id)
+        return None if number is None or number < self.base else number
 
     def find(self, id: str, key: Any = None) -> int | None:
         """The position of an id, even one below `base`; None: the id is unknown."""
