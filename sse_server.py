@@ -434,7 +434,7 @@ _HEARTBEAT = b":\n"
 #    subscriber was given: at position 7, the next one is event 8.  The log holds the
 #    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
-#    Ctrl-C may interrupt any method between two instructions.  So _add() computes
+#    Ctrl-C may interrupt any method between two instructions.  So append() computes
 #    everything first, and its last assignment makes the event exist.  What follows from
 #    that, _settle() does: it retains the event and forgets old ones.  What Ctrl-C leaves
 #    undone, the next call of _settle() does.  A call from within, of a signal's handler
@@ -469,9 +469,18 @@ class _Entry(NamedTuple):
     kind: str = _EVENT
 
 
-def _own_ids(epoch: str) -> re.Pattern[str]:
-    """The ids that a log makes, with the event's number in group 1."""
-    return re.compile(epoch + "-(0|[1-9][0-9]{0,18})")
+_OWN_ID = re.compile("([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
+
+
+def _number_in(id: str, epoch: str) -> int | None:
+    """The event's number, if the log of this epoch made the id."""
+    found = _OWN_ID.fullmatch(id)
+    return int(found[2]) if found and found[1] == epoch else None
+
+
+def _refuse_own_id(id: str, epoch: str) -> None:
+    if _number_in(id, epoch) is not None:
+        raise ValueError(f"id {id!r} has the form of this server's own ids")
 
 
 def _cost(frame: bytes, *names: Any) -> int:
@@ -513,26 +522,36 @@ class _EventLog:
     ) -> None:
         self._max_events, self._max_bytes = max_events, max_bytes
         self._max_retained = max_retained
-        self._max_seconds, self._clock = max_seconds, clock
-        # By number, from `base` on.  The entry at `base` no longer has a frame.
-        self._newest = _Entry(0, b"", None, None, None, 0, 0.0)
-        self._entries = {0: self._newest}
-        self._numbers: dict[str, int] = {}  # of the publisher's ids
+        self._max_seconds = math.inf if max_seconds is None else max_seconds
+        self._clock = clock
+        self.sent = 0
+        self.retained_changes = 0  # by unretain(); other changes change `newest`
         # Random, so that an id from before a restart never names another event.
-        self._epoch = secrets.token_hex(4)
-        self.own_id = _own_ids(self._epoch)
+        self.begin(secrets.token_hex(4))
+
+    def begin(self, epoch: str, base: int = 0, retained: Iterable[_Row] = ()) -> None:
+        """Hold nothing but these retained events; all up to `base` was forgotten.
+
+        With a history file, this is how a log goes on after it has missed rows.
+        """
+        self.epoch = epoch
+        # By number, from `base` on.  The entry at `base` no longer has a frame.
+        self._newest = _Entry(base, b"", None, None, None, 0, 0.0)
+        self._entries = {base: self._newest}
+        self._numbers: dict[str | None, int] = {}  # of the publisher's ids
         # By channel and name, oldest first: the event and its cost.
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self._retained_bytes = 0  # their sum; below 0: not known
-        self.retained_changes = 0  # by unretain(); other changes change `newest`
         self._finished: dict[str | None, int] = {}  # by channel, its end's number
-        self._retained_until = 0  # what rows up to this one retain is known already
-        self._settled = 0  # the number of the last entry that _settle() has noted
+        self._settled = base  # the number of the last entry that _settle() has noted
         # The number of the last forgotten event of each channel, the oldest first.
         self._forgotten = collections.OrderedDict[Optional[str], int]()
-        self._forgotten_floor = 0  # the same, for all channels not in `_forgotten`
-        self.base = 0  # the position before the oldest event that is held
-        self.sent = 0
+        self._forgotten_floor = base  # the same, for all channels not in `_forgotten`
+        self.base = base  # the position before the oldest event that is held
+        for row in retained:
+            frame = _with_id(row.body, self._make_id(row.number))
+            held = _Entry(row.number, frame, row.channel, None, None, 0, row.time)
+            self._replace_retained((row.channel, row.name or ""), held)
 
     @property
     def newest(self) -> int:
@@ -553,7 +572,7 @@ class _EventLog:
         return self._make_id(number)
 
     def _make_id(self, number: int) -> str:
-        return f"{self._epoch}-{number}"
+        return f"{self.epoch}-{number}"
 
     def append(
         self,
@@ -563,63 +582,19 @@ class _EventLog:
         key: Any = None,
         retain: str | None = None,
         kind: str = _EVENT,
+        added: float | None = None,
     ) -> str:
         """Add an event (without an id field) and return the id that it now has.
 
         `retain` is the name under which it is retained.  Raises ValueError for the id
         of an event that is held, for one like those that the log makes, and for a key
-        that is not above the newest key.
+        that is not above the newest key.  `added` is the time at which a row was added
+        to the history file, which has checked its id; None: now.
         """
-        if id is not None:
-            self._settle()  # events may have become too old
-            self._check_id(id, key)
-        return self._add(body, channel, id, key, self._clock(), retain, kind)
-
-    def begin(
-        self, epoch: str, base: int, newest: int, retained: Iterable[_Row]
-    ) -> None:
-        """Hold nothing but these retained events; all up to `base` was forgotten.
-
-        With a history file, this is how a log begins, and how it goes on after it has
-        missed rows.  Then take() adds to it, and not append().  The retained events are
-        those after row `newest` of the file.
-        """
-        self._epoch, self.own_id = epoch, _own_ids(epoch)
-        entry = _Entry(base, b"", None, None, None, self._newest.total, 0.0)
-        self._entries, self._numbers = {base: entry}, {}
-        self._forgotten.clear()
-        self._forgotten_floor = self.base = self._settled = base
-        self._newest = entry
-        self._finished.clear()
-        self._retained.clear()
-        self._retained_bytes = 0
-        self.retained_changes += 1
-        self._retained_until = newest
-        for row in retained:
-            frame = _with_id(row.body, f"{epoch}-{row.number}")
-            held = _Entry(row.number, frame, row.channel, None, None, 0, row.time)
-            self._replace_retained((row.channel, row.name or ""), held)
-
-    def take(self, row: _Row) -> None:
-        """Add the row that follows in the history file."""
-        name = row.name if row.number > self._retained_until else None
-        if row.kind != _FORGET:
-            self._add(row.body, row.channel, row.id, None, row.time, name, row.kind)
-            return
-        if name is not None:
-            self.unretain(row.channel, name)
-        self._add(b"", _NOBODY, None, None, row.time, None, _FORGET)
-
-    def _add(
-        self,
-        body: bytes,
-        channel: str | None,
-        id: str | None,
-        key: Any,
-        added: float,
-        retain: str | None,
-        kind: str,
-    ) -> str:
+        if added is None:
+            added = self._clock()
+            if id is not None:
+                self._check_id(id, key)
         self._note_newest()
         number, place = self.newest + 1, self._newest.place
         if kind != _EVENT:
@@ -632,16 +607,22 @@ class _EventLog:
         total = self._newest.total + _cost(frame, id, channel, retain, own_place)
         entry = _Entry(number, frame, channel, id, place, total, added, retain, kind)
         self._entries[number] = entry
-        if id is not None and kind == _EVENT:
-            self._numbers[id] = number
         self._newest = entry  # from here on the event exists
         self._settle()
         return name
 
+    def take(self, row: _Row) -> None:
+        """Add the row that follows in the history file."""
+        _, kind, body, channel, id, name, added = row
+        if kind == _FORGET:
+            self.unretain(channel, name or "")
+            channel, name = _NOBODY, None
+        self.append(body, channel, id, None, name, kind, added)
+
     def _check_id(self, id: str, key: Any) -> None:
+        self._settle()  # events may have become too old
+        _refuse_own_id(id, self.epoch)
         place = self._newest.place
-        if self.own_id.fullmatch(id):
-            raise ValueError(f"id {id!r} has the form of this server's own ids")
         if (self._find_published(id) or 0) > self.base:
             raise ValueError(f"id {id!r} is that of an event that is held")
         if place and not place[0] < key:
@@ -662,9 +643,7 @@ class _EventLog:
     def _settle(self) -> None:
         """Note what the newest entry changes, and forget old ones."""
         self._note_newest()
-        oldest = -math.inf
-        if self._max_seconds is not None:
-            oldest = self._clock() - self._max_seconds
+        oldest = self._clock() - self._max_seconds
         while self._must_forget(oldest):
             self._forget(self.base + 1)
 
@@ -684,6 +663,8 @@ class _EventLog:
         if self._settled < newest.number:
             if newest.retain is not None:
                 self._replace_retained((newest.channel, newest.retain), newest)
+            if newest.kind == _EVENT and newest.id is not None:
+                self._numbers[newest.id] = newest.number
             self._finished.pop(newest.channel, None)
             if newest.kind == _END:
                 self._finished[newest.channel] = newest.number
@@ -720,22 +701,16 @@ class _EventLog:
         self.base = number  # from here on it is not held
         self._entries[number] = entry._replace(frame=b"", retain=None)
         for gone in (number - 2, number - 1):  # Ctrl-C may have left the first
-            self._remove(gone)
-
-    def _remove(self, number: int) -> None:
-        entry = self._entries.get(number)
-        if entry:
-            if entry.id is not None and self._numbers.get(entry.id) == number:
-                del self._numbers[entry.id]
-            del self._entries[number]
+            if gone in self._entries:
+                id = self._entries[gone].id
+                if self._numbers.get(id) == gone:  # it was given to no event since
+                    del self._numbers[id]
+                del self._entries[gone]
 
     def _find_published(self, id: str) -> int | None:
         """The number of the event, held or at `base`, that has this published id."""
-        entry = self._entries.get(self._numbers.get(id, -1))
-        if not entry or entry.id != id or entry.number > self.newest:
-            return None
-        # A gap's id is that of another event, perhaps of one that is forgotten.
-        return entry.number if entry.kind == _EVENT else None
+        number = self._numbers.get(id)
+        return None if number is None or number < self.base else number
 
     def find(self, id: str, key: Any = None) -> int | None:
         """The position of an id, even one below `base`; None: the id is unknown."""
@@ -743,9 +718,9 @@ class _EventLog:
         number = self._find_published(id)
         if number is not None:
             return number
-        own = self.own_id.fullmatch(id)
-        if own and int(own[1]) <= self.newest:
-            return int(own[1])
+        number = _number_in(id, self.epoch)
+        if number is not None and number <= self.newest:
+            return number
         # Binary search for the last key that is not above this one.
         low, high, found = self.base, self.newest + 1, None
         with contextlib.suppress(TypeError):  # it is not a key of the publisher's
@@ -881,12 +856,21 @@ class _LogFile:
     _SCHEMA = """
         CREATE TABLE state (epoch TEXT, boot TEXT, openers INTEGER,
             max_events INTEGER, max_bytes INTEGER, max_retained INTEGER,
-            max_seconds REAL, retained INTEGER, retained_bytes INTEGER);
+            max_seconds REAL, retained INTEGER, retained_bytes INTEGER)
+
         CREATE TABLE events (number INTEGER PRIMARY KEY, kind TEXT, body BLOB,
-            channel TEXT, id TEXT, name TEXT, time REAL, size INTEGER, total INTEGER);
-        CREATE UNIQUE INDEX event_ids ON events (id) WHERE id IS NOT NULL;
+            channel TEXT, id TEXT, name TEXT, time REAL, size INTEGER, total INTEGER)
+
+        CREATE UNIQUE INDEX event_ids ON events (id) WHERE id IS NOT NULL
+
         CREATE TABLE retained (number INTEGER PRIMARY KEY, body BLOB,
-            channel TEXT, name TEXT, size INTEGER, UNIQUE (channel, name))"""
+            channel TEXT, name TEXT, size INTEGER, UNIQUE (channel, name))
+
+        CREATE TRIGGER more AFTER INSERT ON retained BEGIN UPDATE state SET
+            retained = retained + 1, retained_bytes = retained_bytes + new.size; END
+
+        CREATE TRIGGER less AFTER DELETE ON retained BEGIN UPDATE state SET
+            retained = retained - 1, retained_bytes = retained_bytes - old.size; END"""
 
     def __init__(
         self,
@@ -899,18 +883,15 @@ class _LogFile:
         self._sqlite3 = _need_module("history_file", "sqlite3")
         self.path = os.path.abspath(path)
         self.epoch = ""  # begins the log's own ids; known once the file is open
-        self._own_id = _own_ids("")  # their form
         self._bounds = max_events, max_bytes, max_retained, max_seconds
         self._process = 0  # the one in which the file is open; 0: it is not
-        self._opener = 0  # the one that is counted among the openers
         self._connections: list[sqlite3.Connection] = []  # the writer, the reader
         self._check_due = 0.0  # whether the file was replaced
         self._version = 0  # it changes when a row is added; 0: not known
         # A thread that needs both takes the lock of the reader first.
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
         self._forking = 0  # the thread that forks, and so holds both
-        self._checkpoint: threading.Thread | None = None
-        self._checkpoint_due = 0.0
+        self._checkpoint: threading.Timer | None = None
         _files_of_this_process().add(self)
 
     # Adding rows.
@@ -932,9 +913,12 @@ class _LogFile:
         all, and then raises _LogFileError.
         """
         with self._transaction() as db:
-            if id is not None and self._own_id.fullmatch(id):
-                raise ValueError(f"id {id!r} has the form of this server's own ids")
-            dropped = name is not None and self._drop(db, channel, name)
+            if id is not None:
+                _refuse_own_id(id, self.epoch)
+            dropped = 0
+            if name is not None:
+                drop = "DELETE FROM retained WHERE channel IS ? AND name = ?"
+                dropped = db.execute(drop, (channel, name)).rowcount
             if kind == _FORGET and not dropped:
                 return 0
             newest = "SELECT number, total FROM events ORDER BY number DESC LIMIT 1"
@@ -957,27 +941,13 @@ class _LogFile:
                 self._begin_checkpoint()
         return number
 
-    def _drop(self, db: sqlite3.Connection, *key: str | None) -> bool:
-        """Drop what is retained under this channel and name, if there is something."""
-        which = "SELECT number, size FROM retained WHERE channel IS ? AND name = ?"
-        number, size = db.execute(which, key).fetchone() or (0, 0)
-        if number:
-            db.execute("DELETE FROM retained WHERE number = ?", (number,))
-            self._count_retained(db, -1, -size)
-        return number > 0
-
     def _retain(self, db: sqlite3.Connection, *row: Any) -> None:
         """Retain an event; forget those that did not change for the longest time."""
         db.execute("INSERT INTO retained VALUES (?,?,?,?,?)", row)
-        self._count_retained(db, 1, row[-1])
-        is_full = "retained > max_retained OR retained_bytes > max_bytes"
-        while db.execute(f"SELECT {is_full} FROM state").fetchone()[0]:
-            oldest = "SELECT channel, name FROM retained ORDER BY number LIMIT 1"
-            self._drop(db, *db.execute(oldest).fetchone())
-
-    def _count_retained(self, db: sqlite3.Connection, *change: int) -> None:
-        counts = "retained = retained + ?, retained_bytes = retained_bytes + ?"
-        db.execute(f"UPDATE state SET {counts}", change)
+        is_full = "SELECT retained > max_retained OR retained_bytes > max_bytes"
+        while db.execute(f"{is_full} FROM state").fetchone()[0]:
+            oldest = "SELECT min(number) FROM retained"
+            db.execute(f"DELETE FROM retained WHERE number = ({oldest})")
 
     def _trim(self, db: sqlite3.Connection) -> None:
         """Forget the oldest rows, some at a time, but never the newest.
@@ -1010,18 +980,16 @@ class _LogFile:
             db.execute(f"UPDATE state SET {bounds}", self._bounds)
             self._trim(db)
 
-    def begin(self) -> tuple[int, int, list[_Row]]:
-        """Where to begin to read: the position before the oldest row, and the newest.
-
-        And what is retained after the newest row.
-        """
+    def begin(self) -> tuple[int, list[_Row]]:
+        """The position before the oldest row, and what is retained of that time."""
         with self._reading() as db, db:
             db.execute("BEGIN")  # one state of the file
-            bounds = db.execute("SELECT min(number), max(number) FROM events")
-            oldest, newest = bounds.fetchone()
+            (oldest,) = db.execute("SELECT min(number) FROM events").fetchone()
+            base = (oldest or 1) - 1
             columns = f"number, '{_EVENT}', body, channel, NULL, name, 0.0"
-            found = db.execute(f"SELECT {columns} FROM retained ORDER BY number")
-            return (oldest or 1) - 1, newest or 0, list(map(_Row._make, found))
+            which = "WHERE number <= ? ORDER BY number"
+            found = db.execute(f"SELECT {columns} FROM retained {which}", (base,))
+            return base, list(map(_Row._make, found))
 
     def read(self, after: int) -> tuple[list[_Row], bool]:
         """The next rows after this number, and whether there may be more.
@@ -1045,27 +1013,19 @@ class _LogFile:
         return rows, size >= _BATCH_BYTES or len(rows) == _FILE_BATCH_EVENTS
 
     def changed(self) -> bool:
-        """Whether somebody has added a row since the last call.
-
-        It is called often, and takes 5 us.  Once a second it looks whether the file is
-        still there.
-        """
-        try:
-            with self._read_lock:
-                self.open()
-                if time.monotonic() > self._check_due:
-                    self._refuse_replaced()
-                    self._check_due = time.monotonic() + _FILE_CHECK_SECONDS
-                found = self._connections[1].execute("PRAGMA data_version").fetchone()
-                before, self._version = self._version, found[0]
-                return bool(before != self._version)
-        except self._sqlite3.Error as error:
-            self._explain(error)
+        """Whether somebody has added a row since the last call; it takes 6 us."""
+        with self._reading() as db:
+            before = self._version
+            (self._version,) = db.execute("PRAGMA data_version").fetchone()
+            return before != self._version
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._read_lock, self._as_os_errors():
             self.open()
+            if time.monotonic() > self._check_due:
+                self._refuse_replaced()
+                self._check_due = time.monotonic() + _FILE_CHECK_SECONDS
             yield self._connections[1]
 
     @contextlib.contextmanager
@@ -1108,20 +1068,20 @@ class _LogFile:
             self._connections += writer, reader
             self._version = 0
             self._process = os.getpid()
-            if self._opener != self._process:
-                self._opener = self._process
-                # It is called at the end of the program, too.
-                self._leave = weakref.finalize(
-                    self, _leave_file, self._process, self._connections
-                )
+            # It is called at the end of the program, too.
+            self._leave = weakref.finalize(
+                self, _leave_file, self._process, self._connections
+            )
 
     def close(self) -> None:
         """Note that it was closed; the next call of another method opens it again."""
         with self._read_lock, self._write_lock:
-            if self._opener == os.getpid():
-                self._stop_checkpoint()
+            if self._process == os.getpid():
+                if self._checkpoint:
+                    self._checkpoint.cancel()
+                    self._checkpoint.join()
                 self._leave()
-                self._process = self._opener = 0
+                self._process = 0
 
     def before_fork(self) -> None:
         """Close the file until the fork has been made.
@@ -1132,10 +1092,7 @@ class _LogFile:
         self._read_lock.acquire()
         self._write_lock.acquire()
         self._forking = threading.get_ident()
-        self._stop_checkpoint()
-        while self._connections:
-            self._connections.pop().close()
-        self._process = 0
+        self.close()
 
     def after_fork(self) -> None:
         if self._forking == threading.get_ident():
@@ -1173,7 +1130,7 @@ class _LogFile:
         with db:
             db.execute("BEGIN IMMEDIATE")
             if self._is_new(db):
-                for statement in self._SCHEMA.split(";"):
+                for statement in self._SCHEMA.split("\n\n"):
                     db.execute(statement)
                 new = secrets.token_hex(4), "", 0, *self._bounds, 0, 0
                 db.execute("INSERT INTO state VALUES (?,?,?,?,?,?,?,?,?)", new)
@@ -1186,12 +1143,11 @@ class _LogFile:
                 if openers:
                     epoch = secrets.token_hex(4)
                 openers = 0
-            openers += self._opener != os.getpid()
-            state = epoch, this_boot, openers
+            state = epoch, this_boot, openers + 1
             db.execute("UPDATE state SET epoch = ?, boot = ?, openers = ?", state)
         if self.epoch and self.epoch != epoch:
             self._refuse(_REPLACED)
-        self.epoch, self._own_id = epoch, _own_ids(epoch)
+        self.epoch = epoch
         db.execute("PRAGMA synchronous = NORMAL")  # the event loop waits for no disk
         db.execute("PRAGMA busy_timeout = 0")  # see _patiently
         db.execute("PRAGMA wal_autocheckpoint = 0")  # see _begin_checkpoint
@@ -1236,12 +1192,9 @@ class _LogFile:
         try:
             yield
         except self._sqlite3.Error as error:
-            self._explain(error)
-
-    def _explain(self, error: Exception) -> NoReturn:
-        text = str(error)
-        found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
-        self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
+            text = str(error)
+            found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
+            self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
 
     def _identify(self) -> tuple[int, int, int, int]:
         """The file and its WAL, for comparing; and the size of the WAL."""
@@ -1261,24 +1214,18 @@ class _LogFile:
     # Moving the rows from the WAL into the file.
 
     def _begin_checkpoint(self) -> None:
-        """Let a thread do it, which may wait for the disk.
+        """Let a thread do it soon, which may wait for the disk.
 
         A PASSIVE checkpoint waits for nobody, and so does most of the work; but where
         somebody always writes it never empties the WAL.  RESTART then makes the writers
         wait, for a short time.
         """
-        running = self._checkpoint and self._checkpoint.is_alive()
-        if running or time.monotonic() < self._checkpoint_due:
-            return
-        thread = threading.Thread(target=self._move, daemon=True)
-        with contextlib.suppress(RuntimeError):  # the next add() tries again
-            thread.start()
-            self._checkpoint = thread
-
-    def _stop_checkpoint(self) -> None:
-        if self._checkpoint:
-            self._checkpoint.join()
-            self._checkpoint = None
+        if not self._checkpoint or not self._checkpoint.is_alive():
+            timer = threading.Timer(_FILE_CHECKPOINT_SECONDS, self._move)
+            timer.daemon = True
+            with contextlib.suppress(RuntimeError):  # the next add() tries again
+                timer.start()
+                self._checkpoint = timer
 
     def _move(self) -> None:
         ends = time.monotonic() + _FILE_CHECKPOINT_SECONDS
@@ -1290,7 +1237,6 @@ class _LogFile:
                 if not is_busy:
                     break
                 time.sleep(_FILE_RETRY_SECONDS)
-        self._checkpoint_due = time.monotonic() + _FILE_CHECKPOINT_SECONDS
 
 
 # What SQLite says, in part, and what to do.
@@ -1315,6 +1261,7 @@ def _leave_file(process: int, connections: list[sqlite3.Connection]) -> None:
         return
     with contextlib.suppress(Exception):  # then the file is not noted as closed
         connections[0].execute("PRAGMA synchronous = FULL")
+        connections[0].execute("PRAGMA busy_timeout = 500")  # ms, for others' writing
         connections[0].execute("UPDATE state SET openers = openers - 1")
     while connections:
         connections.pop().close()
@@ -2966,7 +2913,6 @@ class _Intake:
         # Nothing is logged under it, because a logging handler may publish.
         self.lock = threading.RLock()
         self.bell = _Bell()
-        self._is_loaded = False  # whether the log has begun where the file does
         self._file_fault = ""  # why the file cannot be read now
         self._look_timer: asyncio.TimerHandle | None = None
         self._is_followed = False  # whether there is any stream
@@ -3089,7 +3035,7 @@ class _Intake:
     def catch_up(self) -> None:
         """Take in what is new now, from any thread.
 
-        Where no event loop does that by itself, it raises OSError if it fails.
+        Raises OSError if it fails, unless an event loop does that by itself and notes it.
         """
         loop, file = self.bell.loop, self.file
         if not file or self.closed_because:
@@ -3098,63 +3044,59 @@ class _Intake:
             return  # in a forked child, nobody may ever release the lock
         with self.lock:
             before = self.log.newest
-            if loop:
-                self._take_in_all(file)
-                if before < self.log.newest:
-                    self.bell.ring_from_any_thread()
-            else:
+            try:
                 while self._take_in(file):
                     pass
+            except OSError:
+                if not loop:
+                    raise
+            if not loop:
                 self.log.advance(self.log.newest)
+            elif before < self.log.newest:
+                self.bell.ring_from_any_thread()
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
+        self.catch_up()
         with self.lock:
-            if self.file:
-                self._take_in_all(self.file)
             return self.log.is_repeated(id, body, channel)
-
-    def _take_in_all(self, file: _LogFile) -> None:
-        with contextlib.suppress(OSError):  # the event loop notes it
-            while self._take_in(file):
-                pass
 
     def _take_in(self, file: _LogFile) -> bool:
         """Take in the next rows of the file; return whether there may be more."""
-        log = self.log
         with self.lock:
-            rows, has_more = file.read(log.newest) if self._is_loaded else ([], True)
-            if not self._is_loaded or (rows and rows[0].number != log.newest + 1):
+            rows, has_more = file.read(self.log.newest)
+            is_behind = rows and rows[0].number != self.log.newest + 1
+            if is_behind or self.log.epoch != file.epoch:
                 # Rows were forgotten before they could be read: that is a gap.
-                state = file.begin()
-                log.begin(file.epoch, *state)
-                self._is_loaded = has_more = True
-            else:
-                for row in rows:
-                    log.take(row)
+                self.log.begin(file.epoch, *file.begin())
+                return True
+            for row in rows:
+                self.log.take(row)
         return has_more
 
     def read_news(self) -> None:
         """Take in what is new, in the event loop, when all before it was written."""
         self.has_news = False  # before it reads, as another thread may publish now
+        before, self._file_fault = self._file_fault, ""
         try:
             if self.file and self._take_in(self.file):
                 self.has_news = True
         except OSError as error:
-            self._note_file_fault(str(error))
-        else:
-            self._note_file_fault("")
+            self._file_fault = str(error)
+        if self._file_fault != before:
+            if self._file_fault:
+                logger.error("%s", self._file_fault)
+            else:
+                logger.info("the history file can be read again")
 
     def _look(self, file: _LogFile) -> None:
         """See whether another process has published."""
-        try:
+        has_changed = True
+        with contextlib.suppress(OSError):  # read_news() will say why
             has_changed = file.changed()
-        except OSError as error:
-            self._note_file_fault(str(error))
-        else:
-            if has_changed or self._file_fault:
-                self.has_news = True
-                self.bell.ring()
+        if has_changed or self._file_fault:
+            self.has_news = True
+            self.bell.ring()
         seconds = _FILE_LOOK_SECONDS if self._is_followed else _FILE_IDLE_SECONDS
         loop = asyncio.get_running_loop()
         self._look_timer = loop.call_later(seconds, self._look, file)
@@ -3166,20 +3108,12 @@ class _Intake:
             self._look_timer.cancel()
             self._look(self.file)
 
-    def _note_file_fault(self, fault: str) -> None:
-        if fault and fault != self._file_fault:
-            logger.error("%s", fault)
-        elif self._file_fault and not fault:
-            logger.info("the history file can be read again")
-        self._file_fault = fault
-
     def find(self, id: str, key: Any) -> int | None:
         """The position of an id, which another process may have published just now."""
         position = self.log.find(id, key)
         if position is None and self.file:
-            self._take_in_all(self.file)
+            self.catch_up()
             position = self.log.find(id, key)
-            self.bell.ring()
         return position
 
     def has_ended(
@@ -3202,7 +3136,8 @@ class _Intake:
     def key_of_seen(self, id: str) -> Any:
         """The sort key of an id that a client has seen; None: it has none."""
         with contextlib.suppress(Exception):  # the publisher never gave such an id
-            return None if self.log.own_id.fullmatch(id) else self.key_of(id)
+            is_own = _number_in(id, self.log.epoch) is not None
+            return None if is_own else self.key_of(id)
         return None
 
 

@@ -817,7 +817,7 @@ def size_of(log):
 
 def id_at(log, number):
     """What the log itself names an event of this number."""
-    return f"{log._epoch}-{number}"
+    return f"{log.epoch}-{number}"
 
 
 def cost_of(frame, *names):
@@ -1996,7 +1996,9 @@ class LogFileTestCase(unittest.TestCase):
         return [row.body.decode() for row in self.rows(file, after)]
 
     def retained(self, file):
-        return [(row.channel, row.name, row.body) for row in file.begin()[2]]
+        with contextlib.closing(sqlite3.connect(file.path)) as db:
+            columns = "channel, name, body"
+            return [*db.execute(f"SELECT {columns} FROM retained ORDER BY number")]
 
     def other(self):
         """Another program's access to the file."""
@@ -2141,7 +2143,7 @@ class LogFileTest(LogFileTestCase):
                     numbers = [row.number for row in self.rows(file)]
                     first = max(1, number + 1 - held)
                     self.assertEqual(numbers, [*range(first, number + 1)])
-                self.assertEqual(file.begin(), (first - 1, number, []))
+                self.assertEqual(file.begin(), (first - 1, []))
 
     def test_what_is_too_old_is_forgotten(self):
         file = self.file(9, 10**6, 9, 60)
@@ -2727,21 +2729,20 @@ class LogFileModelTest(LogFileTestCase):
     def begin(self):
         file = self.random.choice(self.files)
         file.set_bounds()
-        base, newest, retained = file.begin()
-        self.assertEqual(newest, len(self.model.rows))
-        expected = [
-            (number, self.model.rows[number - 1][1], *key)
-            for key, number in self.model.retained.items()
-        ]
-        found = [(row.number, row.body, row.channel, row.name) for row in retained]
-        self.assertEqual(found, expected)
-        # To set bounds is to forget, for which the next add() might have waited.
+        base, begun_with = file.begin()
         rows = self.model.rows
+        retained = self.model.retained
+        expected = [(*key, rows[number - 1][1]) for key, number in retained.items()]
+        self.assertEqual(self.retained(file), expected)
+        # To set bounds is to forget, for which the next add() might have waited.
         held = range(self.model.base + 1, len(rows) + 1)
         while len(held) > 1 and self.model.is_full(held, self.model.max_events):
             held = held[1:]
         self.model.base = held[0] - 1 if held else 0
         self.assertEqual(base, self.model.base)
+        found = [(row.channel, row.name, row.number) for row in begun_with]
+        older = [(*key, n) for key, n in retained.items() if n <= base]
+        self.assertEqual(found, older)
 
     def reopen(self):
         self.random.choice(self.files).close()
@@ -2917,7 +2918,8 @@ class LogFileProcessTest(LogFileTestCase):
             while rows := file.read(after)[0]:
                 count += len(rows)
                 after = rows[-1].number
-            print(after, count, file.begin()[2][0].number)
+            retained = file._connections[1].execute("SELECT number FROM retained")
+            print(after, count, *retained.fetchone())
         """
         (out,) = self.python(program, prefix=("unshare", "-m"))
         *lines, last = out.splitlines()
