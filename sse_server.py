@@ -1955,45 +1955,36 @@ class _Site:
         `permit` is what `authorize` has allowed, or the error to answer with; None: it
         was not asked.  `body` is the whole body; None: it was not read.
         """
-        return self._answered(request, self._decide, request, permit, body, is_full)
-
-    def publish_body(self, publication: _Publication) -> _Response:
-        """Publish, in a thread; the answer, also if it fails."""
-        request, body = publication
-        decision = self._answered(request, self._publish_body, request, body)
-        return cast(_Response, decision)
-
-    def _answered(
-        self, request: Request, decide: Callable[..., _Decision], *known: Any
-    ) -> _Decision:
-        """What it decides; an error becomes the answer that tells of it."""
+        decision: _Decision
         try:
-            decision = decide(*known)
-        except HTTPError as error:
-            logger.debug("%s: %s", request.peer, error)
-            decision = _error_response(error)
-            error.__traceback__ = None  # it would hold this frame, which holds it
-        except Exception:
-            logger.exception("%s: answering a request failed", request.peer)
-            decision = _error_response(HTTPError(500))
-        if isinstance(decision, _Stream):
-            return decision._replace(head=self._add_fields(request, decision.head))
+            if is_full or self.closed_because():
+                decision = self._turn_away(request)
+            elif self._is_here(request):
+                decision = self._decide_here(request, permit, body)
+            else:
+                decision = self._decide_elsewhere(request, body)
+        except Exception as error:
+            decision = self._answer_failure(request, error)
         if isinstance(decision, _Response):
             return self._add_fields(request, decision)
         return decision
 
-    def _decide(
-        self,
-        request: Request,
-        permit: _Permit | HTTPError | None,
-        body: bytes | None,
-        is_full: bool,
-    ) -> _Decision:
-        if is_full or self.closed_because():
-            return self._turn_away(request)
-        if self._is_here(request):
-            return self._decide_here(request, permit, body)
-        return self._decide_elsewhere(request, body)
+    def publish_body(self, publication: _Publication) -> _Response:
+        """Publish, in a thread; the answer, also if it fails."""
+        request, body = publication
+        try:
+            response = self._publish_body(request, body)
+        except Exception as error:
+            response = self._answer_failure(request, error)
+        return self._add_fields(request, response)
+
+    def _answer_failure(self, request: Request, error: Exception) -> _Response:
+        if not isinstance(error, HTTPError):
+            logger.exception("%s: answering a request failed", request.peer)
+            return _error_response(HTTPError(500))
+        logger.debug("%s: %s", request.peer, error)
+        error.__traceback__ = None  # its frames hold a request's permit, and this is it
+        return _error_response(error)
 
     def _is_here(self, request: Request) -> bool:
         """Whether it is on the path of the stream."""
@@ -2010,15 +2001,12 @@ class _Site:
         if body is None and request.has_body:
             return self._want_body(request, keep=False)
         if self.read_page and request.path == "/" and request.method in ("GET", "HEAD"):
-            return self._answer_page(self.read_page)
+            try:
+                return _Response(200, _FILE_HEADERS, self.read_page())
+            except OSError as error:
+                logger.error("the page: %s", error)
+                raise HTTPError(500, "the page cannot be read") from None
         return self._ok_page if _is_navigation(request) else _OK
-
-    def _answer_page(self, read: Callable[[], bytes]) -> _Response:
-        try:
-            return _Response(200, _FILE_HEADERS, read())
-        except OSError as error:
-            logger.error("the page: %s", error)
-            raise HTTPError(500, "the page cannot be read") from None
 
     def _decide_here(
         self, request: Request, permit: _Permit | HTTPError | None, body: bytes | None
@@ -2098,6 +2086,7 @@ class _Site:
         head = _Response(200, headers, None, newest_id)
         if request.method == "HEAD":
             return head
+        head = self._add_fields(request, head)
         return _Stream(head, channels, chunked, gzip, last_id, replay)
 
     def _may_count(self, request: Request) -> bool:
