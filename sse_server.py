@@ -1983,7 +1983,7 @@ class _Site:
             logger.exception("%s: answering a request failed", request.peer)
             return _error_response(HTTPError(500))
         logger.debug("%s: %s", request.peer, error)
-        error.__traceback__ = None  # its frames hold a request's permit, and this is it
+        error.__traceback__ = None  # its frames hold it, as a permit
         return _error_response(error)
 
     def _is_here(self, request: Request) -> bool:
@@ -2199,14 +2199,20 @@ class _Site:
         """POST: the body is the data; event, channel, id, retain stand in the query."""
         try:
             fields = _event_fields(request.parameters)
+            finishes = fields.pop("finish", False)
             data = body.decode()
+            others = [name for name in fields if name != "channel"]
+            others += ["a body"] if data else []
+            if finishes and others:
+                found = ", ".join(others)
+                raise ValueError(f"finish=1 together with {found}; allowed is channel")
         except UnicodeDecodeError as error:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
         try:
-            if fields.pop("finish", False):
-                id = self.finish(_finished_channel(data, **fields))
+            if finishes:
+                id = self.finish(fields.get("channel"))
             else:
                 id = self.publish(data, **fields)
         except RuntimeError as error:  # it was closed meanwhile
@@ -2280,14 +2286,6 @@ def _event_fields(parameters: dict[str, list[str]]) -> dict[str, Any]:
     return fields
 
 
-def _finished_channel(data: str, channel: str | None = None, **others: Any) -> Any:
-    """The channel that a POST finishes; ValueError if it also publishes something."""
-    if data or others:
-        found = ", ".join([*others, "a body"] if data else others)
-        raise ValueError(f"finish=1 together with {found}; allowed is channel")
-    return channel
-
-
 def _is_navigation(request: Request) -> bool:
     """Whether a browser asks for a page to show, in an address bar or by a link."""
     reads = request.method in ("GET", "HEAD") and request.accepts("text/html")
@@ -2301,24 +2299,14 @@ def _note(title: str, *paragraphs: str) -> _Response:
     return _Response(200, _NOTE_HEADERS, page.encode("utf-8", "replace"))
 
 
-def _for_some(content_type: str, *others: tuple[str, str]) -> _Headers:
-    """The fields of an answer that only those get who accept it, and only now."""
-    uncached = ("Cache-Control", "no-store"), ("Vary", "Accept")
-    return (("Content-Type", content_type), *uncached, *others, _NOSNIFF)
-
-
+_HTML = ("Content-Type", "text/html; charset=utf-8")
+# Of an answer that only those get who accept it, and only now.
+_FOR_SOME = (("Cache-Control", "no-store"), ("Vary", "Accept"), _NOSNIFF)
+_STATS_HEADERS = (("Content-Type", "application/json"), *_FOR_SOME)
 # An EventSource may be tried from the browser's console.
-_NO_SCRIPTS = (
-    "Content-Security-Policy",
-    "script-src 'none'; frame-ancestors 'none'",
-)
-_FILE_HEADERS = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("Cache-Control", "no-cache"),  # so that an edit is seen
-    _NOSNIFF,
-)
-_NOTE_HEADERS = _for_some("text/html; charset=utf-8", _NO_SCRIPTS)
-_STATS_HEADERS = _for_some("application/json")
+_NOTE_POLICY = "script-src 'none'; frame-ancestors 'none'"
+_NOTE_HEADERS = (_HTML, *_FOR_SOME, ("Content-Security-Policy", _NOTE_POLICY))
+_FILE_HEADERS = (_HTML, ("Cache-Control", "no-cache"), _NOSNIFF)  # an edit is seen
 _OK = _Response(200, _TEXT_HEADERS, b"ok")
 _GZIP = ("Content-Encoding", "gzip")
 
@@ -6548,8 +6536,9 @@ _PAGE_POLICY = (
     f"style-src {_csp_hash(b'style')}; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_PAGE_HEADERS = _for_some(
-    "text/html; charset=utf-8",
+_PAGE_HEADERS = (
+    _HTML,
+    *_FOR_SOME,
     ("Content-Security-Policy", _PAGE_POLICY),
     ("Referrer-Policy", "no-referrer"),
 )
