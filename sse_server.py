@@ -1760,13 +1760,13 @@ class _Response(NamedTuple):
     is_last: bool = False  # the connection is closed after it
 
     @property
-    def fields(self) -> list[tuple[bytes, bytes]]:
-        """Its header fields for ASGI, without those that are about the connection."""
-        fields = [*_encode_fields(self.headers)]
+    def fields(self) -> _Headers:
+        """Its header fields, without those that are about the connection."""
+        fields = self.headers
         if self.body is not None and self.status not in (204, 304):
-            fields.append((b"content-length", b"%d" % len(self.body)))
+            fields += (("Content-Length", str(len(self.body))),)
         if self.newest_id:
-            fields.append((b"last-event-id", self.newest_id.encode()))
+            fields += (("Last-Event-ID", self.newest_id),)
         return fields
 
     def render(self, now: float, request: Request | None, connection: str) -> bytes:
@@ -1774,30 +1774,22 @@ class _Response(NamedTuple):
 
         `connection` is the value of the field Connection, "" for no such field.
         """
-        headers, size = self.headers, None
+        fields = self.fields
         if self.body is None and request and request.version >= (1, 1):
-            headers = (*headers, ("Transfer-Encoding", "chunked"))
-        elif self.body is not None and self.status not in (204, 304):
-            size = len(self.body)
-        head = _render_head(self.status, headers, size, connection, int(now))
-        if self.newest_id:
-            head += b"Last-Event-ID: %b\r\n" % self.newest_id.encode()
+            fields += (("Transfer-Encoding", "chunked"),)
+        if connection:
+            fields += (("Connection", connection),)
+        head = _render_head(self.status, fields, int(now))
         without_body = request and request.method == "HEAD"
-        return head + b"\r\n" + (b"" if without_body else self.body or b"")
+        return head + (b"" if without_body else self.body or b"")
 
 
 @functools.lru_cache(maxsize=256)
-def _render_head(
-    status: int, headers: _Headers, size: int | None, connection: str, second: int
-) -> bytes:
+def _render_head(status: int, fields: _Headers, second: int) -> bytes:
+    date = email.utils.formatdate(second, usegmt=True)
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    if size is not None:
-        lines.append(f"Content-Length: {size}")
-    if connection:
-        lines.append(f"Connection: {connection}")
-    lines += [f"Date: {email.utils.formatdate(second, usegmt=True)}", ""]
-    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+    lines += [f"{name}: {value}" for name, value in (*fields, ("Date", date))]
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
 @functools.lru_cache(maxsize=256)
@@ -4714,7 +4706,7 @@ class _Call(_Reader):
             discarded += len(await self._receive_part())
 
     async def _send_head(self, response: _Response) -> None:
-        status, fields = response.status, response.fields
+        status, fields = response.status, [*_encode_fields(response.fields)]
         start = {"type": "http.response.start", "status": status, "headers": fields}
         await self._send(start)
 
