@@ -6208,7 +6208,7 @@ const address = location.href.split("#")[0], query = new URL(address).searchPara
 const asks = ["replay", "last_event_id", "lastEventId"].some((one) => query.has(one));
 let total = 0, fresh = 0, gaps = 0, following = true, timer;
 let state = "", reason = "", failures = 0, opened = 0, heard = 0, retry = 2000, wake;
-let lastId = "", firstId = "", newestId = "", caughtUp = false, rest = "", fields = {};
+let lastId = "", newestId = "", caughtUp = false, rest = "", fields = {};
 
 // The stream as this server writes it, with LF alone (HTML standard, 9.2.6).
 function decode(text) {
@@ -6252,9 +6252,8 @@ function receive(name, id, data, earlier) {
 }
 function add(data, name = "", id = "", at = Date.now(), isJSON = false) {  // or a note
   // A mere slice would keep the whole long text that it was cut from in memory.
-  const copy = (text, most) => JSON.parse(JSON.stringify(text.slice(0, most)));
-  const event = {name: copy(name, NAME), id: copy(id, NAME), text: copy(data, TEXT),
-    at, isJSON, size: data.length, skipped: 0};
+  const event = structuredClone({name: name.slice(0, NAME), id: id.slice(0, NAME),
+    text: data.slice(0, TEXT), at, isJSON, size: data.length, skipped: 0});
   if (matches(event)) pending.push(event);
   if (pending.length >= ROWS)
     pending[ROWS / 5].skipped += ROWS / 5 + pending.splice(0, ROWS / 5)[0].skipped;
@@ -6401,7 +6400,7 @@ async function follow() {
     // unless more may be owed to a new client: what its address asks for, or what is
     // retained, which begins to come within the first moment.
     const owed = asks || rest || fields.data || Date.now() - opened < MOMENT;
-    if (state === "live" && total === 0 && !owed) firstId ||= newestId;
+    if (state === "live" && total === 0 && !owed) lastId ||= newestId;
     if (state === "live" || next === "finished") add(why);
     const wait = Math.max(retry, Math.min(BACK_OFF, retry * 2 ** failures));
     show(next, next === "reconnecting" ? `in ${duration(wait)}: ${why}` : why);
@@ -6413,8 +6412,7 @@ async function follow() {
 }
 async function connect() {  // until it ends; returns what comes next, and why
   // Header values are bytes: UTF-8, each byte in the place of one Latin-1 character.
-  const bytes = String.fromCharCode(...new TextEncoder().encode(lastId));
-  const id = bytes || (total === 0 ? firstId : "");
+  const id = String.fromCharCode(...new TextEncoder().encode(lastId));
   const headers = {Accept: "text/event-stream", ...id && {"Last-Event-ID": id}};
   const answer = await fetch(address, {headers, cache: "no-store"});
   const {status, body} = answer, type = answer.headers.get("Content-Type") || "no type";
@@ -6451,11 +6449,10 @@ function show(newState = state, why = reason) {
     : silent >= SILENT ? `silent for ${duration(silent)}`
     : gaps > 0 ? `events were missed ${gaps === 1 ? "once" : gaps + " times"}` : "";
 }
-let before = 0, then = 0;
+let then = 0;
 function eachSecond() {
-  const now = performance.now();
-  const rate = Math.round((fresh - before) * 1e4 / (now - then)) / 10;
-  [before, then] = [fresh, now];
+  const now = performance.now(), rate = Math.round(fresh * 1e4 / (now - then)) / 10;
+  [fresh, then] = [0, now];
   addPoint(null, "events/s", rate, Date.now());
   document.title = (state === "live" ? `${rate}/s ` : state + " ") + location.pathname;
   show();
