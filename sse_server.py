@@ -1711,13 +1711,13 @@ class _Response(NamedTuple):
     is_last: bool = False  # the connection is closed after it
 
     @property
-    def fields(self) -> list[tuple[bytes, bytes]]:
-        """Its header fields for ASGI, without those that are about the connection."""
-        fields = [*_encode_fields(self.headers)]
+    def fields(self) -> _Headers:
+        """Its header fields, without those that are about the connection."""
+        fields = self.headers
         if self.body is not None and self.status not in (204, 304):
-            fields.append((b"content-length", b"%d" % len(self.body)))
+            fields += (("Content-Length", str(len(self.body))),)
         if self.newest_id:
-            fields.append((b"last-event-id", self.newest_id.encode()))
+            fields += (("Last-Event-ID", self.newest_id),)
         return fields
 
     def render(self, now: float, request: Request | None, connection: str) -> bytes:
@@ -1725,30 +1725,22 @@ class _Response(NamedTuple):
 
         `connection` is the value of the field Connection, "" for no such field.
         """
-        headers, size = self.headers, None
+        fields = self.fields
         if self.body is None and request and request.version >= (1, 1):
-            headers = (*headers, ("Transfer-Encoding", "chunked"))
-        elif self.body is not None and self.status not in (204, 304):
-            size = len(self.body)
-        head = _render_head(self.status, headers, size, connection, int(now))
-        if self.newest_id:
-            head += b"Last-Event-ID: %b\r\n" % self.newest_id.encode()
+            fields += (("Transfer-Encoding", "chunked"),)
+        if connection:
+            fields += (("Connection", connection),)
+        head = _render_head(self.status, fields, int(now))
         without_body = request and request.method == "HEAD"
-        return head + b"\r\n" + (b"" if without_body else self.body or b"")
+        return head + (b"" if without_body else self.body or b"")
 
 
 @functools.lru_cache(maxsize=256)
-def _render_head(
-    status: int, headers: _Headers, size: int | None, connection: str, second: int
-) -> bytes:
+def _render_head(status: int, fields: _Headers, second: int) -> bytes:
+    date = email.utils.formatdate(second, usegmt=True)
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    if size is not None:
-        lines.append(f"Content-Length: {size}")
-    if connection:
-        lines.append(f"Connection: {connection}")
-    lines += [f"Date: {email.utils.formatdate(second, usegmt=True)}", ""]
-    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+    lines += [f"{name}: {value}" for name, value in (*fields, ("Date", date))]
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
 @functools.lru_cache(maxsize=256)
@@ -1906,45 +1898,36 @@ class _Site:
         `permit` is what `authorize` has allowed, or the error to answer with; None: it
         was not asked.  `body` is the whole body; None: it was not read.
         """
-        return self._answered(request, self._decide, request, permit, body, is_full)
-
-    def publish_body(self, publication: _Publication) -> _Response:
-        """Publish, in a thread; the answer, also if it fails."""
-        request, body = publication
-        decision = self._answered(request, self._publish_body, request, body)
-        return cast(_Response, decision)
-
-    def _answered(
-        self, request: Request, decide: Callable[..., _Decision], *known: Any
-    ) -> _Decision:
-        """What it decides; an error becomes the answer that tells of it."""
+        decision: _Decision
         try:
-            decision = decide(*known)
-        except HTTPError as error:
-            logger.debug("%s: %s", request.peer, error)
-            decision = _error_response(error)
-            error.__traceback__ = None  # it would hold this frame, which holds it
-        except Exception:
-            logger.exception("%s: answering a request failed", request.peer)
-            decision = _error_response(HTTPError(500))
-        if isinstance(decision, _Stream):
-            return decision._replace(head=self._add_fields(request, decision.head))
+            if is_full or self.closed_because():
+                decision = self._turn_away(request)
+            elif self._is_here(request):
+                decision = self._decide_here(request, permit, body)
+            else:
+                decision = self._decide_elsewhere(request, body)
+        except Exception as error:
+            decision = self._answer_failure(request, error)
         if isinstance(decision, _Response):
             return self._add_fields(request, decision)
         return decision
 
-    def _decide(
-        self,
-        request: Request,
-        permit: _Permit | HTTPError | None,
-        body: bytes | None,
-        is_full: bool,
-    ) -> _Decision:
-        if is_full or self.closed_because():
-            return self._turn_away(request)
-        if self._is_here(request):
-            return self._decide_here(request, permit, body)
-        return self._decide_elsewhere(request, body)
+    def publish_body(self, publication: _Publication) -> _Response:
+        """Publish, in a thread; the answer, also if it fails."""
+        request, body = publication
+        try:
+            response = self._publish_body(request, body)
+        except Exception as error:
+            response = self._answer_failure(request, error)
+        return self._add_fields(request, response)
+
+    def _answer_failure(self, request: Request, error: Exception) -> _Response:
+        if not isinstance(error, HTTPError):
+            logger.exception("%s: answering a request failed", request.peer)
+            return _error_response(HTTPError(500))
+        logger.debug("%s: %s", request.peer, error)
+        error.__traceback__ = None  # its frames hold it, as a permit
+        return _error_response(error)
 
     def _is_here(self, request: Request) -> bool:
         """Whether it is on the path of the stream."""
@@ -1962,15 +1945,12 @@ class _Site:
         if body is None and request.has_body:
             return self._want_body(request, keep=False)
         if self.read_page and request.path == "/" and request.method in ("GET", "HEAD"):
-            return self._answer_page(self.read_page)
+            try:
+                return _Response(200, _FILE_HEADERS, self.read_page())
+            except OSError as error:
+                logger.error("the page: %s", error)
+                raise HTTPError(500, "the page cannot be read") from None
         return self._ok_page if _is_navigation(request) else _OK
-
-    def _answer_page(self, read: Callable[[], bytes]) -> _Response:
-        try:
-            return _Response(200, _FILE_HEADERS, read())
-        except OSError as error:
-            logger.error("the page: %s", error)
-            raise HTTPError(500, "the page cannot be read") from None
 
     def _decide_here(
         self, request: Request, permit: _Permit | HTTPError | None, body: bytes | None
@@ -2050,6 +2030,7 @@ class _Site:
         head = _Response(200, headers, None, newest_id)
         if request.method == "HEAD":
             return head
+        head = self._add_fields(request, head)
         return _Stream(head, channels, chunked, gzip, last_id, replay)
 
     def _may_count(self, request: Request) -> bool:
@@ -2162,14 +2143,20 @@ class _Site:
         """POST: the body is the data; event, channel, id, retain stand in the query."""
         try:
             fields = _event_fields(request.parameters)
+            finishes = fields.pop("finish", False)
             data = body.decode()
+            others = [name for name in fields if name != "channel"]
+            others += ["a body"] if data else []
+            if finishes and others:
+                found = ", ".join(others)
+                raise ValueError(f"finish=1 together with {found}; allowed is channel")
         except UnicodeDecodeError as error:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
         except ValueError as error:
             raise HTTPError(400, str(error)) from None
         try:
-            if fields.pop("finish", False):
-                id = self.finish(_finished_channel(data, **fields))
+            if finishes:
+                id = self.finish(fields.get("channel"))
             else:
                 id = self.publish(data, **fields)
         except RuntimeError as error:  # it was closed meanwhile
@@ -2243,14 +2230,6 @@ def _event_fields(parameters: dict[str, list[str]]) -> dict[str, Any]:
     return fields
 
 
-def _finished_channel(data: str, channel: str | None = None, **others: Any) -> Any:
-    """The channel that a POST finishes; ValueError if it also publishes something."""
-    if data or others:
-        found = ", ".join([*others, "a body"] if data else others)
-        raise ValueError(f"finish=1 together with {found}; allowed is channel")
-    return channel
-
-
 def _is_navigation(request: Request) -> bool:
     """Whether a browser asks for a page to show, in an address bar or by a link."""
     reads = request.method in ("GET", "HEAD") and request.accepts("text/html")
@@ -2264,24 +2243,14 @@ def _note(title: str, *paragraphs: str) -> _Response:
     return _Response(200, _NOTE_HEADERS, page.encode("utf-8", "replace"))
 
 
-def _for_some(content_type: str, *others: tuple[str, str]) -> _Headers:
-    """The fields of an answer that only those get who accept it, and only now."""
-    uncached = ("Cache-Control", "no-store"), ("Vary", "Accept")
-    return (("Content-Type", content_type), *uncached, *others, _NOSNIFF)
-
-
+_HTML = ("Content-Type", "text/html; charset=utf-8")
+# Of an answer that only those get who accept it, and only now.
+_FOR_SOME = (("Cache-Control", "no-store"), ("Vary", "Accept"), _NOSNIFF)
+_STATS_HEADERS = (("Content-Type", "application/json"), *_FOR_SOME)
 # An EventSource may be tried from the browser's console.
-_NO_SCRIPTS = (
-    "Content-Security-Policy",
-    "script-src 'none'; frame-ancestors 'none'",
-)
-_FILE_HEADERS = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("Cache-Control", "no-cache"),  # so that an edit is seen
-    _NOSNIFF,
-)
-_NOTE_HEADERS = _for_some("text/html; charset=utf-8", _NO_SCRIPTS)
-_STATS_HEADERS = _for_some("application/json")
+_NOTE_POLICY = "script-src 'none'; frame-ancestors 'none'"
+_NOTE_HEADERS = (_HTML, *_FOR_SOME, ("Content-Security-Policy", _NOTE_POLICY))
+_FILE_HEADERS = (_HTML, ("Cache-Control", "no-cache"), _NOSNIFF)  # an edit is seen
 _OK = _Response(200, _TEXT_HEADERS, b"ok")
 _GZIP = ("Content-Encoding", "gzip")
 
@@ -4677,7 +4646,7 @@ class _Call(_Reader):
             discarded += len(await self._receive_part())
 
     async def _send_head(self, response: _Response) -> None:
-        status, fields = response.status, response.fields
+        status, fields = response.status, [*_encode_fields(response.fields)]
         start = {"type": "http.response.start", "status": status, "headers": fields}
         await self._send(start)
 
@@ -6180,7 +6149,7 @@ const address = location.href.split("#")[0], query = new URL(address).searchPara
 const asks = ["replay", "last_event_id", "lastEventId"].some((one) => query.has(one));
 let total = 0, fresh = 0, gaps = 0, following = true, timer;
 let state = "", reason = "", failures = 0, opened = 0, heard = 0, retry = 2000, wake;
-let lastId = "", firstId = "", newestId = "", caughtUp = false, rest = "", fields = {};
+let lastId = "", newestId = "", caughtUp = false, rest = "", fields = {};
 
 // The stream as this server writes it, with LF alone (HTML standard, 9.2.6).
 function decode(text) {
@@ -6224,9 +6193,8 @@ function receive(name, id, data, earlier) {
 }
 function add(data, name = "", id = "", at = Date.now(), isJSON = false) {  // or a note
   // A mere slice would keep the whole long text that it was cut from in memory.
-  const copy = (text, most) => JSON.parse(JSON.stringify(text.slice(0, most)));
-  const event = {name: copy(name, NAME), id: copy(id, NAME), text: copy(data, TEXT),
-    at, isJSON, size: data.length, skipped: 0};
+  const event = structuredClone({name: name.slice(0, NAME), id: id.slice(0, NAME),
+    text: data.slice(0, TEXT), at, isJSON, size: data.length, skipped: 0});
   if (matches(event)) pending.push(event);
   if (pending.length >= ROWS)
     pending[ROWS / 5].skipped += ROWS / 5 + pending.splice(0, ROWS / 5)[0].skipped;
@@ -6373,7 +6341,7 @@ async function follow() {
     // unless more may be owed to a new client: what its address asks for, or what is
     // retained, which begins to come within the first moment.
     const owed = asks || rest || fields.data || Date.now() - opened < MOMENT;
-    if (state === "live" && total === 0 && !owed) firstId ||= newestId;
+    if (state === "live" && total === 0 && !owed) lastId ||= newestId;
     if (state === "live" || next === "finished") add(why);
     const wait = Math.max(retry, Math.min(BACK_OFF, retry * 2 ** failures));
     show(next, next === "reconnecting" ? `in ${duration(wait)}: ${why}` : why);
@@ -6385,8 +6353,7 @@ async function follow() {
 }
 async function connect() {  // until it ends; returns what comes next, and why
   // Header values are bytes: UTF-8, each byte in the place of one Latin-1 character.
-  const bytes = String.fromCharCode(...new TextEncoder().encode(lastId));
-  const id = bytes || (total === 0 ? firstId : "");
+  const id = String.fromCharCode(...new TextEncoder().encode(lastId));
   const headers = {Accept: "text/event-stream", ...id && {"Last-Event-ID": id}};
   const answer = await fetch(address, {headers, cache: "no-store"});
   const {status, body} = answer, type = answer.headers.get("Content-Type") || "no type";
@@ -6423,11 +6390,10 @@ function show(newState = state, why = reason) {
     : silent >= SILENT ? `silent for ${duration(silent)}`
     : gaps > 0 ? `events were missed ${gaps === 1 ? "once" : gaps + " times"}` : "";
 }
-let before = 0, then = 0;
+let then = 0;
 function eachSecond() {
-  const now = performance.now();
-  const rate = Math.round((fresh - before) * 1e4 / (now - then)) / 10;
-  [before, then] = [fresh, now];
+  const now = performance.now(), rate = Math.round(fresh * 1e4 / (now - then)) / 10;
+  [fresh, then] = [0, now];
   addPoint(null, "events/s", rate, Date.now());
   document.title = (state === "live" ? `${rate}/s ` : state + " ") + location.pathname;
   show();
@@ -6500,8 +6466,9 @@ _PAGE_POLICY = (
     f"style-src {_csp_hash(b'style')}; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_PAGE_HEADERS = _for_some(
-    "text/html; charset=utf-8",
+_PAGE_HEADERS = (
+    _HTML,
+    *_FOR_SOME,
     ("Content-Security-Policy", _PAGE_POLICY),
     ("Referrer-Policy", "no-referrer"),
 )

@@ -500,7 +500,7 @@ async function pageInUtcHasNoSwitch({ page, startServer }) {
 
 /** The time of each event is known, or the row says that it is not. */
 async function pageTellsWhatIsEarlier({ page, startServer, startRelay }) {
-  const server = await startServer({ retry: 0.2 });
+  const server = await startServer({ retry: 1 });
   const relay = await startRelay(server);
   await server.publish(
     { data: { kept: 1 }, event: "state", retain: true },
