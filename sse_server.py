@@ -1281,14 +1281,13 @@ class _LogFile:
 
     def _move(self) -> None:
         ends = time.monotonic() + _FILE_CHECKPOINT_SECONDS
-        db = self._connect(0)
-        with contextlib.suppress(self._sqlite3.Error), contextlib.closing(db):
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            while time.monotonic() < ends:
-                (is_busy, *_) = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-                if not is_busy:
-                    break
-                time.sleep(_FILE_RETRY_SECONDS)
+        with contextlib.suppress(self._sqlite3.Error):  # the next one tries again
+            with contextlib.closing(self._connect(0)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                restart, is_busy = "PRAGMA wal_checkpoint(RESTART)", 1
+                while is_busy and time.monotonic() < ends:
+                    (is_busy, *_) = db.execute(restart).fetchone()
+                    time.sleep(_FILE_RETRY_SECONDS)
         self._checkpoint_due = time.monotonic() + _FILE_CHECKPOINT_SECONDS
 
 

@@ -2590,6 +2590,18 @@ class LogFileTest(LogFileTestCase):
             file.add("event")
         file.close()
 
+    def test_a_thread_that_cannot_open_the_file_says_nothing(self):
+        file, said = self.file(), []
+        file.add("event")
+        error = sqlite3.OperationalError("unable to open database file")
+        with mock.patch.object(threading, "excepthook", said.append):
+            with mock.patch.object(sse_server, "_FILE_WAL_BYTES", 0):
+                with mock.patch.object(file, "_connect", side_effect=error):
+                    self.assertEqual([file.add("event"), file.add("event")], [2, 3])
+                    file._checkpoint.join()
+        self.assertEqual(said, [])
+        self.assertGreater(file._checkpoint_due, time.monotonic())
+
 
 class ModelFile:
     """What _LogFile promises, on a list of all rows that there ever were."""
