@@ -1140,6 +1140,9 @@ class _LogFile:
     def after_fork(self) -> None:
         if self._forking == threading.get_ident():
             self._forking = 0
+            if self._opener == os.getpid():  # the parent, which must note its end
+                with contextlib.suppress(OSError):  # the next call tries again
+                    self.open()
             self._write_lock.release()
             self._read_lock.release()
 

@@ -2879,6 +2879,24 @@ class LogFileProcessTest(LogFileTestCase):
         (openers,) = self.other().execute("SELECT openers FROM state").fetchone()
         self.assertEqual(openers, 2 + 1)
 
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork()")
+    def test_who_has_forked_and_does_nothing_more_has_closed_the_file(self):
+        program = """if True:
+            import os, sys
+            import sse_server
+
+            file = sse_server._LogFile(sys.argv[1], 1000, 2**24, 9)
+            file.add("event")
+            process = os.fork()
+            if not process:
+                os._exit(0)
+            os.waitpid(process, 0)
+        """
+        self.python(program)
+        self.python(program + "    file.close()\n")
+        (openers,) = self.other().execute("SELECT openers FROM state").fetchone()
+        self.assertEqual(openers, 0)
+
     @unittest.skipUnless(
         sys.platform == "linux" and os.geteuid() == 0 and shutil.which("unshare"),
         "only root can make a small disk, with Linux's unshare",
