@@ -1229,13 +1229,13 @@ class _LogFile:
 
     def _move(self) -> None:
         ends = time.monotonic() + _FILE_CHECKPOINT_SECONDS
-        db = self._connect(0)
-        with contextlib.suppress(self._sqlite3.Error), contextlib.closing(db):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(self._sqlite3.Error))
+            db = stack.enter_context(contextlib.closing(self._connect(0)))
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            while time.monotonic() < ends:
+            is_busy = 1
+            while is_busy and time.monotonic() < ends:
                 (is_busy, *_) = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-                if not is_busy:
-                    break
                 time.sleep(_FILE_RETRY_SECONDS)
 
 

@@ -2613,6 +2613,22 @@ class LogFileTest(LogFileTestCase):
             file.add("event")
         file.close()
 
+    def test_a_thread_that_cannot_open_the_file_says_nothing(self):
+        file, said = self.file(), []
+        file.add("event")
+        error = sqlite3.OperationalError("unable to open database file")
+        with (
+            mock.patch.object(threading, "excepthook", said.append),
+            mock.patch.multiple(
+                sse_server, _FILE_WAL_BYTES=0, _FILE_CHECKPOINT_SECONDS=0.01
+            ),
+            mock.patch.object(file, "_connect", side_effect=error) as connect,
+        ):
+            self.assertEqual([file.add("event"), file.add("event")], [2, 3])
+            file._checkpoint.join()
+        self.assertEqual(said, [])
+        connect.assert_called()
+
 
 class ModelFile:
     """What _LogFile promises, on a list of all rows that there ever were."""
@@ -2890,6 +2906,24 @@ class LogFileProcessTest(LogFileTestCase):
         # What os._exit() ended has not closed the file; this test has it open.
         (openers,) = self.other().execute("SELECT openers FROM state").fetchone()
         self.assertEqual(openers, 2 + 1)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork()")
+    def test_who_has_forked_and_does_nothing_more_has_closed_the_file(self):
+        program = """if True:
+            import os, sys
+            import sse_server
+
+            file = sse_server._LogFile(sys.argv[1], 1000, 2**24, 9)
+            file.add("event")
+            process = os.fork()
+            if not process:
+                os._exit(0)
+            os.waitpid(process, 0)
+        """
+        self.python(program)
+        self.python(program + "    file.close()\n")
+        (openers,) = self.other().execute("SELECT openers FROM state").fetchone()
+        self.assertEqual(openers, 0)
 
     @unittest.skipUnless(
         sys.platform == "linux" and os.geteuid() == 0 and shutil.which("unshare"),
