@@ -49,7 +49,7 @@ The rules from which the rest follows:
    idle        the next request may come               head
    lingering   after an error, input is discarded      leaving
    ready       behind, and its socket has room         ready, full, live
-   full        behind, and its socket has no room      full, ready, live
+   full        behind, and its socket has no room      ready, live
    ahead       its last event is not published here    ready, full
    live        it was sent all, and its socket took it full, ready
    leaving     the last bytes are being sent           closed
@@ -1843,7 +1843,6 @@ class _Site:
     asks: bool  # whether the program has an `authorize`
     compress: bool
     max_event_bytes: int
-    retry: float
     restart_retry: float
     replay: float
     # What the server does and knows:
@@ -2025,7 +2024,9 @@ class _Site:
         channels = permit.channels if permit else request.channels
         if self.has_ended(channels, last_id, replay):
             return _Response(204, (("Cache-Control", "no-store"),), b"", newest_id)
-        chunked, gzip = request.version >= (1, 1), self.compresses(request)
+        is_own = request.stream_path is None  # at the server's own port
+        chunked = is_own and request.version >= (1, 1)
+        gzip = self.compresses(request)
         headers = (*_STREAM_HEADERS, _GZIP) if gzip else _STREAM_HEADERS
         head = _Response(200, headers, None, newest_id)
         if request.method == "HEAD":
@@ -2047,14 +2048,6 @@ class _Site:
     def compresses(self, request: Request) -> bool:
         """Whether its stream is compressed."""
         return self.compress and request.version >= (1, 1) and request.accepts_gzip
-
-    def first_bytes(self) -> bytes:
-        """The first bytes of a stream.
-
-        Firefox calls onopen when the first byte of the body comes, and the retry counts
-        without a blank line, which some clients would take for an event.
-        """
-        return b": open\nretry: %d\n" % _jittered_ms(self.retry)
 
     def come_back(self) -> bytes:
         """The whole of a stream that only says when to come back."""
@@ -2349,7 +2342,7 @@ _STREAMING = (_LIVE, _READY, _FULL, _AHEAD)  # the states of an open stream
 
 # Which states may follow each state; the prologue says what they mean.
 _TRANSITIONS = {
-    _HANDSHAKE: {_HEAD, _LEAVING, _CLOSED},
+    _HANDSHAKE: {_HEAD, _CLOSED},
     _HEAD: {_ASKING, _BODY, _PUBLISHING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
     _ASKING: {_BODY, _PUBLISHING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
     _BODY: {_PUBLISHING, _ANSWERING, _LINGERING, _LEAVING, _CLOSED},
@@ -2358,7 +2351,7 @@ _TRANSITIONS = {
     _IDLE: {_HEAD, _LEAVING, _CLOSED},
     _LINGERING: {_LEAVING, _CLOSED},
     _READY: {_READY, _FULL, _LIVE, _LEAVING, _CLOSED},
-    _FULL: {_FULL, _READY, _LIVE, _LEAVING, _CLOSED},
+    _FULL: {_READY, _LIVE, _LEAVING, _CLOSED},
     _AHEAD: {_READY, _FULL, _LEAVING, _CLOSED},
     _LIVE: {_FULL, _READY, _LEAVING, _CLOSED},
     _LEAVING: {_CLOSED},
@@ -2415,7 +2408,8 @@ class _Cursor(NamedTuple):
             # before the live subscribers.  If it waited, it would lose more events.
             end = log.sent if log.base < log.sent else log.newest
             batch, position = log.read(position, end)
-            frames += [entry.frame for entry in batch if entry.channel in channels]
+            wanted = [e.frame for e in batch if e.frame and e.channel in channels]
+            frames += wanted
         cursor = _Cursor(position, None, snapshot)
         payload = b"".join([*gaps, end_of_snapshot, *frames])
         return _Batch(payload, len(frames), len(gaps), cursor)
@@ -2438,7 +2432,7 @@ class _Subscriber(abc.ABC):
         self.peer = peer  # its address and port
         # Only while the stream is open:
         self.audience: _Audience | None = None
-        self.target: Any = None  # what a sweep writes to: its socket, or itself
+        self.target: Any = None  # its socket, if a sweep writes to that
         self.timer: asyncio.TimerHandle | None = None  # of the stream's lifetime
 
     @abc.abstractmethod
@@ -2457,17 +2451,16 @@ class _Subscriber(abc.ABC):
     def count_unsent(self) -> int:
         """The bytes that the client did not take, in every layer below."""
 
-    @abc.abstractmethod
     def expect_acknowledgements(self, within: float | None) -> None:
-        """Let the system cut it if it acknowledges nothing for so many seconds."""
+        """Let the system, if it can, cut it if it acknowledges nothing for so long."""
 
     @abc.abstractmethod
     def finish(self, farewell: bytes) -> None:
         """Send the last bytes, and close after them."""
 
-    @abc.abstractmethod
     def own_socket(self) -> socket.socket | None:
         """Its own socket, if it has one."""
+        return None
 
     @abc.abstractmethod
     def cut(self) -> None:
@@ -2485,6 +2478,10 @@ class _Wish(NamedTuple):
     chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
     gzip: bool
     direct: bool  # written to sockets, past the transports
+
+
+def _wish_for(stream: _Stream, is_direct: bool = False) -> _Wish:
+    return _Wish(stream.channels | _ALL, stream.chunked, stream.gzip, is_direct)
 
 
 _Members = tuple[_Subscriber, ...]
@@ -2509,7 +2506,7 @@ class _Audience:
         self.live: dict[_Subscriber, None] = {}
         self.young: dict[_Subscriber, None] = {}
         self.tail = b""
-        self.write = _send if wish.direct else _write_through
+        self.write = _send if wish.direct else _send_nothing
         self.members = 0  # live and behind
 
     def join(self, subscriber: _Subscriber) -> None:
@@ -2521,7 +2518,7 @@ class _Audience:
         """It is live no more."""
         del (self.live if subscriber in self.live else self.young)[subscriber]
 
-    def was_written(self, payload: bytes, young: _Members) -> None:
+    def was_written(self, payload: bytes, young: set[_Subscriber]) -> None:
         """Note the tail of what was written, and who has all of it now."""
         self.tail = (self.tail + payload[-_TAIL_BYTES:])[-_TAIL_BYTES:]
         for subscriber in young:
@@ -2636,9 +2633,8 @@ def _at_once(encoding: Generator[None, None, bytes]) -> bytes:
 _send = socket.socket.send
 
 
-def _write_through(subscriber: _Subscriber, payload: bytes) -> int:
-    subscriber.send(payload)
-    return len(payload)
+def _send_nothing(target: None, payload: bytes) -> int:
+    return 0
 
 
 class _Registry:
@@ -3243,6 +3239,8 @@ class _Broadcaster:
             frames: _Frames = {}
             ended = [entry.channel for entry in batch if entry.kind == _END]
             for number, entry in enumerate(batch):
+                if not entry.frame:
+                    continue
                 frames.setdefault(entry.channel, []).append((number, entry.frame))
             has_lost = before < self.log.base  # before the live were given it
             channels = [*frames, EVERYBODY] if has_lost else list(frames)
@@ -3286,12 +3284,15 @@ class _Broadcaster:
         for audience, live, young in taken:
             yield
             payload, events = payload_for(audience.wish)
+            skipped: set[_Subscriber] = set()
             for members, dictionary in ((live, audience.tail), (young, b"")):
                 if members and payload:
                     encoded = yield from audience.encode(payload, dictionary)
-                    yield from self._write(audience, members, encoded, events, before)
+                    skipped = yield from self._write(
+                        audience, members, encoded, events, before
+                    )
             if audience.wish.gzip:
-                audience.was_written(payload, young)
+                audience.was_written(payload, {*young} - skipped)
 
     def _write(
         self,
@@ -3300,28 +3301,34 @@ class _Broadcaster:
         payload: bytes,
         events: int,
         before: _Cursor,
-    ) -> Iterator[None]:
-        """Write the same bytes to each of these members that is still live."""
+    ) -> Generator[None, None, set[_Subscriber]]:
+        """Write the same bytes to each of these members that is still live.
+
+        Return those that are not: they have left, or have paused before their turn.
+        """
         write, size = audience.write, len(payload)
+        skipped: set[_Subscriber] = set()
         step = max(1, min(_WRITES_PER_LOOK, _WRITTEN_BYTES_PER_LOOK // size))
         for start in range(0, len(members), step):
             if start:
                 yield
-            written = 0
-            for subscriber in members[start : start + step]:
-                if subscriber.state != _LIVE:  # it left, or it paused, before its turn
+            some = members[start : start + step]
+            written = len(some)
+            for subscriber in some:
+                if subscriber.state != _LIVE:
                     subscriber.cursor = before
+                    skipped.add(subscriber)
+                    written -= 1
                     continue
-                written += 1
                 try:
                     count = write(subscriber.target, payload)
-                except Exception as error:
-                    self._write_failed(subscriber, payload, error)
-                else:
-                    if count < size:
-                        self._send(subscriber, payload[count:])
+                except Exception:  # its transport buffers the payload, or reports why
+                    count = 0
+                if count < size:
+                    self._send(subscriber, payload[count:])
             self.events_written += written * events
             self.bytes_written += written * size
+        return skipped
 
     def _end_if_finished(self, audience: _Audience) -> Iterator[None]:
         """End the streams of which nothing more will come."""
@@ -3341,15 +3348,6 @@ class _Broadcaster:
         # It comes back soon, and then it is told that there is nothing more.
         self.end(subscriber, "finished", self.retry)
 
-    def _write_failed(
-        self, subscriber: _Subscriber, payload: bytes, error: Exception
-    ) -> None:
-        """A socket took nothing.  Its transport buffers the payload, or reports why."""
-        if subscriber.target is subscriber:
-            self._cut_broken(subscriber, error)
-        else:
-            self._send(subscriber, payload)
-
     def _send(self, subscriber: _Subscriber, payload: bytes) -> None:
         try:
             subscriber.send(payload)
@@ -3365,22 +3363,22 @@ class _Broadcaster:
     def add(
         self,
         subscriber: _Subscriber,
-        wish: _Wish,
-        last_event_id: str | None,
-        replay: float,
-        head: bytes,
-        first: bytes,
+        stream: _Stream,
+        head: bytes = b"",
     ) -> None:
         """Open the stream of an `answering` subscriber: write its head and first bytes.
 
-        Without a `last_event_id` it is then given the newest `replay` events.
+        Firefox calls onopen when the first byte of the body comes, and the retry counts
+        without a blank line, which some clients would take for an event.
         """
+        wish = _wish_for(stream, is_direct=subscriber.target is not None)
         audience = subscriber.audience = self._audiences.enter(wish)
+        first = b": open\nretry: %d\n" % _jittered_ms(self.retry)
         self.connected += 1
         if self.connected == 1:
             self.intake.follow(True)
         # Before its head is written: what is forgotten from here on is a gap.
-        is_ahead = not self._place(subscriber, wish.channels, last_event_id, replay)
+        is_ahead = not self._place(subscriber, wish.channels, stream)
         failure = None
         try:
             subscriber.send(head + _at_once(audience.encode(first, begins=True)))
@@ -3403,19 +3401,15 @@ class _Broadcaster:
             failure = None  # its frames refer to this one, and this one to it
 
     def _place(
-        self,
-        subscriber: _Subscriber,
-        channels: Channels,
-        last_event_id: str | None,
-        replay: float,
+        self, subscriber: _Subscriber, channels: Channels, stream: _Stream
     ) -> bool:
         """Find where a stream begins; False if its last event is yet to come."""
         # A new client misses nothing that was forgotten before it connected.
         subscriber.cursor = _Cursor(max(self.log.sent, self.log.base))
-        if last_event_id:
-            return self._resume(subscriber, last_event_id)
-        if replay or self.log.retains(channels):
-            subscriber.cursor = self._begin_anew(channels, replay)
+        if stream.last_event_id:
+            return self._resume(subscriber, stream.last_event_id)
+        if stream.replay or self.log.retains(channels):
+            subscriber.cursor = self._begin_anew(channels, stream.replay)
         return True
 
     def _begin_anew(self, channels: Channels, replay: float) -> _Cursor:
@@ -3992,6 +3986,13 @@ class _Connection(_Subscriber, asyncio.Protocol):
             else:
                 self._end_stream()
         try:
+            self._work_off()
+        except Exception:
+            self._cut_failed()
+
+    def _work_off(self) -> None:
+        turns = self.rooms.turns
+        try:
             while self.state in (_HEAD, _IDLE, _BODY):
                 if self.transport.is_closing():
                     return  # an answer could not be written
@@ -4004,8 +4005,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
                     return
         except HTTPError as error:
             self._answer_error(error)
-        except Exception:
-            self._cut_failed()
 
     def _cut_failed(self) -> None:
         logger.exception("%s: answering a request failed", self.peer)
@@ -4105,8 +4104,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
     async def _await_publication(self, publication: _Publication) -> None:
         response = await self.rooms.publish(publication)
         self.task = None
-        if self.state == _PUBLISHING:
-            self._answer(response, publication.request)
+        try:
+            if self.state == _PUBLISHING:
+                self._answer(response, publication.request)
+        except Exception:
+            self._cut_failed()
 
     def _expect_body(self, request: Request) -> None:
         self.rooms.registry.enter(self, _BODY)
@@ -4138,15 +4140,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _open_stream(self, request: Request, stream: _Stream) -> None:
         rooms = self.rooms
         rooms.registry.enter(self, _ANSWERING)
-        sock = _direct_socket(self.transport)
-        self.target = sock or self
+        self.target = _direct_socket(self.transport)
         self.received, self.permit = bytearray(), None
         connection = "keep-alive" if request.keep_alive else "close"
         head = stream.head.render(time.time(), request, connection)
-        channels = stream.channels | _ALL
-        wish = _Wish(channels, stream.chunked, stream.gzip, direct=sock is not None)
-        last_id, first = stream.last_event_id, rooms.site.first_bytes()
-        rooms.broadcaster.add(self, wish, last_id, stream.replay, head, first)
+        rooms.broadcaster.add(self, stream, head)
         if not self.transport.is_closing():
             self.transport.resume_reading()
         if self.input_ended:
@@ -4211,6 +4209,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _close(self) -> None:
         """Close when everything is sent."""
         if self.state not in (_LEAVING, _CLOSED):
+            self.question = None
             self.rooms.registry.enter(self, _LEAVING)
             self.transport.close()
 
@@ -4432,7 +4431,6 @@ class _Reader(_Subscriber):
         self._request = request
         self._batch = b""  # what it was given and has not taken yet
         self._bell: asyncio.Future[None] | None = None  # while it waits
-        self.target = self
         broadcaster.registry.add(self, state)
 
     async def take(self) -> bytes:
@@ -4472,15 +4470,9 @@ class _Reader(_Subscriber):
     def count_unsent(self) -> int:
         return len(self._batch)
 
-    def expect_acknowledgements(self, within: float | None) -> None:
-        pass
-
     def finish(self, farewell: bytes) -> None:
         self._batch += farewell
         self._ring()
-
-    def own_socket(self) -> socket.socket | None:
-        return None
 
     def cut(self) -> None:
         self._batch = b""
@@ -4530,7 +4522,7 @@ class _Call(_Reader):
         if is_full:
             self._rooms.refusing.add(self)
         try:
-            decision = await self._decide(is_full)
+            decision = await self._decide()
             if self._is_over:
                 pass
             elif isinstance(decision, _Stream):
@@ -4550,9 +4542,10 @@ class _Call(_Reader):
             self._rooms.refusing.discard(self)
             self.close()
 
-    async def _decide(self, is_full: bool) -> _Stream | _Response:
+    async def _decide(self) -> _Stream | _Response:
         """What the site decides when it knows enough about the request."""
         site, request = self._rooms.site, self._request
+        is_full = self in self._rooms.refusing
         permit: _Permit | HTTPError | None = None
         body: bytes | None = None
         try:
@@ -4580,8 +4573,7 @@ class _Call(_Reader):
 
     async def _do(self, state: str, work: Coroutine[Any, Any, _T]) -> _T:
         """What the work gives.  HTTPError if it was broken off."""
-        if self.state != state:
-            self._rooms.registry.enter(self, state)
+        self._rooms.registry.enter(self, state)
         self._work = task = asyncio.get_running_loop().create_task(work)
         try:
             await asyncio.wait([task])
@@ -4651,10 +4643,8 @@ class _Call(_Reader):
         await self._send(start)
 
     async def _stream(self, stream: _Stream) -> None:
-        wish = _Wish(stream.channels | _ALL, False, stream.gzip, False)
-        last_id, first = stream.last_event_id, self._rooms.site.first_bytes()
         self._rooms.registry.enter(self, _ANSWERING)
-        self._broadcaster.add(self, wish, last_id, stream.replay, b"", first)
+        self._broadcaster.add(self, stream)
         self._watch()
         await self._send_head(stream.head)
         kind, send, take = "http.response.body", self._send, self.take
@@ -4672,7 +4662,7 @@ class _Call(_Reader):
             self._watching = loop.create_task(self._await_departure())
 
     async def _await_departure(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # which says that it has left
             while (await self._receive())["type"] != "http.disconnect":
                 pass  # what it sends is ignored
         self._broadcaster.leave(self, _CLOSED, "closed by the client")
@@ -4680,15 +4670,8 @@ class _Call(_Reader):
 
     def _break_off(self) -> None:
         """Nothing more can be sent: let serve() return."""
-        if self._is_over:
-            return
-        self._is_over = True
-        self._batch = b""
-        if self._work:
-            self._work.cancel()
-        elif self._bell:
-            self._ring()
-        else:  # it is sending
+        if not self._is_over:
+            self._is_over = True
             self._task.cancel()
 
     def cut(self) -> None:
@@ -4696,7 +4679,7 @@ class _Call(_Reader):
         asyncio.get_running_loop().call_soon(self.close)
 
     def expire(self) -> None:
-        if self._work and self.state in (_BODY, _LINGERING):
+        if self.state in (_BODY, _LINGERING):
             seconds = self._rooms.registry.seconds[self.state]
             message = f"request body not complete in {seconds:g} s"
             self._answer_without(HTTPError(408, message))
@@ -4815,12 +4798,12 @@ _LIFE = {
 
 
 class _Termination:
-    """Has signals end a block in order, where the program leaves them to Python.
+    """Lets signals end a block in order.
 
-    Python leaves SIGTERM to the system: it ends the process without a word to the
-    clients, and as process 1 of a container it is ignored.  A program that handles
-    SIGTERM itself keeps its handlers, and so does one whose block is not in the main
-    thread.  A second signal ends the process at once.
+    Without it SIGTERM ends the process without a word to the clients, and process 1 of
+    a container ignores it.  A signal that the program handles or ignores is left alone;
+    so are all if it does so with SIGTERM, or if the block is not in the main thread.  A
+    second signal ends the process at once.
 
     While it handles a signal it logs nothing: what the signal has interrupted may be
     writing to the log, and a stream that is written to twice raises RuntimeError.
@@ -4829,7 +4812,7 @@ class _Termination:
     def __init__(
         self,
         leave: Callable[[], object],  # called in the loop, or else by the handler
-        *signals: signal.Signals,
+        *signals: signal.Signals,  # besides SIGTERM
         loop: asyncio.AbstractEventLoop | None = None,  # in which the block is
     ) -> None:
         self._leave = leave  # the block
@@ -4838,12 +4821,12 @@ class _Termination:
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}  # the handlers
         if threading.current_thread() is threading.main_thread():
-            found = signal.getsignal(signal.SIGTERM)
-            is_ours = isinstance(getattr(found, "__self__", None), _Termination)
-            if is_ours or found is signal.SIG_DFL:
-                self._before = {number: signal.getsignal(number) for number in signals}
+            for number in (signal.SIGTERM, *signals):
+                if not _is_unhandled(number):
+                    break
+                self._before[number] = signal.getsignal(number)
         for number in self._before:
-            if loop:  # so that a signal wakes it, whenever it comes
+            if loop:  # so that a signal wakes it, whenever it comes; int() does nothing
                 with contextlib.suppress(NotImplementedError):  # Windows
                     loop.add_signal_handler(number, int)
             signal.signal(number, self._handle)
@@ -4878,6 +4861,15 @@ class _Termination:
         return self._number != 0
 
 
+def _is_unhandled(number: signal.Signals) -> bool:
+    """Whether the program leaves a signal to Python, to asyncio.run() or to a block."""
+    handler = signal.getsignal(number)
+    owner = getattr(getattr(handler, "func", handler), "__self__", None)
+    is_runner = type(owner).__module__ == "asyncio.runners"
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    return handler in usual or is_runner or isinstance(owner, _Termination)
+
+
 class _Signals:
     """At SIGINT and SIGTERM, has the streams end before the handlers that stand there.
 
@@ -4886,7 +4878,7 @@ class _Signals:
     what is ignored.
     """
 
-    def __init__(self, end: Callable[[], asyncio.Future[None]]) -> None:
+    def __init__(self, end: Callable[[], asyncio.Future[None] | None]) -> None:
         self._end = end  # called in the event loop
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
@@ -4922,7 +4914,11 @@ class _Signals:
 
     def _end_streams(self, number: signal.Signals) -> None:
         logger.info("%s: ending the streams", number.name)
-        self._end().add_done_callback(lambda ended: self._pass_held_on())
+        ending = self._end()
+        if ending:
+            ending.add_done_callback(lambda ended: self._pass_held_on())
+        else:
+            self._pass_held_on()
 
     def _pass_held_on(self) -> None:
         number, self._held = self._held, 0
@@ -4959,7 +4955,6 @@ class _Service:
     """
 
     rooms: _Rooms
-    intake: _Intake
     door: _Door
     host: str | None
     port: int | None  # None: it does not listen
@@ -4971,6 +4966,7 @@ class _Service:
     signals: _Signals | None = None  # in a framework
 
     def __post_init__(self) -> None:
+        self.intake = self.rooms.broadcaster.intake
         self.listeners: list[asyncio.Server] = []
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
@@ -4981,6 +4977,13 @@ class _Service:
             raise RuntimeError(f"{what}: the server was not started")
         if self.loop is not asyncio.get_running_loop():
             raise RuntimeError(f"{what} belongs into the event loop of the server")
+
+    async def wait_for_start(self, what: str) -> None:
+        """Return when a start that goes on has ended; RuntimeError if it has failed."""
+        self.require_own_loop(what)
+        if self.state == _STARTING:
+            await asyncio.wait([self.starting])
+            self.require_own_loop(what)
 
     def _enter(self, state: str) -> bool:
         """Change the state, if it may follow the present one."""
@@ -5080,7 +5083,9 @@ class _Service:
         if self.state == _CLOSED or loop is None or loop.is_closed():
             return
         if loop is asyncio.get_running_loop():
-            await asyncio.shield(self.begin_closing())
+            closing = self.begin_closing()
+            if closing:
+                await asyncio.shield(closing)
         else:
             await self._close_elsewhere(loop)
 
@@ -5104,21 +5109,20 @@ class _Service:
             message = f"the server did not end within {seconds:g} s"
             raise RuntimeError(message + "; does its event loop run?") from None
 
-    def begin_closing(self, mute: bool = True) -> asyncio.Task[None]:
-        if mute:
-            self.intake.stop("the server is closed")
+    def begin_closing(self, mute: bool = True) -> asyncio.Task[None] | None:
+        """Let it end in order; None if it has not begun.  `mute` refuses publish()."""
         if self._enter(_CLOSING):
-            assert self.loop
             self.door.is_open = False
             self.rooms.broadcaster.stop("the server is closed", mute)
-            self._closing = self.loop.create_task(self._close())
-        assert self._closing
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        elif mute and self._closing:
+            self.intake.stop("the server is closed")
         return self._closing
 
     async def _close(self) -> None:
-        assert self.loop
         await asyncio.wait([self.starting])
-        cutting = self.loop.call_later(self.shutdown_timeout, self._cut_all)
+        loop = asyncio.get_running_loop()
+        cutting = loop.call_later(self.shutdown_timeout, self._cut_all)
         for listener in self.listeners:
             listener.close()
         for subscriber in self.rooms.registry.all(_HANDSHAKE, _HEAD, _IDLE):
@@ -5354,27 +5358,6 @@ class SSEServer:
         self._max_event_bytes = max_event_bytes
         self._dumps = dumps
         self._ssl = ssl
-        self._site = site = _Site(
-            path=path,
-            hosts=hosts,
-            cors_origins=cors_origins,
-            publish_token=publish_token,
-            asks=authorize is not None,
-            compress=compress,
-            max_event_bytes=max_event_bytes,
-            retry=retry,
-            restart_retry=restart_retry,
-            replay=replay,
-            read_page=None if page is None else _page_reader(page),
-            publishing_waits=history_file is not None,
-            publish=self.publish,
-            is_repeated=self._is_repeated,
-            stats=lambda: self.stats,
-            finish=self.finish,
-            has_ended=lambda *stream: self._intake.has_ended(*stream),
-            newest_id=lambda: self.last_event_id,
-            closed_because=lambda: self._broadcaster.closed_because,
-        )
         seconds = {
             _HANDSHAKE: header_timeout,
             _HEAD: header_timeout,
@@ -5391,7 +5374,7 @@ class SSEServer:
         if history_file is not None:
             bounds = history, history_bytes, retained, history_seconds
             file = _LogFile(history_file, *bounds)
-        self._turns = turns = _Turns()
+        turns = _Turns()
         self._registry = registry = _Registry(seconds, turns)
         self._intake = _Intake(log, file, id_order)
         self._broadcaster = broadcaster = _Broadcaster(
@@ -5406,13 +5389,32 @@ class SSEServer:
             on_open,
             on_close,
         )
+        self._site = site = _Site(
+            path=path,
+            hosts=hosts,
+            cors_origins=cors_origins,
+            publish_token=publish_token,
+            asks=authorize is not None,
+            compress=compress,
+            max_event_bytes=max_event_bytes,
+            restart_retry=restart_retry,
+            replay=replay,
+            read_page=None if page is None else _page_reader(page),
+            publishing_waits=history_file is not None,
+            publish=self.publish,
+            is_repeated=self._intake.is_repeated,
+            stats=lambda: self.stats,
+            finish=self.finish,
+            has_ended=self._intake.has_ended,
+            newest_id=lambda: self.last_event_id,
+            closed_because=lambda: broadcaster.closed_because,
+        )
         self._rooms = rooms = _Rooms(
             site, _Asker(authorize), registry, broadcaster, turns
         )
         self._door = _Door(rooms, max_connections, ssl)
         self._service = _Service(
             rooms,
-            self._intake,
             self._door,
             host,
             port,
@@ -5489,9 +5491,6 @@ class SSEServer:
         name = (event or "message") if retain else None
         return self._intake.publish(body, channel, id, name)
 
-    def _is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
-        return self._intake.is_repeated(id, body, channel)
-
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
 
@@ -5558,25 +5557,24 @@ class SSEServer:
         self._service.require_own_loop("stream()")
         path = self._site.path
         request = _request_for_stream(path, last_event_id, names, accept_encoding)
-        wanted = (names or _NO_CHANNEL) | _ALL
-        wish = _Wish(wanted, False, self._site.compresses(request), False)
-        return self._read_stream(request, wish, replay)
+        head, gzip = _Response(200, (), None), self._site.compresses(request)
+        last_id, wanted = request.last_event_id, names or _NO_CHANNEL
+        stream = _Stream(head, wanted, False, gzip, last_id, replay)
+        return self._read_stream(request, stream)
 
     async def _read_stream(
-        self, request: Request, wish: _Wish, replay: float
+        self, request: Request, stream: _Stream
     ) -> AsyncIterator[bytes]:
         service = self._service
-        if service.state == _STARTING:
-            await asyncio.wait([service.starting])
+        await service.wait_for_start("stream()")
         if service.state != _SERVING or self._door.is_full:
             self._site.refused += 1
             why = self._site.come_back()
-            yield _at_once(_Audience(wish).encode(why, begins=True))
+            yield _at_once(_Audience(_wish_for(stream)).encode(why, begins=True))
             return
         reader = _Reader(self._broadcaster, request)
         try:
-            last_id, first = request.last_event_id, self._site.first_bytes()
-            self._broadcaster.add(reader, wish, last_id, replay, b"", first)
+            self._broadcaster.add(reader, stream)
             taken = await reader.take()
             while taken:
                 yield taken
@@ -5601,7 +5599,7 @@ class SSEServer:
         It does not wait for a subscriber that is ahead.  Written means given to the
         connection's transport.  It must be awaited in the server's own event loop.
         """
-        self._service.require_own_loop("drain()")
+        await self._service.wait_for_start("drain()")
         await self._broadcaster.drain(behind)
 
     def disconnect(self, predicate: Callable[[Request], bool]) -> None:
@@ -5623,8 +5621,8 @@ class SSEServer:
         itself keeps its handlers.  Raises what broadcasting failed with, if it failed.
         """
         loop = asyncio.get_running_loop()
-        service, signals = self._service, (signal.SIGINT, signal.SIGTERM)
-        ends = _Termination(service.begin_closing, *signals, loop=loop)
+        service = self._service
+        ends = _Termination(service.begin_closing, signal.SIGINT, loop=loop)
         try:
             await service.start()
             try:
@@ -5738,7 +5736,8 @@ class SSEServer:
             await _run_lifespan(self, receive, send)
         elif scope["type"] == "http":
             if self._service.state in (_NEW, _STARTING):
-                await self._service.start()
+                # The end of this request must not end the server.
+                await asyncio.shield(self._service.start())
             if self._service.state != _CLOSED:
                 self._service.require_own_loop("an ASGI request")
                 self._listen_for_signals()
@@ -5778,7 +5777,7 @@ class SSEServer:
         task = asyncio.current_task()
         leave = task.cancel if task else lambda: None
         loop = asyncio.get_running_loop()
-        self._terminations.append(_Termination(leave, signal.SIGTERM, loop=loop))
+        self._terminations.append(_Termination(leave, loop=loop))
         try:
             await self._service.start()
         except BaseException:
@@ -5793,7 +5792,7 @@ class SSEServer:
             self._exit_if_ended_by_a_signal(self._terminations.pop())
 
     def __enter__(self) -> SSEServer:
-        self._termination = _Termination(sys.exit, signal.SIGTERM)
+        self._termination = _Termination(sys.exit)
         try:
             self.start()
         except BaseException:

@@ -4012,7 +4012,6 @@ def new_site(**policy):
         "asks": False,
         "compress": False,
         "max_event_bytes": LIMIT,
-        "retry": 1.0,
         "restart_retry": 5.0,
         "replay": 0,
         "publishing_waits": False,
@@ -7730,16 +7729,13 @@ class FailureTest(ServerTestCase):
         server = await self.start()
         client = await self.stream(server)
         other = await self.stream(server)
-        (audience,) = server._broadcaster._audiences.all()
-        write = audience.write
-        audience.write = mock.Mock(
-            wraps=write, side_effect=[ZeroDivisionError, mock.DEFAULT]
-        )
+        connection, _ = self.in_state("live")
+        failing = connection.transport = mock.Mock(wraps=connection.transport)
+        failing.write.side_effect = ZeroDivisionError
         with self.assertLogs("sse_server", "ERROR") as caught:
             server.publish("a")
             await server.drain()
         self.assertIn("writing failed", caught.output[0])
-        audience.write = write
         await client.rest_of_cut()
         await self.until_stats(server, live=1, behind=0)
         server.publish("b")
@@ -7823,9 +7819,9 @@ class FailureTest(ServerTestCase):
     async def test_a_server_that_is_late_itself_cuts_nobody(self):
         server = await self.start()
         client, connection = await self.half_a_head(server)
-        server._turns.defer(connection)
+        server._rooms.turns.defer(connection)
         server._registry.members["head"][connection] = 0  # its time is over
-        with mock.patch.object(server._turns, "is_over", return_value=False):
+        with mock.patch.object(server._rooms.turns, "is_over", return_value=False):
             server._registry._expire_due()
         self.assertEqual(connection.state, "head")
         await client.send(b"Host: localhost\r\n\r\n")
@@ -9492,7 +9488,7 @@ class RequestsModelTest(unittest.TestCase):
             now = len(visitor.answers), len(visitor.sent), socket.lost
             quiet = quiet + 1 if self.hurries and now == before else 0
             before = now
-        self.assertEqual(len(server._turns.waiting), 0)
+        self.assertEqual(len(server._rooms.turns.waiting), 0)
         self.assertEqual(len(server._registry), way == "stays")
         self.assertEqual(socket.lost, way != "stays")
         if way in ("breaks off", "vanishes"):
@@ -9612,12 +9608,12 @@ class SeamTest(ServerTestCase):
         client = await self.connect(server)
         await self.until(lambda: self.in_state("head"), "the connection")
         (connection,) = self.in_state("head")
-        with mock.patch.object(server._turns, "is_over", return_value=True):
+        with mock.patch.object(server._rooms.turns, "is_over", return_value=True):
             connection.data_received(b"\r\n")
             self.assertTrue(connection.transport.is_reading())
             connection.data_received(b"\r")
             self.assertFalse(connection.transport.is_reading())
-        server._turns.defer(connection)
+        server._rooms.turns.defer(connection)
         await client.send(b"\n" + ask("/"))
         self.assertEqual((await client.read_answer()).body, b"ok")
 
@@ -11466,7 +11462,7 @@ class EndingTest(ServerTestCase):
         for _ in range(5):
             await self.ask(server, ask("/"))
         await self.until(lambda: len(self.in_state("idle")) == 5, "idleness")
-        server._turns.is_over = lambda: True
+        server._rooms.turns.is_over = lambda: True
         closing = asyncio.ensure_future(server.close())
         idle = set()
         while not closing.done():
@@ -11482,7 +11478,7 @@ class EndingTest(ServerTestCase):
         await self.until(lambda: len(self.in_state("idle")) == 3, "idleness")
         second = self.in_state("idle")[1]
         others = (None, asyncio.current_task())  # whose turn is never over
-        server._turns.is_over = lambda: asyncio.current_task() not in others
+        server._rooms.turns.is_over = lambda: asyncio.current_task() not in others
         closing = asyncio.ensure_future(server.close())
         while len(self.in_state("idle")) == 3:
             await asyncio.sleep(0)
@@ -12157,9 +12153,9 @@ class TLSTest(OverTLS, ServerTestCase):
         with contextlib.suppress(ssl.SSLWantReadError):
             tls.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="a").do_handshake()
         with mock.patch.object(ssl.SSLContext, "wrap_bio") as begin:
-            with mock.patch.object(server._turns, "is_over", return_value=True):
+            with mock.patch.object(server._rooms.turns, "is_over", return_value=True):
                 await client.send(hello.read())
-                await self.until(lambda: server._turns.waiting, "the wait")
+                await self.until(lambda: server._rooms.turns.waiting, "the wait")
                 client.close()
                 transport = self.transports[0].get_protocol()
                 await self.until(lambda: transport._input_ended, "the end")
@@ -12190,7 +12186,7 @@ class TLSTest(OverTLS, ServerTestCase):
 
         with (
             mock.patch.object(tls, "_tls", types.SimpleNamespace(read=answer)),
-            mock.patch.object(server._turns, "is_over", return_value=False),
+            mock.patch.object(server._rooms.turns, "is_over", return_value=False),
         ):
             for _ in range(40_000):
                 tls.data_received(b"x")
@@ -12203,7 +12199,7 @@ class TLSTest(OverTLS, ServerTestCase):
             tls.resume_writing()
             lower.write.assert_called_once()
         self.assertEqual(tls._outgoing.pending, 0)
-        self.assertIn(tls, server._turns.waiting)
+        self.assertIn(tls, server._rooms.turns.waiting)
         self.transports[0].abort()
 
     async def test_many_handshakes_at_once(self):
@@ -12216,11 +12212,11 @@ class TLSTest(OverTLS, ServerTestCase):
         """The server is late, and not the client."""
         server = await self.start()
         client = await self.connect(server)
-        with mock.patch.object(server._turns, "is_over", return_value=True):
+        with mock.patch.object(server._rooms.turns, "is_over", return_value=True):
             await client.send(ask("/"))
-            await self.until(lambda: server._turns.waiting, "the wait")
+            await self.until(lambda: server._rooms.turns.waiting, "the wait")
             self.connections[0].expire()
-        server._turns.defer(self.transports[0].get_protocol())
+        server._rooms.turns.defer(self.transports[0].get_protocol())
         self.assertEqual((await client.read_answer()).body, b"ok")
 
     async def test_the_url_is_of_https(self):
