@@ -3607,6 +3607,8 @@ class RequestTest(unittest.TestCase):
             self.assertRefused([CHUNKED + line], 400, message)
             self.assertRefused([CHUNKED + line[:-1], line[-1:]], 400, message)
         self.assertIsNone(receive([CHUNKED + b"1;" + b"a" * 255]))
+        empty = f"malformed chunk size {shown(b'')}"  # whatever comes behind it
+        self.assertRefused([CHUNKED + b"\r\n".ljust(258, b"a")], 400, empty)
 
     def test_bodies_of_up_to_the_limit(self):
         for size in (LIMIT - 1, LIMIT):
@@ -12219,6 +12221,16 @@ class TLSTest(OverTLS, ServerTestCase):
         server._rooms.turns.defer(self.transports[0].get_protocol())
         self.assertEqual((await client.read_answer()).body, b"ok")
 
+    async def test_what_is_sent_in_a_pause_is_read_after_it(self):
+        server = await self.start()
+        client = await self.connect(server)
+        await self.until(lambda: self.in_state("head"), "the handshake's end")
+        (connection,) = self.in_state("head")
+        connection.transport.pause_reading()
+        await client.send(ask("/"))
+        connection.transport.resume_reading()
+        self.assertEqual((await client.read_answer()).body, b"ok")
+
     async def test_the_url_is_of_https(self):
         server = await self.start()
         self.assertEqual(server.url, f"https://127.0.0.1:{server.port}/sse")
@@ -12245,10 +12257,12 @@ class TLSTest(OverTLS, ServerTestCase):
     async def test_who_does_not_speak_tls(self):
         server = await self.start()
         plain = await self.visit(server.port)
-        await plain.send(ask("/"))
-        with contextlib.suppress(ConnectionResetError):
-            self.assertNotIn(b"HTTP", await plain.receive())
-            self.assertEqual(await plain.receive(), b"")
+        with self.assertLogs("sse_server", "DEBUG") as logged:
+            await plain.send(ask("/"))
+            with contextlib.suppress(ConnectionResetError):
+                self.assertNotIn(b"HTTP", await plain.receive())
+                self.assertEqual(await plain.receive(), b"")
+        self.assertIn(": no TLS: ", " ".join(logged.output))
         silent = await self.visit(server.port)
         await self.pass_time(11)
         self.assertEqual(self.in_state("handshake"), [])

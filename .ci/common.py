@@ -23,6 +23,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import zlib
@@ -30,6 +31,7 @@ import zlib
 CI = pathlib.Path(__file__).resolve().parent
 MODULE = CI.parent / "sse_server.py"
 KIB, MIB = 1024, 1024 * 1024
+PATIENCE = 30.0  # seconds that anything awaited may take on a busy machine
 IN_PRIVATE_NETWORK = "SSE_SCALE_IN_PRIVATE_NETWORK"
 
 
@@ -235,6 +237,86 @@ def stop(process, number=signal.SIGTERM, timeout=30):
         raise Failure(f"{process.args[:3]} did not end at {number!r}") from None
 
 
+def words_of(command):
+    """A command, as words or as text; `python` is this one, without a buffer."""
+    words = command.split() if isinstance(command, str) else [*map(str, command)]
+    return [sys.executable, "-u", *words[1:]] if words[0] == "python" else words
+
+
+def run(command, *more, **options):
+    """A program that ends by itself, and what it said."""
+    options = {"capture_output": True, "text": True, "timeout": PATIENCE, **options}
+    return subprocess.run([*words_of(command), *more], check=False, **options)
+
+
+def listening(port):
+    """The sockets that listen on a port, as descriptors are linked to them."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in pathlib.Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":
+                found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+class Program:
+    """A process of ours whose output is kept, and goes into a failure's text; with a
+    port, it has started when it listens."""
+
+    def __init__(self, command, folder, *, port=None, env=None, **options):
+        self.command, self.port = words_of(command), port
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this
+        kept = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
+        self._how = {"cwd": folder, "env": {**os.environ, **(env or {})}, **kept}
+        self._how.update(options)
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, **self._how)
+        if self.port:
+            until(self._has_started, f"{self.command[:3]} listens on {self.port}")
+
+    def _has_started(self):
+        if self.process.poll() is not None:
+            raise Failure(f"{self.command[:3]} ended: {self.output()[-1500:]}")
+        return self.listens()
+
+    def listens(self):
+        """Whether this very process listens: another one may on the same port."""
+        descriptors = pathlib.Path(f"/proc/{self.pid}/fd").iterdir()
+        with contextlib.suppress(FileNotFoundError):  # one that was closed meanwhile
+            return bool({os.readlink(d) for d in descriptors} & listening(self.port))
+        return False
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def output(self):
+        return os.pread(self._log.fileno(), 2**24, 0).decode("utf-8", "replace")
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def kill(self):
+        """As the kernel does when memory is short: no farewell."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """As a service manager does; the exit status."""
+        return stop(self.process, timeout=PATIENCE)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+        self.stop()
+
+
 class Server:
     """server.py in a process of its own, on 127.0.0.1: starts it, asks it, ends it."""
 
@@ -275,6 +357,10 @@ class Server:
         """How many are open."""
         stats = self.ask("stats")
         return stats["live"] + stats["behind"]
+
+    def compressed(self):
+        """How many of them are."""
+        return self.ask("compressed")["streams"]
 
     def rss(self):
         return process_rss(self.pid)
@@ -557,7 +643,7 @@ class Crowd:
         self.faults = []
         for number, client in enumerate(clients):
             client.take = taker(client)
-            client.rate = rates and rates[number]
+            client.rate, client.due = rates and rates[number], time.monotonic()
             client.socket.setblocking(False)
             self._go_on(client, self._take(client, client.taken()))
 
@@ -577,8 +663,8 @@ class Crowd:
                     self.faults += [outcome] * bool(outcome)
                 elif client.rate:
                     self._selector.unregister(client.socket)
-                    due = time.monotonic() + 0.1
-                    heapq.heappush(self._resting, (due, id(client), client))
+                    client.due += 0.1  # so that it catches up where this was late
+                    heapq.heappush(self._resting, (client.due, id(client), client))
         left = len(self._selector.get_map()) + len(self._resting)
         return self.faults + ["not all has come"] * left * all_must_end
 
@@ -604,6 +690,34 @@ class Crowd:
     def _take(self, client, events):
         outcomes = map(client.take, events)
         return next((outcome for outcome in outcomes if outcome is not None), None)
+
+
+class Cutting:
+    """A relay of streams: in the middle of an event's data it resets those connections
+    of which `is_due(number, events)` says so."""
+
+    def __init__(self, port, is_due):
+        self._port, self._is_due = port, is_due
+        self.connections = self.cuts = 0
+
+    async def __call__(self, reader, writer):
+        self.connections += 1
+        number, events, upstream = self.connections, 0, None
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            source, upstream = await asyncio.open_connection("127.0.0.1", self._port)
+            upstream.write(await reader.readuntil(b"\r\n\r\n"))
+            while data := await source.read(65536):
+                events += data.count(b"data: ")
+                if b"data: " in data and self._is_due(number, events):
+                    self.cuts += 1
+                    writer.write(data[: data.rindex(b"data: ") + 8])
+                    await writer.drain()
+                    break
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+        if upstream:
+            upstream.transport.abort()
 
 
 class Order:

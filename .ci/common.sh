@@ -1,6 +1,7 @@
 # What the scripts of the checks share; to be sourced.
 export PYTHONDONTWRITEBYTECODE=1
 PATH=$PATH:/usr/sbin:/sbin # where Debian puts servers and ip
+checks=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) # with common.py
 here=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
 cache=${SSE_CI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sse_server-ci}
 

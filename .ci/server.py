@@ -79,9 +79,6 @@ class Commands:
         audiences = self.server._broadcaster._audiences.all()
         return {"streams": sum(a.members for a in audiences if a.wish.gzip)}
 
-    def disconnect(self):
-        self.server.disconnect(lambda request: True)
-
     def usage(self):
         """What the process has in use; collected first, so that it is in use."""
         gc.collect()

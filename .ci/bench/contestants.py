@@ -26,9 +26,9 @@ CPUCLOCK_SCHED = 2  # clock_getcpuclockid(3): a process's CPU clock, in nanoseco
 
 
 def cores():
-    """The cores for the servers, for the clients, and for further clients."""
+    """The core for the servers, and that for the clients."""
     mine = sorted(os.sched_getaffinity(0))
-    return mine[-1], mine[0], mine[1] if len(mine) > 2 else mine[0]
+    return mine[-1], mine[0]
 
 
 @contextmanager
@@ -138,7 +138,7 @@ class Server(Process):
     """A contestant's server, under the control of its driver."""
 
     def __init__(self, contestant, *arguments):
-        server_core, client_core, _ = cores()
+        server_core, client_core = cores()
         core = client_core if contestant.driver_is_publisher else server_core
         super().__init__([*contestant.command, *arguments], core)
         self.next_number = 1
@@ -175,11 +175,9 @@ class Clients(Process):
 
     program = None  # the compiled client
 
-    def __init__(
-        self, server, connections, *, inflight=64, channels=0, header=None, aside=False
-    ):
+    def __init__(self, server, connections, *, inflight=64, channels=0, header=None):
         command = [self.program, server.port, connections, inflight, channels, "/sse"]
-        super().__init__(command + [header] * bool(header), cores()[2 if aside else 1])
+        super().__init__(command + [header] * bool(header), cores()[1])
         self.connections = connections
         self.seconds = None  # from the first connect to the last head
 

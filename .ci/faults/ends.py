@@ -11,7 +11,6 @@ exhaustion   With the process's descriptors used up and max_connections set abov
 departures   After 1,000 connects and disconnects no task, transport or descriptor is left.
 race         Eight threads publish as fast as they can, to no client, one, and 1,000.
 clock        The clock is set back and forth: what matters is the monotonic one.
-many         Twenty servers in one process.
 
 usage: ends.py [--only NAME ...] [--seed N] [--python PYTHON]
 """
@@ -21,7 +20,6 @@ import random
 import signal
 import sys
 import tempfile
-import threading
 import time
 
 from common import (
@@ -287,25 +285,5 @@ def clock(report, options):
             client.close()
 
 
-def many(report, options):
-    threads = threading.active_count()
-    with contextlib.ExitStack() as stack, report.case("20 servers in one process"):
-        servers = [stack.enter_context(local()) for _ in range(20)]
-        clients = [Client(("127.0.0.1", server.port)).open() for server in servers]
-        for number, server in enumerate(servers):
-            server.publish(f"of server {number}")
-        got = [client.next() for client in clients]
-        own = [f"of server {number}".encode() for number in range(20)]
-        epochs = {event[0].partition("-")[0] for event in got}
-        assert [event[2] for event in got] == own and len(epochs) == 20
-        stack.close()
-        assert all(client.rest() == [] and client.stream.ended for client in clients)
-        for client in clients:
-            client.close()
-        assert threading.active_count() == threads, "a thread is left"
-
-
 if __name__ == "__main__":
-    sys.exit(
-        run_checks("ends", __doc__, ending, exhaustion, departures, race, clock, many)
-    )
+    sys.exit(run_checks("ends", __doc__, ending, exhaustion, departures, race, clock))

@@ -4,7 +4,8 @@
 A mutant is a copy in which one statement is deleted, one condition negated, one number
 changed by one, or one comparison swapped between `<` and `<=`.  The unit tests must pass
 on the unchanged copy first.  What is above the module's marked line is tried with the
-tests that need no socket, the rest with those that do; not with the twins over TLS.
+tests that need no socket, and what survives them with those that do; what is below it
+the other way round.  The twins of tests over TLS are for the class _TLS.
 
 usage: mutation.py [--seed N] [--mutants N] [--allowed N] [--workers N] [--lines A-B]
        The places are chosen by the seed.  A run by hand with --mutants 1000 takes an
@@ -35,7 +36,7 @@ SWAPPED = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="),
            ast.GtE: (">=", ">")}  # fmt: skip
 DELETED = (ast.Expr, ast.Assign, ast.AugAssign, ast.Return, ast.Raise, ast.Delete,
            ast.Continue, ast.Break)  # fmt: skip
-PARTS = ("values", "sockets")  # of the tests: which of the two they need
+PARTS = ("values", "sockets", "TLS")  # of the tests: which of these they need
 TIMED_OUT = "timed out"
 MEMORY = 4 << 30  # bytes of address space that a mutant may use
 
@@ -183,9 +184,8 @@ def run_tests(part, *order):
         for name, case in vars(tests).items()
         if isinstance(case, type)
         and issubclass(case, unittest.TestCase)
-        and not issubclass(case, tests.OverTLS)
-        and issubclass(case, tests.ServerTestCase) == (part == "sockets")
         and name != "ReadmeTest"
+        and part == needs(case, tests)
     }
     loader, seconds = unittest.defaultTestLoader, {}
     for entry in order or cases:
@@ -202,6 +202,19 @@ def run_tests(part, *order):
             print(json.dumps({"failed": str(problems[:1] and problems[0][0])}))
             return
     print(json.dumps({"failed": "", "seconds": seconds}), flush=True)
+
+
+def needs(case, tests):
+    if issubclass(case, tests.OverTLS):
+        return "TLS"
+    return "sockets" if issubclass(case, tests.ServerTestCase) else "values"
+
+
+def parts_for(mutant, marked):
+    """The parts of the tests that it is tried with, one after the other."""
+    if mutant.name.startswith("_TLS."):
+        return "TLS", "sockets"
+    return PARTS[:2] if mutant.line < marked else PARTS[1::-1]
 
 
 def baseline(source, pool):
@@ -246,8 +259,10 @@ def main():
         usual = baseline(source, pool)
 
         def outcome(mutant):
-            part = PARTS[mutant.line > marked]
-            return mutant, attempt(mutant.applied(source), part, usual[part])["failed"]
+            failed, mutated = "", mutant.applied(source)
+            for part in parts_for(mutant, marked):
+                failed = failed or attempt(mutated, part, usual[part])["failed"]
+            return mutant, failed
 
         for mutant, failed in pool.map(outcome, chosen(source, options)):
             kind = failed if failed == TIMED_OUT else "killed"

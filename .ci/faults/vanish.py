@@ -7,8 +7,7 @@ with its Last-Event-ID and misses nothing.  Each case has a server and an addres
 client, in a network of their own (Linux and root, or user namespaces), where a rule of
 routing drops what goes between the two: nobody is told but by silence.
 
-usage: vanish.py [--python PYTHON] [--default yes]
-       --default yes   also with write_timeout and heartbeat as they are by default
+usage: vanish.py [--python PYTHON]
 """
 
 import concurrent.futures
@@ -24,11 +23,6 @@ CASES = [  # name, whether events are published meanwhile, the server's options
     ("idle", False, {**SHORT, "heartbeat": 3600.0}),
     ("with events", True, SHORT),
     ("with heartbeats", False, {**SHORT, "heartbeat": 5.0}),
-]
-DEFAULT_CASES = [
-    ("by default", False, {}),
-    ("by default with events", True, {}),
-    ("by default without heartbeats", False, {"heartbeat": None}),
 ]
 
 
@@ -76,7 +70,7 @@ def vanish(report, options, case, peer):
 
 
 def main():
-    options = arguments(__doc__, default="no")
+    options = arguments(__doc__)
     try:
         enter_private_network()
         # The rules of the cases must come before that of local addresses.
@@ -85,11 +79,10 @@ def main():
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"FAIL vanish: no network of its own: {error}")
     report = Report("vanish")
-    cases = CASES + DEFAULT_CASES * (options.default == "yes")
-    with concurrent.futures.ThreadPoolExecutor(len(cases)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(len(CASES)) as pool:
         running = [
             pool.submit(vanish, report, options, case, f"127.0.0.{number}")
-            for number, case in enumerate(cases, 2)
+            for number, case in enumerate(CASES, 2)
         ]
     for case in running:
         case.result()

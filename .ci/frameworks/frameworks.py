@@ -17,12 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import requests
+
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
 import common
 from common import Client, Failure, expect, free_port, until
 
@@ -67,31 +66,23 @@ UNCOMPARED = re.compile(
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 
 
-class Web:
+class Web(common.Program):
     """A framework's server that serves one of the applications."""
 
     def __init__(self, command, app, folder=HERE / "apps", **environment):
-        self.port = free_port()
+        port = free_port()
         self.path = "/events/" if app == "with_starlette" else "/events"
-        words = command.format(app=app, port=self.port).split(" ")
+        words = command.format(app=app, port=port).split(" ")
         words[0] = str(pathlib.Path(sys.executable).parent / words[0])
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by kill()
         path = os.pathsep.join([str(folder), str(common.MODULE.parent)])
-        self.process = subprocess.Popen(
-            words,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-            env={**os.environ, "PYTHONPATH": path, **environment},
-            start_new_session=True,
-        )
+        environment["PYTHONPATH"] = path
+        super().__init__(words, folder, env=environment, start_new_session=True)
+        self.port = port
         try:
             until(self.answers, "it listens", PATIENCE)
         except Failure as failure:
-            said = self.said()[-1000:]
             self.kill()
-            raise Failure(f"{failure}: {said}") from None
+            raise Failure(f"{failure}: {self.output()[-1000:]}") from None
 
     def answers(self):
         expect(self.process.poll() is None, "it has ended")
@@ -107,13 +98,10 @@ class Web:
         headers = {"Authorization": "Bearer secret"} if data is not None else {}
         for name, value in fields.items():
             headers[name.title().replace("_", "-")] = value
-        request = urllib.request.Request(url, data, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
+        method = "GET" if data is None else "POST"
+        how = {"data": data, "headers": headers, "timeout": PATIENCE}
+        answer = requests.request(method, url, **how)
+        return answer.status_code, answer.content
 
     def publish(self, text, query=""):
         status, body = self.ask(self.path + query, text.encode())
@@ -138,22 +126,15 @@ class Web:
         else:
             self.process.send_signal(number)
 
-    def said(self):
-        return os.pread(self.log.fileno(), 2**24, 0).decode("utf-8", "replace")
-
     def said_since(self, before):
         """What its log tells of its end, without what differs each time."""
-        lines = self.said()[len(before) :].splitlines()
+        lines = self.output()[len(before) :].splitlines()
         return [re.sub("[0-9]+", "#", x) for x in lines if not UNCOMPARED.search(x)]
 
     def kill(self):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.log.close()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.kill()
@@ -190,7 +171,7 @@ def check_behaviour(web):
 
 def end(web, number, clients):
     """Signal it; its exit status, and what it said of its end."""
-    before = web.said()
+    before = web.output()
     began = time.monotonic()
     web.signal(number)
     for client in clients:
@@ -203,7 +184,7 @@ def end(web, number, clients):
     try:
         status = web.process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
-        raise Failure(f"it has not ended: {web.said()[-1000:]}") from None
+        raise Failure(f"it has not ended: {web.output()[-1000:]}") from None
     return status, web.said_since(before), taken, time.monotonic() - began
 
 
@@ -239,7 +220,7 @@ def check_four_workers(report, server):
         with Web(FOUR_WORKERS[server], "with_fastapi", SSE_HISTORY_FILE=file) as web:
             # gunicorn 27 loses a signal that comes while a worker starts.
             serves = re.compile("startup complete|Started worker|server listening on")
-            until(lambda: len(serves.findall(web.said())) == 4, "all serve", PATIENCE)
+            until(lambda: len(serves.findall(web.output())) == 4, "all serve", PATIENCE)
             clients = [web.stream() for _ in range(24)]
             ids = [web.publish(str(number)) for number in range(20)]
             for client in clients:

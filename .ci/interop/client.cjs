@@ -11,7 +11,27 @@ const client = require(library);
 
 const show = (type, data, id) => console.log(JSON.stringify([type, data, id]));
 
-if (client.EventSource) {
+async function watchInChromium(puppeteer) {
+  const browser = await puppeteer.launch({
+    executablePath: "/usr/bin/chromium",
+    args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+  });
+  const page = await browser.newPage();
+  await page.exposeFunction("show", show);
+  // An empty page of the same origin, whatever the server has there.
+  page.once("request", (request) => request.respond({ contentType: "text/html" }));
+  await page.setRequestInterception(true);
+  await page.goto(new URL("/", url).href);
+  await page.setRequestInterception(false);
+  await page.evaluate((address) => {
+    new EventSource(address).onmessage = ({ type, data, lastEventId }) =>
+      show(type, data, lastEventId);
+  }, url);
+}
+
+if (client.launch) {
+  watchInChromium(client);
+} else if (client.EventSource) {
   const source = new client.EventSource(url);
   for (const name of ["message", ...names]) {
     source.addEventListener(name, ({ type, data, lastEventId }) => {

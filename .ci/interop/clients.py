@@ -11,17 +11,8 @@ import json
 import sys
 from dataclasses import replace
 
-from harness import (
-    HERE,
-    Curl,
-    Event,
-    Report,
-    Server,
-    Watcher,
-    expect,
-    free_port,
-    until_async,
-)
+from common import Cutting, Report, Server, expect, free_port, until_async
+from harness import HERE, Curl, Event, Watcher, watched_by
 
 HEARTBEAT = 0.05  # seconds: many of them between the events
 QUIET_HEARTBEATS = 10  # that pass before, between and after the events
@@ -88,6 +79,7 @@ DEVIATIONS = {
     "aiohttp-sse-client": [strips_data, leaves_type_unset],
     "@microsoft/fetch-event-source": [drops_empty_lines, drops_marks],
 }
+BROWSER = "puppeteer-core"
 PYTHON_CLIENTS = ["httpx-sse", "sseclient-py", "requests-sse", "aiohttp-sse-client"]
 ASK_FOR_NO_GZIP = ["launchdarkly-eventsource"]
 NODE_CLIENTS = [
@@ -106,7 +98,7 @@ class Client(Watcher):
 
     @classmethod
     def watching(cls, library, url):
-        if library in NODE_CLIENTS:
+        if library in [BROWSER, *NODE_CLIENTS]:
             return cls.running("node", HERE / "client.cjs", library, url, *NAMES)
         return cls.running(sys.executable, HERE / "client.py", library, url)
 
@@ -152,7 +144,7 @@ async def publish_all(server, curl):
     ids = []
     for part in (EVENTS[:half], EVENTS[half:], [END]):
         await heartbeats(curl, QUIET_HEARTBEATS)
-        ids += await server.publish(*part)
+        ids += server.publish(*part)
     return [as_seen(event, id_) for event, id_ in zip([*EVENTS, END], ids)]
 
 
@@ -164,13 +156,12 @@ async def same_events(report, compress):
     what = "compressed" if compress else "published"
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        running = Server.running(heartbeat=HEARTBEAT, compress=compress)
-        server = await enter(running)
+        server = stack.enter_context(Server(heartbeat=HEARTBEAT, compress=compress))
         clients = await enter(watched(server, PYTHON_CLIENTS + NODE_CLIENTS))
         curl = await enter(Curl.watching(server.url, compressed=compress))
-        await server.watched_by(1 + len(clients))
+        await watched_by(server, 1 + len(clients))
         with report.case(f"{what}: so is the stream of each client"):
-            number = await server.compressed()
+            number = server.compressed()
             asking = 1 + len(clients) - len(ASK_FOR_NO_GZIP)
             expected = asking if compress else 0
             expect(number == expected, f"{number} compressed streams, not {expected}")
@@ -196,7 +187,7 @@ async def watched(server, libraries):
         for library in libraries:
             watching = Client.watching(library, server.url)
             clients[library] = await stack.enter_async_context(watching)
-        await server.watched_by(len(clients))
+        await watched_by(server, len(clients))
         yield clients
 
 
@@ -207,50 +198,17 @@ async def resume_over_restart(report):
     wanted = [as_seen(event, event["id"]) for event in events]
     server = Server(restart_retry=1.0)
     async with watched(server, RECONNECTING) as clients:
-        await server.publish(*events[:60])
+        server.publish(*events[:60])
         for client in clients.values():
             await client.received(60)
-        await server.stop()
-        async with Server.running(port=server.port) as again:
-            await again.publish(*events)
+        await asyncio.to_thread(server.stop)
+        with Server(port=server.port) as again:
+            again.publish(*events)
             for library, client in clients.items():
                 with report.case(f"{library} resumes over a restart, each event once"):
                     await client.received(len(wanted))
                     seen = [replace(event, type="message") for event in client.events]
                     expect(seen == wanted, first_difference(seen, wanted))
-
-
-class Cutting:
-    """A relay that resets each connection in the middle of an event's data."""
-
-    def __init__(self, server):
-        self._upstream = server.port
-        self.cuts = 0
-
-    @contextlib.asynccontextmanager
-    async def listening(self):
-        """The URL of the stream."""
-        async with await asyncio.start_server(
-            self._connect, "127.0.0.1", 0
-        ) as listener:
-            yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/sse"
-
-    async def _connect(self, reader, writer):
-        upstream, request = await asyncio.open_connection("127.0.0.1", self._upstream)
-        request.write(await reader.readuntil(b"\r\n\r\n"))
-        events = 0
-        with contextlib.suppress(OSError):
-            while data := await upstream.read(65536):
-                events += data.count(b"data: ")
-                if events > EVENTS_PER_CUT and self.cuts < CUTS and b"data: " in data:
-                    self.cuts += 1
-                    writer.write(data[: data.rindex(b"data: ") + 8])
-                    await writer.drain()
-                    break
-                writer.write(data)
-                await writer.drain()
-        writer.transport.abort()
-        request.transport.abort()
 
 
 async def resume_over_cuts(report, library):
@@ -261,13 +219,15 @@ async def resume_over_cuts(report, library):
     ) as notes:
         async with contextlib.AsyncExitStack() as stack:
             enter = stack.enter_async_context
-            server = await enter(Server.running(retry=0.1, history=total))
-            relay = Cutting(server)
-            client = await enter(
-                Client.watching(library, await enter(relay.listening()))
-            )
-            await server.watched_by(1)
-            await server.ask("pump", rate=200, seconds=total / 200)
+            server = stack.enter_context(Server(retry=0.1, history=total))
+            due = lambda _, events: events > EVENTS_PER_CUT and relay.cuts < CUTS
+            relay = Cutting(server.port, due)
+            listener = await enter(await asyncio.start_server(relay, "127.0.0.1", 0))
+            port = listener.sockets[0].getsockname()[1]
+            url = f"http://127.0.0.1:{port}/sse"
+            client = await enter(Client.watching(library, url))
+            await watched_by(server, 1)
+            server.ask("pump", rate=200, seconds=total / 200)
             await client.received(1)
             number = lambda data: json.loads(data).get("number", "gap")
             complete = lambda: client.ended or number(client.data[-1]) == total - 1
@@ -289,7 +249,7 @@ async def development_proxy(report):
         )
         async with contextlib.AsyncExitStack() as stack:
             enter = stack.enter_async_context
-            server = await enter(Server.running(compress=compress))
+            server = stack.enter_context(Server(compress=compress))
             port = free_port()
             command = ["node", HERE / "devproxy.cjs", str(port), str(server.port)]
             proxy = await enter(Watcher.running(*command))
@@ -297,9 +257,9 @@ async def development_proxy(report):
             url = f"http://127.0.0.1:{port}/sse"
             curl = await enter(Curl.watching(url, compressed=True))
             with report.case(name):
-                await server.watched_by(1)
+                await watched_by(server, 1)
                 for number in range(10):
-                    await server.publish(f"number {number}")
+                    server.publish(f"number {number}")
                     await curl.received(number + 1, within=AT_ONCE)
 
 

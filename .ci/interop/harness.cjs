@@ -130,7 +130,12 @@ class Relay {
     const relay = new Relay();
     relay.sockets = new Set();
     relay.accepted = 0;
-    relay.listener = net.createServer((client) => relay.connect(client, port));
+    relay.gate = Promise.resolve(); // what new connections wait for
+    relay.listener = net.createServer((client) => {
+      relay.accepted++;
+      client.on("error", () => client.destroy());
+      relay.gate.then(() => relay.connect(client, port));
+    });
     await new Promise((resolve) => relay.listener.listen(0, "localhost", resolve));
     relay.origin = `http://localhost:${relay.listener.address().port}`;
     relay.url = `${relay.origin}/sse`;
@@ -138,7 +143,6 @@ class Relay {
   }
 
   connect(client, port) {
-    this.accepted++;
     const server = net.connect(port, "localhost");
     for (const [one, other] of [
       [client, server],
@@ -156,6 +160,13 @@ class Relay {
 
   cut() {
     for (const socket of this.sockets) socket.resetAndDestroy();
+  }
+
+  /** New connections wait, until what this returns is called. */
+  hold() {
+    let release;
+    this.gate = new Promise((resolve) => (release = resolve));
+    return release;
   }
 
   stop() {

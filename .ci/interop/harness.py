@@ -1,71 +1,22 @@
-"""What the checks in Python share: the server to command, and curl as a watcher."""
+"""What the checks in Python share: programs that watch a stream, such as curl."""
 
 import asyncio
 import contextlib
 import json
 import pathlib
-import sys
 from dataclasses import dataclass
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import common
-from common import (  # noqa: F401
-    Decoder,
-    Failure,
-    Report,
-    expect,
-    free_port,
-    until_async,
-)
+from common import Decoder, expect, until_async
 
 ANSWER_LIMIT = 16 * 1024 * 1024  # bytes in one line of any program read from here
 PATIENCE = 15.0  # seconds that anything awaited may take on a busy machine
 
 
-class Server(common.Server):
-    """The server, as programs on asyncio see it: its answers take no time."""
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def running(cls, **options):
-        server = cls(**options)
-        try:
-            yield server
-        finally:
-            if server.process.returncode is None:
-                await server.stop()
-
-    async def ask(self, command, **arguments):
-        return super().ask(command, **arguments)
-
-    async def publish(self, *events):
-        """Publish events (each a dict, or just the data); returns their ids."""
-        events = [e if isinstance(e, dict) else {"data": e} for e in events]
-        return (await self.ask("publish", events=events))["ids"]
-
-    async def compressed(self):
-        """How many open streams are compressed."""
-        return (await self.ask("compressed"))["streams"]
-
-    async def watched_by(self, count, within=PATIENCE):
-        """Wait until this many clients have a stream open."""
-
-        async def so_many():
-            stats = await self.ask("stats")
-            return stats["live"] + stats["behind"] == count
-
-        await until_async(so_many, f"{count} open streams", within)
-
-    async def stop(self):
-        """SIGTERM, as a service manager would; returns the exit status."""
-        return await asyncio.to_thread(super().stop)
-
-    async def kill(self):
-        """As the kernel does when memory is short: no farewell."""
-        self.process.kill()
-        await self.stop()
+async def watched_by(server, count, within=PATIENCE):
+    """Wait until this many clients have a stream open."""
+    what = f"{count} open streams"
+    await until_async(lambda: server.streams() == count, what, within)
 
 
 class Watcher:
@@ -119,7 +70,8 @@ class Watcher:
 
     async def leave(self):
         if self._process.returncode is None:
-            self._process.kill()
+            self._process.stdin.close()  # by which a browser is ended, too
+            self._process.terminate()
         await self._process.wait()
         await self._reading
 

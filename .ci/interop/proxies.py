@@ -9,7 +9,6 @@ usage: proxies.py     (with the environment that install.sh prints)
 import asyncio
 import contextlib
 import getpass
-import json
 import os
 import pathlib
 import re
@@ -20,20 +19,18 @@ import tempfile
 import time
 
 import smuggling
-from clients import Client
-from common import free_port
-from harness import (
-    ANSWER_LIMIT,
-    HERE,
-    PATIENCE,
-    Curl,
-    Event,
+from clients import BROWSER, Client
+from common import (
     Failure,
+    Program,
     Report,
     Server,
     expect,
+    free_port,
+    listening,
     until_async,
 )
+from harness import HERE, Curl, Event, watched_by
 
 RECIPES = HERE.parents[1] / ".recipes"
 EVENTS = 20  # of which each must be seen before the next is published
@@ -94,61 +91,40 @@ CADDY = """{
 PASSED_ON = re.compile(r"^upstream: \w", re.MULTILINE)
 
 
-class Proxy:
-    """A proxy in the foreground, in a folder of its own."""
+class Proxy(Program):
+    """A proxy in the foreground, with its configuration in a folder of its own."""
 
-    def __init__(self, command, folder, port, reload_signal=None):
-        self._command = command
-        self._folder = folder
-        self._log = folder / LOG
-        self._reload_signal = reload_signal
-        self._process = None
-        self.port = port
+    def __init__(self, command, folder, port, reload_signal):
+        self._folder, self._reload_signal = folder, reload_signal
         self.url = f"http://127.0.0.1:{port}/sse"
+        super().__init__(command, folder, port=port)
 
-    async def start(self):
-        with self._log.open("ab") as output:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, cwd=self._folder, stdout=output, stderr=output
-            )
-        await until_async(self._listens, f"{self._command[0]} listens")
-
-    async def _listens(self):
-        if self._process.returncode is not None:
-            output = self._log.read_text("utf-8", "replace")
-            raise Failure(f"{self._command[0]} ended: {output[-1000:]}")
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            writer.close()
-            return True
+    def listens(self):
+        return listening(self.port)  # a worker of it, perhaps
 
     def reload(self):
-        self._process.send_signal(self._reload_signal)
-
-    async def stop(self):
-        if self._process and self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(self._process.wait(), PATIENCE)
+        self.signal(self._reload_signal)
 
     def passed_on(self):
         """How many requests it passed on to the server, by its own log."""
-        return len(PASSED_ON.findall(self._log.read_text("utf-8")))
+        log = self._folder / LOG  # nginx's
+        said = log.read_text("utf-8") if log.exists() else self.output()
+        return len(PASSED_ON.findall(said))
 
 
 @contextlib.asynccontextmanager
 async def running(command, file, configuration, port, reload_signal=None):
-    """A proxy with this configuration in a file of this name, in a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix=f"sse-{command[0]}-") as name:
+    with tempfile.TemporaryDirectory(prefix="sse-proxy-") as name:
         folder = pathlib.Path(name)
         # nginx gives its temporary folders to its user, who must be able to reach them.
         folder.chmod(0o755)
         (folder / file).write_text(configuration)
-        proxy = Proxy(command, folder, port, reload_signal)
+        start = (Proxy, command, folder, port, reload_signal)
+        proxy = await asyncio.to_thread(*start)
         try:
-            await proxy.start()
             yield proxy
         finally:
-            await proxy.stop()
+            await asyncio.to_thread(proxy.stop)
 
 
 def nginx(upstream, locations, protocol=""):
@@ -161,7 +137,7 @@ def nginx(upstream, locations, protocol=""):
         protocol=protocol,
         locations=locations,
     )
-    command = ["nginx", "-p", "./", "-e", "error.log", "-c", "nginx.conf"]
+    command = "nginx -p ./ -e error.log -c nginx.conf"
     return running(command, "nginx.conf", configuration, port, signal.SIGHUP)
 
 
@@ -176,7 +152,7 @@ def haproxy(upstream, block, rules=""):
     ):
         expect(re.search(setting, listen), f"no {setting} in haproxy.cfg")
         listen = re.sub(setting, value, listen)
-    command = ["haproxy", "-W", "-db", "-f", "haproxy.cfg"]
+    command = "haproxy -W -db -f haproxy.cfg"
     configuration = HAPROXY.format(listen=listen, rules=rules)
     return running(command, "haproxy.cfg", configuration, port, signal.SIGUSR2)
 
@@ -186,7 +162,7 @@ def caddy(upstream, block):
     port = free_port()
     expect("example.com" in block, "example.com is not in the Caddyfile")
     site = block.replace("example.com", f"http://127.0.0.1:{port}")
-    command = ["caddy", "run", "--adapter", "caddyfile", "--config", "Caddyfile"]
+    command = "caddy run --adapter caddyfile --config Caddyfile"
     configuration = CADDY + aimed(site, f"127.0.0.1:{upstream}")
     return running(command, "Caddyfile", configuration, port)
 
@@ -194,7 +170,7 @@ def caddy(upstream, block):
 def vite(upstream, block):
     port = free_port()
     program = pathlib.Path(os.environ["NODE_PATH"], "vite", "bin", "vite.js")
-    command = ["node", str(program), "--host", "127.0.0.1", "--port", str(port)]
+    command = f"node {program} --host 127.0.0.1 --port {port}"
     configuration = aimed(block, f"127.0.0.1:{upstream}")
     return running(command, "vite.config.js", configuration, port)
 
@@ -224,10 +200,10 @@ async def passes_on_at_once(proxy, server, notes, compressed=False):
     times = []
     async with Curl.watching(proxy.url, compressed=compressed) as curl:
         await curl.connected(within=5 * AT_ONCE)  # curl has to start, too
-        expect(await server.compressed() == compressed, "not compressed by the server")
+        expect(server.compressed() == compressed, "not compressed by the server")
         for number in range(EVENTS):
             start = time.monotonic()
-            await server.publish(f"number {number}")
+            server.publish(f"number {number}")
             await curl.received(number + 1, within=AT_ONCE)
             times.append(time.monotonic() - start)
     half, slowest = 1000 * statistics.median(times), 1000 * max(times)
@@ -245,17 +221,17 @@ async def keeps_an_idle_stream(proxy, server, notes):
         )
         idle = time.monotonic() - start
         expect(not curl.ended, f"the proxy cut the stream after {idle:.1f} s")
-        await server.publish("after the silence")
+        server.publish("after the silence")
         await until_async(lambda: curl.data == ["after the silence"], "the event")
     notes.append(f"idle for {idle:.1f} s with a proxy timeout of {PROXY_TIMEOUT} s")
 
 
 async def tells_of_a_departure(proxy, server, notes):
     async with Curl.watching(proxy.url) as curl:
-        await server.watched_by(1)
+        await watched_by(server, 1)
         await curl.leave()
         start = time.monotonic()
-        await server.watched_by(0, within=QUICKLY)
+        await watched_by(server, 0, within=QUICKLY)
     notes.append(f"after {1000 * (time.monotonic() - start):.0f} ms")
 
 
@@ -282,22 +258,22 @@ async def is_resumed_after_a_reload_and_a_stop(proxy, server, notes):
     """With npm's eventsource, which reconnects by itself."""
     wanted = []
 
-    async def publish(count):
+    def publish(count):
         wanted.extend(f"number {len(wanted) + n}" for n in range(count))
-        await server.publish(*wanted[-count:])
+        server.publish(*wanted[-count:])
 
     async with Client.watching("eventsource", proxy.url) as client:
-        await server.watched_by(1)
-        await publish(10)
+        await watched_by(server, 1)
+        publish(10)
         await client.received(10)
         proxy.reload()
-        await server.watched_by(0)  # the old worker ended the stream
-        await publish(10)
+        await watched_by(server, 0)  # the old worker ended the stream
+        publish(10)
         await client.received(20)
-        await proxy.stop()
-        await server.watched_by(0)
-        await publish(10)
-        await proxy.start()
+        await asyncio.to_thread(proxy.stop)
+        await watched_by(server, 0)
+        publish(10)
+        await asyncio.to_thread(proxy.start)
         await client.received(30)
         seen = [event.data for event in client.events]
         expect(seen == wanted, f"seen {seen}, published {wanted}")
@@ -324,11 +300,11 @@ async def refuses_a_publication(proxy):
 
 async def waits_for_the_server(proxy, server, notes):
     """HAProxy tries to connect several times: a short restart goes unnoticed."""
-    await server.stop()
+    await asyncio.to_thread(server.stop)
     async with Curl.watching(proxy.url) as curl:
         await asyncio.sleep(QUICKLY)  # let it be refused, or there is no proof
         expect(not curl.ended, "HAProxy answered while the server was away")
-        async with Server.running(port=server.port):
+        with Server(port=server.port):
             await curl.connected()
 
 
@@ -343,9 +319,9 @@ CHECKS = [
 @contextlib.asynccontextmanager
 async def fronted(start, *block, **options):
     """A server with these options, and a proxy in front of it."""
-    behind = Server.running(**options)
-    async with behind as server, start(server.port, *block) as proxy:
-        yield proxy, server
+    with Server(**options) as server:
+        async with start(server.port, *block) as proxy:
+            yield proxy, server
 
 
 async def all_checks(report, name, checks, start, block):
@@ -354,7 +330,7 @@ async def all_checks(report, name, checks, start, block):
     async with fronted(start, block, **options) as (proxy, server):
         for check in checks:
             with report.case(f"{name} {check.__name__.replace('_', ' ')}") as notes:
-                await server.watched_by(0)
+                await watched_by(server, 0)
                 await check(proxy, server, notes)
 
 
@@ -370,86 +346,38 @@ async def passes_on_what_is_compressed(report, proxies):
 # The server is killed, and away for a while.
 
 
-class Tab:
-    """A page in Chromium with an EventSource."""
-
-    def __init__(self):
-        self.data = []
-
-    async def received(self, count):
-        await until_async(
-            lambda: len(self.data) >= count,
-            lambda: f"{count} events; {len(self.data)} came to Chromium",
-        )
-
-
-class Chromium:
-    """One browser, with a tab for each stream."""
-
-    def __init__(self, process):
-        self._process = process
-        self._tabs = {}
-        self._reading = asyncio.create_task(self._read())
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def running(cls):
-        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-        process = await asyncio.create_subprocess_exec(
-            "node", HERE / "chromium.cjs", limit=ANSWER_LIMIT, **pipes
-        )
-        browser = cls(process)
-        try:
-            yield browser
-        finally:
-            process.stdin.close()
-            await asyncio.wait_for(process.wait(), PATIENCE)
-            await browser._reading
-
-    async def _read(self):
-        async for line in self._process.stdout:
-            url, data = json.loads(line)
-            self._tabs[url].data.append(data)
-
-    def open(self, url):
-        tab = self._tabs[url] = Tab()
-        self._process.stdin.write(f"{url}\n".encode())
-        return tab
-
-
-async def all_come_back(start, block, browser, notes, guarded=True):
+async def all_come_back(start, block, notes, guarded=True):
     events = [{"data": f"number {n}", "id": f"row-{n}"} for n in range(4)]
     async with contextlib.AsyncExitStack() as stack:
         # With replay, for a client whose first connection was cut before an event came.
         running = fronted(start, block, retry=0.3, hosts=["*"], replay=10)
         proxy, server = await stack.enter_async_context(running)
-        clients = [browser.open(proxy.url)]
-        for library in ("eventsource", "undici"):
+        clients = []
+        for library in ("eventsource", "undici", BROWSER):
             client = Client.watching(library, proxy.url)
             clients.append(await stack.enter_async_context(client))
-        await server.watched_by(len(clients))
-        await server.publish(*events[:2])
+        await watched_by(server, len(clients))
+        server.publish(*events[:2])
         for client in clients:
             await client.received(2)
-        await server.kill()
+        await asyncio.to_thread(server.stop, signal.SIGKILL)
         away = [asyncio.sleep(AWAY)]
         if guarded:
             away += [refuses_a_publication(proxy), asks_to_come_again(proxy)]
         notes += (await asyncio.gather(*away))[2:]
-        again = Server.running(port=server.port, hosts=["*"])
-        server = await stack.enter_async_context(again)
-        await server.publish(*events)
+        server = stack.enter_context(Server(port=server.port, hosts=["*"]))
+        server.publish(*events)
         for client in clients:
             await client.received(4)
-        seen = [clients[0].data, *([e.data for e in c.events] for c in clients[1:])]
+        seen = [client.data for client in clients]
         wanted = [event["data"] for event in events]
         expect(seen == [wanted] * 3, f"seen {seen}, published {wanted}")
 
 
-async def come_back(report, name, start, block, browser):
+async def come_back(report, name, start, block):
     what = f"the server is killed, and away for {AWAY:g} s: all clients come back"
     with report.case(f"{name}: {what}") as notes:
-        await all_come_back(start, block, browser, notes)
+        await all_come_back(start, block, notes)
 
 
 # The two checks that could pass for no reason are shown to fail where they must.
@@ -487,11 +415,11 @@ async def a_cut_is_seen(report):
             notes.append(f"after {await seconds_until_cut(proxy):.1f} s")
 
 
-async def who_stays_away_is_seen(report, browser):
+async def who_stays_away_is_seen(report):
     with report.case("control: behind a plain Caddy they do not come back") as notes:
         block = "example.com {\n reverse_proxy /sse 127.0.0.1:8080\n}\n"
         try:
-            await all_come_back(caddy, block, browser, [], guarded=False)
+            await all_come_back(caddy, block, [], guarded=False)
         except Failure as caught:
             notes.append(str(caught))
             return
@@ -546,11 +474,8 @@ async def main():
         buffering_is_seen(report),
         a_cut_is_seen(report),
     )
-    async with Chromium.running() as browser:
-        await asyncio.gather(
-            *(come_back(report, *proxy, browser) for proxy in proxies),
-            who_stays_away_is_seen(report, browser),
-        )
+    back = (come_back(report, *proxy) for proxy in proxies)
+    await asyncio.gather(*back, who_stays_away_is_seen(report))
     await smuggling.hidden_request_publishes(report)
     await asyncio.gather(
         smuggling.withstands(report, "nginx (HTTP/1.0)", forbidding_nginx_1_0),

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import re
 
-from harness import PATIENCE, Server, expect, until_async
+from common import Server, expect, until_async
+from harness import PATIENCE
 
 TOKEN = "publish-token"
 HIDDEN = (
@@ -186,30 +187,30 @@ class Tap:
         return sum(len(STATUS_LINE.findall(answer)) for answer in self._answers)
 
 
-async def published(server):
-    return (await server.ask("last_event_id"))["id"]
+def published(server):
+    return server.ask("last_event_id")["id"]
 
 
 async def hidden_request_publishes(report):
     """What the attacks hide does its harm where it is not hidden."""
-    async with Server.running(publish_token=TOKEN, hosts=["*"]) as server:
-        with report.case("control: the hidden request publishes when sent openly"):
-            before = await published(server)
-            await answers(server.port, HIDDEN, silent=PATIENCE)
-            expect(await published(server) != before, "nothing was published")
+    case = report.case("control: the hidden request publishes when sent openly")
+    with case, Server(publish_token=TOKEN, hosts=["*"]) as server:
+        before = published(server)
+        await answers(server.port, HIDDEN, silent=PATIENCE)
+        expect(published(server) != before, "nothing was published")
 
 
 async def withstands(report, name, fronted):
     """All attacks on one front, each followed by another client's innocent request."""
-    async with Server.running(publish_token=TOKEN, hosts=["*"]) as server:
+    with Server(publish_token=TOKEN, hosts=["*"]) as server:
         tap = Tap(server.port)
         async with tap.listening() as port, fronted(port) as front:
             with report.case(f"{name} smuggles nothing") as notes:
-                before = await published(server)
+                before = published(server)
                 count = 0
                 for attack, request in attacks():
                     await answers(front.port, request)
-                    expect(await published(server) == before, f"smuggled: {attack}")
+                    expect(published(server) == before, f"smuggled: {attack}")
                     victim = await answers(front.port, VICTIM, silent=PATIENCE)
                     statuses = STATUS_LINE.findall(victim)
                     expect(statuses == [b"200"], f"{attack}: the next got {victim}")

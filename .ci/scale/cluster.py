@@ -4,16 +4,15 @@ event, in order, none twice; counted.
 Two processes on one port, and four behind nginx.  One process is killed and started
 again, Redis ends for 5 s and sleeps for 5 s, another process is killed.
 
-usage: cluster.py [--full] [--readme FILE] [--module FILE]
+usage: cluster.py [--size full]
 """
 
-import argparse
 import contextlib
 import signal
 import sys
 import time
 
-from fleet import Fleet, Publisher
+from fleet import Adding, Fleet
 from harness import (
     Report,
     Workshop,
@@ -25,8 +24,8 @@ from harness import (
     redis_server,
 )
 
-CI_SIZE = (400, 100, 18)  # clients, events a second, seconds
-FULL_SIZE = (2000, 200, 40)
+# Clients, events a second, seconds.
+SIZES = {"small": (400, 100, 18), "full": (2000, 200, 40)}
 PORT = 8080  # where the clients connect
 FLEETS = 2  # processes of clients
 DOWN_SECONDS = 2.0  # that a killed process is away
@@ -69,7 +68,7 @@ def run(report, name, workshop, size, ports, block=None):
             enter(nginx(workshop, block, PORT))
         fleet = enter(Fleet(FLEETS, clients // FLEETS, total, [[PORT]] * FLEETS))
         fleet.all("open")
-        with Publisher(total, rate) as publisher:
+        with Adding(total, rate) as publisher:
             incidents(fleet, publisher, feeds, broker)
             publisher.reached(1)
         fleet.all("complete", CATCH_UP_SECONDS)
@@ -94,16 +93,14 @@ def behind_nginx(workshop, ports):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--full", action="store_true", help="as large as FULL_SIZE")
-    options = arguments(parser)
+    options = arguments(__doc__)
     enter_private_network()
     raise_descriptor_limit()
-    size = FULL_SIZE if options.full else CI_SIZE
+    size = SIZES[options.size]
     report = Report("cluster")
-    with Workshop(options.readme, options.module) as workshop:
+    with Workshop() as workshop:
         run(report, "two processes on one port", workshop, size, [PORT] * 2)
-    with Workshop(options.readme, options.module) as workshop:
+    with Workshop() as workshop:
         ports = range(8081, 8085)
         block = behind_nginx(workshop, ports)
         run(report, "four processes behind nginx", workshop, size, ports, block)

@@ -1,4 +1,4 @@
-"""Several processes of watchers.py as one, and a publisher that never repeats itself."""
+"""Several processes of watchers.py as one, and publishers of what they check."""
 
 import contextlib
 import json
@@ -59,45 +59,37 @@ class Fleet:
 
 
 class Publisher(threading.Thread):
-    """Adds the numbers 1 to `total` to the stream, at a rate, through outages of Redis.
+    """Publishes the numbers to `total`, at a rate, through outages.
 
-    An XADD whose answer was lost may or may not have happened, so after an error it
-    looks at the end of the stream.
+    After an error `newest` says which is the last that need not be published again.
     """
+
+    failures = ()  # the errors that outages make
 
     def __init__(self, total, rate):
         super().__init__()
-        self._total, self._rate = total, rate
-        self._client = redis.Redis(
-            decode_responses=True, retry=None, socket_timeout=PATIENCE
-        )
+        self.total, self._rate = total, rate
         self._stopped = threading.Event()
-        # Number 1, from which on every client has an id to come back with.
-        self._client.xadd("events", {"data": "1"})
-        self.published = 1
-        self.errors = 0
+        self.number = self.errors = 0
 
     def run(self):
         start = time.monotonic()
-        while self.published < self._total and not self._stopped.is_set():
-            due = start + (self.published - 1) / self._rate
-            if self._stopped.wait(max(0, due - time.monotonic())):
-                return
+        while self.number < self.total and not self._stopped.is_set():
+            due = start + self.number / self._rate
+            self._stopped.wait(max(0, due - time.monotonic()))
             try:
-                self._client.xadd("events", {"data": self.published + 1})
-                self.published += 1
-            except redis.RedisError:
+                self.publish(self.number + 1)
+                self.number += 1
+            except self.failures:
                 self.errors += 1
                 self._stopped.wait(0.1)
-                with contextlib.suppress(redis.RedisError):
-                    newest = self._client.xrevrange("events", count=1)
-                    self.published = int(newest[0][1]["data"])
+                self.number = self.newest()
 
     def reached(self, share):
         """Wait until this share of the events is published."""
-        number = share * self._total
-        within = self._total / self._rate + PATIENCE
-        until(lambda: self.published >= number, f"event {number:g}", within)
+        number = share * self.total
+        within = self.total / self._rate + PATIENCE
+        until(lambda: self.number >= number, f"event {number:g}", within)
 
     def __enter__(self):
         self.start()
@@ -106,3 +98,27 @@ class Publisher(threading.Thread):
     def __exit__(self, *_):
         self._stopped.set()
         self.join()
+
+
+class Adding(Publisher):
+    """Adds them to a stream of Redis.  An XADD whose answer was lost may or may not have
+    happened, so after an error it looks at the end of the stream."""
+
+    failures = redis.RedisError
+
+    def __init__(self, total, rate):
+        super().__init__(total, rate)
+        how = {"decode_responses": True, "retry": None, "socket_timeout": PATIENCE}
+        self._client = redis.Redis(**how)
+        # Number 1, from which on every client has an id to come back with.
+        self.publish(1)
+        self.number = 1
+
+    def publish(self, number):
+        self._client.xadd("events", {"data": number})
+
+    def newest(self):
+        with contextlib.suppress(redis.RedisError):
+            newest = self._client.xrevrange("events", count=1)
+            return int(newest[0][1]["data"])
+        return self.number

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the checks at scale need, once: programs from Debian, and Python packages
 # into a venv in a cache folder outside of the repository.  Prints assignments for `eval`:
-# SCALE_PYTHON, and a PATH with Debian's folders for servers.
+# SCALE_PYTHON with its PYTHONPATH, and a PATH with Debian's folders for servers.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
@@ -9,4 +9,5 @@ install_programs redis-server:redis-server nginx:nginx-light caddy:caddy curl:cu
     ip:iproute2 unshare:util-linux openssl:openssl systemd-analyze:systemd \
     pg_lsclusters:postgresql
 install_packages "$here/requirements.txt" "$cache/scale/venv"
-printf 'export SCALE_PYTHON=%q PATH=%q\n' "$cache/scale/venv/bin/python" "$PATH"
+printf 'export SCALE_PYTHON=%q PYTHONPATH=%q PATH=%q\n' \
+    "$cache/scale/venv/bin/python" "$checks" "$PATH"

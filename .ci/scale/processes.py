@@ -6,10 +6,9 @@ longer than the history holds; at last, a server that is alone is restarted agai
 again.  The clients resume at whatever process they get.  Nothing is lost without a gap,
 nothing comes twice, and every client ends with the last event.
 
-usage: processes.py [--full] [--readme FILE] [--module FILE]
+usage: processes.py [--size full]
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -20,8 +19,8 @@ import time
 
 from harness import Report, Workshop, arguments, common, expect
 
-CI_SIZE = (40, 200, 6, 10)  # clients, events a second, seconds of each part, restarts
-FULL_SIZE = (400, 500, 60, 100)
+# Clients, events a second, seconds of each part, restarts.
+SIZES = {"small": (40, 200, 6, 10), "full": (400, 500, 60, 100)}
 SILENCE = 5.0  # seconds without a heartbeat: a client takes the process for stopped
 CATCH_UP_SECONDS = 120.0  # for the last client to have the last event
 HOLDS_ALL, HOLDS_LITTLE = 200_000, 300  # events
@@ -148,12 +147,12 @@ async def watched(port, clients, publishers, incidents, stays):
     return found, published
 
 
-def part(report, options, name, sizes, incident, count, history=HOLDS_ALL):
+def part(report, name, sizes, incident, count, history=HOLDS_ALL):
     """One part; `count` incidents, each to one of the servers, or as many seconds."""
     clients, rate, servers = sizes
     with (
         report.case(name) as notes,
-        Workshop(options.readme, options.module) as workshop,
+        Workshop() as workshop,
         contextlib.ExitStack() as running,
     ):
         port = common.free_port()
@@ -184,16 +183,13 @@ def part(report, options, name, sizes, incident, count, history=HOLDS_ALL):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--full", action="store_true", help="as large as FULL_SIZE")
-    options = arguments(parser)
-    clients, rate, seconds, restarts = FULL_SIZE if options.full else CI_SIZE
+    clients, rate, seconds, restarts = SIZES[arguments(__doc__).size]
     report, sizes = Report("processes"), (clients, rate, 4)
-    part(report, options, "calm", sizes, lambda server: None, seconds)
-    part(report, options, "killed each second", sizes, restart, seconds)
+    part(report, "calm", sizes, lambda server: None, seconds)
+    part(report, "killed each second", sizes, restart, seconds)
     name, times = "stopped for longer than the history", max(3, seconds // 3)
-    part(report, options, name, sizes, pause, times, HOLDS_LITTLE)
-    part(report, options, f"{restarts} restarts", (5, 50, 1), restart, restarts)
+    part(report, name, sizes, pause, times, HOLDS_LITTLE)
+    part(report, f"{restarts} restarts", (5, 50, 1), restart, restarts)
     return report.close()
 
 

@@ -1,7 +1,7 @@
 """The recipes as they stand: Redis, PostgreSQL, Flask, http.server, FastAPI, aiohttp, the
 systemd unit, the image of a container, and HTTP/2 towards the browser.
 
-usage: recipes.py [--readme FILE] [--module FILE]
+usage: recipes.py
 """
 
 import contextlib
@@ -28,7 +28,6 @@ from harness import (
     Report,
     Stream,
     Workshop,
-    arguments,
     enter_private_network,
     expect,
     listening,
@@ -410,7 +409,6 @@ UVICORN = "python -m uvicorn --port 8000"
 def asgi_checks(report, workshop):
     with workshop.start(f"{UVICORN} fastapi_app:app", port=8000) as app:
         in_a_framework(report, "fastapi", app)
-    four_workers(report, workshop)
     workshop.write("settings.py", SETTINGS)
     django = {"port": 8000, "env": {"DJANGO_SETTINGS_MODULE": "settings"}}
     with workshop.start(f"{UVICORN} django_asgi:application", **django) as app:
@@ -453,26 +451,6 @@ def in_a_framework(report, name, app, path="/events"):
         ended_by_ctrl_c(app)
         seconds = time.monotonic() - started
         expect(seconds < 2, f"it ended {seconds:.1f} s after Ctrl-C")
-
-
-def four_workers(report, workshop):
-    with report.case("fastapi: four workers with one history_file are one server"):
-        app = workshop.recipe("fastapi_app.py")
-        here = "SSEServer(port=None)"
-        expect(here in app, f"{here} is not in fastapi_app.py")
-        # Without heartbeats, a client that waits in vain says so.
-        there = 'SSEServer(port=None, history_file="events.db", heartbeat=None)'
-        workshop.write("workers.py", app.replace(here, there))
-        command = f"{UVICORN} --workers 4 workers:app"
-        with workshop.start(command) as app, contextlib.ExitStack() as stack:
-            until(lambda: listening(8000), "it listens")
-            enter = stack.enter_context
-            clients = [enter(Stream(8000, path="/events")) for _ in range(12)]
-            for _ in range(8):
-                curl("http://localhost:8000/orders", *JSON)
-            seen = [[event["id"] for event in client.take(8)] for client in clients]
-            expect(seen == [seen[0]] * 12, f"seen {seen}")
-            ended_by_ctrl_c(app)
 
 
 MODEL = """
@@ -522,25 +500,6 @@ async def started():
         publishing = asyncio.create_task(publish())
         await server.__aenter__()
 """
-STARLETTE = """
-import contextlib
-from starlette.applications import Starlette
-from starlette.responses import StreamingResponse
-from starlette.routing import Route
-from publishing import server, started
-
-async def sse(request):
-    last = request.headers.get("last-event-id")
-    return StreamingResponse(server.stream(last), headers=server.stream_headers())
-
-@contextlib.asynccontextmanager
-async def lifespan(app):
-    await started()
-    yield
-    await server.close()
-
-app = Starlette(routes=[Route("/sse", sse)], lifespan=lifespan)
-"""
 DJANGO = """
 from django.conf import settings
 from django.core.asgi import get_asgi_application
@@ -573,7 +532,6 @@ def framework_checks(report, workshop):
         aiohttp = aiohttp.replace(here, there)
     uvicorn = f"{UVICORN} --timeout-graceful-shutdown 3 --log-level error"
     for name, program, command in (
-        ("starlette", STARLETTE, f"{uvicorn} starlette_app:app"),
         ("django", DJANGO, f"{uvicorn} django_app:app"),
         ("aiohttp", aiohttp, "python aiohttp_app.py"),
     ):
@@ -710,10 +668,9 @@ def many_on_one_connection(count=20):
 
 
 def main():
-    options = arguments()
     enter_private_network()
     report = Report("recipes")
-    with Workshop(options.readme, options.module) as workshop:
+    with Workshop() as workshop:
         redis_checks(report, workshop)
         postgres_checks(report, workshop)
         thread_checks(report, workshop)

@@ -5,87 +5,58 @@ Relays are killed, and stopped for longer than a heartbeat; so is the origin; an
 connections between them are cut in the middle of an event.  Then a relay follows a
 stream of another library, and one ends when its origin answers 204.
 
-usage: relay.py [--full] [--readme FILE] [--module FILE]
+usage: relay.py [--size full]
 """
 
-import argparse
+import asyncio
 import contextlib
 import signal
-import socket
 import sys
 import threading
 import time
 import urllib.request
 
-from fleet import Fleet
+from fleet import Fleet, Publisher
 from harness import (
     PATIENCE,
     Report,
     Stream,
     Workshop,
     arguments,
+    common,
     enter_private_network,
     expect,
     raise_descriptor_limit,
     until,
 )
 
-CI_SIZE = {"clients": 1000, "rate": 100, "seconds": 24}
-FULL_SIZE = {"clients": 4000, "rate": 200, "seconds": 60}
+# Clients, events a second, seconds.
+SIZES = {"small": (1000, 100, 24), "full": (4000, 200, 60)}
 ORIGIN, RELAYS, BETWEEN = 8080, 8081, 8090  # ports
 FLEETS = 2  # processes of clients
 HEARTBEAT, SILENCE, STOPPED = 0.5, 1.5, 2.5  # seconds
 CATCH_UP_SECONDS = 120.0
 
 
-class Publisher(threading.Thread):
-    """Posts the numbers from 1 on.  One whose answer is lost may or may not have come: it
-    is not repeated, and the origin's next start is announced by a gap."""
+class Posting(Publisher):
+    """One whose answer is lost may or may not have come: it is not repeated, and the
+    origin's next start is announced by a gap."""
 
-    def __init__(self, total, rate):
-        super().__init__()
-        self._total, self._rate = total, rate
-        self._stopped = threading.Event()
-        self.number = self.errors = 0
+    failures = OSError
 
-    def run(self):
-        start = time.monotonic()
-        while self.number < self._total and not self._stopped.is_set():
-            due = start + self.number / self._rate
-            self._stopped.wait(max(0, due - time.monotonic()))
-            self.post()
+    def publish(self, number):
+        post(number)
 
-    def post(self):
-        last = self.number + 1 == self._total
-        try:
-            post(self.number + 1)
-        except OSError:
-            self.errors += 1
-            self._stopped.wait(0.1)
-            if last:
-                return  # that one is waited for
-        self.number += 1
-
-    def reached(self, share):
-        number = share * self._total
-        within = self._total / self._rate + PATIENCE
-        until(lambda: self.number >= number, f"event {number:g}", within)
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stopped.set()
-        self.join()
+    def newest(self):
+        last = self.number + 1 == self.total
+        return self.number + (not last)  # that one is waited for
 
 
-def post(data):
-    url = f"http://localhost:{ORIGIN}/sse"
+def post(data, query=""):
+    url = f"http://localhost:{ORIGIN}/sse{query}"
     bearer = {"Authorization": "Bearer secret"}
     request = urllib.request.Request(url, str(data).encode(), bearer)
-    with urllib.request.urlopen(request, timeout=PATIENCE):
-        pass
+    urllib.request.urlopen(request, timeout=PATIENCE).close()
 
 
 class Between(threading.Thread):
@@ -93,52 +64,23 @@ class Between(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self._listening = socket.create_server(("127.0.0.1", BETWEEN))
-        self._cutting = set()
-        self._lock = threading.Lock()
-        self._open = set()
-        self.cuts = 0
+        self._cut_to = 0  # the connections with these numbers
+        self._relay = common.Cutting(ORIGIN, lambda number, _: number <= self._cut_to)
+
+    @property
+    def cuts(self):
+        return self._relay.cuts
 
     def run(self):
-        while True:
-            try:
-                relay, _ = self._listening.accept()
-            except OSError:
-                return
-            try:
-                origin = socket.create_connection(("127.0.0.1", ORIGIN), timeout=2)
-            except OSError:
-                relay.close()
-                continue
-            origin.settimeout(None)
-            for ends in ((relay, origin), (origin, relay)):
-                threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
-            with self._lock:
-                self._open.add(origin)
+        asyncio.run(self._serve())
 
-    def _pass_on(self, source, target):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if source in self._cutting and b"data: " in data:
-                    target.sendall(data[: data.index(b"data: ") + 4])
-                    self.cuts += 1
-                    break
-                target.sendall(data)
-        with self._lock:
-            self._open.discard(source)
-            self._cutting.discard(source)
-        for sock in (source, target):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+    async def _serve(self):
+        async with await asyncio.start_server(self._relay, "127.0.0.1", BETWEEN) as one:
+            await one.serve_forever()
 
     def cut(self):
         """In the middle of the next event of each connection."""
-        with self._lock:
-            self._cutting |= self._open
-
-    def close(self):
-        self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
+        self._cut_to = self._relay.connections
 
 
 def origin_of(workshop):
@@ -185,27 +127,25 @@ def incidents(publisher, origin, relays, between):
     killed(relays[3])
 
 
-def mistreated(report, workshop, size):
-    total = size["rate"] * size["seconds"]
+def mistreated(report, workshop, clients, rate, seconds):
+    total = rate * seconds
     ports = [[RELAYS] * 4 + [ORIGIN]] * FLEETS
     name = "four relays of one origin: nothing lost in silence, nothing twice"
     with report.case(name) as notes, contextlib.ExitStack() as stack:
         origin = stack.enter_context(origin_of(workshop))
         between = Between()
         between.start()
-        stack.callback(between.close)
         post(0)
         relays = [stack.enter_context(relay_of(workshop)) for _ in range(4)]
-        clients = size["clients"] // FLEETS
-        fleet = stack.enter_context(Fleet(FLEETS, clients, total, ports))
+        fleet = stack.enter_context(Fleet(FLEETS, clients // FLEETS, total, ports))
         fleet.all("open")
-        with Publisher(total, size["rate"]) as publisher:
+        with Posting(total, rate) as publisher:
             incidents(publisher, origin, relays, between)
             publisher.reached(1)
         fleet.all("complete", CATCH_UP_SECONDS)
         names = ("repeated", "silent", "missing", "gaps", "cut")
         counts = {name: fleet.count(name) for name in names}
-        notes.append(f"{fleet.clients} clients x {total} events at {size['rate']}/s")
+        notes.append(f"{fleet.clients} clients x {total} events at {rate}/s")
         notes.append(", ".join(f"{name} {count}" for name, count in counts.items()))
         notes.append(f"{publisher.errors} failed posts, {between.cuts} events cut")
         expect(not counts["repeated"] and not counts["silent"], "; ".join(notes))
@@ -259,16 +199,9 @@ def keeps_state(report, workshop):
         report.case("a relay retains what it is told, and is told of gaps"),
         origin_of(workshop) as origin,
     ):
-        url = f"http://localhost:{ORIGIN}/sse"
-        bearer = {"Authorization": "Bearer secret"}
-
-        def state(text):
-            address = f"{url}?event=state&retain=1"
-            data = text.encode()
-            request = urllib.request.Request(address, data, bearer)
-            urllib.request.urlopen(request, timeout=PATIENCE).close()
-
+        state = lambda text: post(text, "?event=state&retain=1")
         state("one")
+        url = f"http://localhost:{ORIGIN}/sse"
         with relay_of(workshop, url=url, RETAIN="state"):
             with Stream(RELAYS) as stream:
                 expect(stream.next()["data"] == "one", "not what was retained")
@@ -282,18 +215,14 @@ def keeps_state(report, workshop):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--full", action="store_true", help="4,000 clients, 200 events/s"
-    )
-    options = arguments(parser)
+    options = arguments(__doc__)
     enter_private_network()
     raise_descriptor_limit()
     report = Report("relay")
-    with Workshop(options.readme, options.module) as workshop:
+    with Workshop() as workshop:
         keeps_state(report, workshop)
         another_library(report, workshop)
-        mistreated(report, workshop, FULL_SIZE if options.full else CI_SIZE)
+        mistreated(report, workshop, *SIZES[options.size])
     return report.close()
 
 
