@@ -1120,10 +1120,9 @@ class _LogFile:
         """Check the file, write what a new one needs, and count who has it open."""
         with db:
             db.execute("BEGIN")  # to see one state of the file
-            if not self._is_new(db):
-                (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-                if found != "ok":
-                    raise self._sqlite3.DatabaseError("database is malformed")
+            self._is_new(db)  # it raises an error if the database is another's
+            if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise self._sqlite3.DatabaseError("database is malformed")
         if self._patiently(db, "PRAGMA journal_mode = WAL") != ("wal",):
             self._refuse("SQLite has no WAL on this file system; use a local disk")
         db.execute("PRAGMA synchronous = FULL")  # what follows survives a crash
@@ -3030,7 +3029,7 @@ class _Intake:
     def catch_up(self) -> None:
         """Take in what is new now, from any thread.
 
-        Raises OSError if it fails, unless an event loop does that by itself and notes it.
+        Raises OSError if it fails and no event loop does it by itself, noting faults.
         """
         loop, file = self.bell.loop, self.file
         if not file or self.closed_because:
@@ -3131,8 +3130,8 @@ class _Intake:
     def key_of_seen(self, id: str) -> Any:
         """The sort key of an id that a client has seen; None: it has none."""
         with contextlib.suppress(Exception):  # the publisher never gave such an id
-            is_own = _number_in(id, self.log.epoch) is not None
-            return None if is_own else self.key_of(id)
+            if _number_in(id, self.log.epoch) is None:
+                return self.key_of(id)
         return None
 
 
