@@ -937,8 +937,8 @@ class _LogFile:
                 self._retain(db, number, body, channel, name, size)
             if number % _FILE_TRIM_EVENTS == 0 or size > _BATCH_BYTES:
                 self._trim(db)
-            if self._refuse_replaced() > _FILE_WAL_BYTES:
-                self._begin_checkpoint()
+                if os.stat(self.path + "-wal").st_size > _FILE_WAL_BYTES:
+                    self._begin_checkpoint()
         return number
 
     def _retain(self, db: sqlite3.Connection, *row: Any) -> None:
@@ -1037,6 +1037,7 @@ class _LogFile:
                 raise self._sqlite3.OperationalError("database is locked")
             self.open()
             db = self._connections[0]
+            self._refuse_replaced()
             if db.in_transaction:
                 raise RuntimeError("nothing can be published from within publish()")
             with db:  # it rolls back, even if Ctrl-C comes or COMMIT itself fails
@@ -1060,7 +1061,7 @@ class _LogFile:
             writer, reader = self._connect(_FILE_WAIT_SECONDS), self._connect(0)
             try:
                 self._prepare(writer)
-                self._identity = self._identify()[:-1]
+                self._identity = self._identify()
             except BaseException:
                 reader.close()
                 writer.close()
@@ -1195,19 +1196,16 @@ class _LogFile:
             found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
             self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
 
-    def _identify(self) -> tuple[int, int, int, int]:
-        """The file and its WAL, for comparing; and the size of the WAL."""
+    def _identify(self) -> tuple[int, int, int]:
+        """What others would open now: the file and its WAL."""
         db, wal = os.stat(self.path), os.stat(self.path + "-wal")
-        return db.st_dev, db.st_ino, wal.st_ino, wal.st_size
+        return db.st_dev, db.st_ino, wal.st_ino
 
-    def _refuse_replaced(self) -> int:
-        """Raises an error if others would open another file; the size of the WAL."""
-        identity: tuple[int, ...] = ()
+    def _refuse_replaced(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            identity = self._identify()
-        if identity[:-1] != self._identity:
-            self._refuse(_REPLACED)
-        return identity[-1]
+            if self._identify() == self._identity:
+                return
+        self._refuse(_REPLACED)
 
     # Moving the rows from the WAL into the file.
 
