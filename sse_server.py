@@ -937,8 +937,8 @@ class _LogFile:
                 self._retain(db, number, body, channel, name, size)
             if number % _FILE_TRIM_EVENTS == 0 or size > _BATCH_BYTES:
                 self._trim(db)
-            if self._refuse_replaced() > _FILE_WAL_BYTES:
-                self._begin_checkpoint()
+                if os.stat(self.path + "-wal").st_size > _FILE_WAL_BYTES:
+                    self._begin_checkpoint()
         return number
 
     def _retain(self, db: sqlite3.Connection, *row: Any) -> None:
@@ -1037,6 +1037,7 @@ class _LogFile:
                 raise self._sqlite3.OperationalError("database is locked")
             self.open()
             db = self._connections[0]
+            self._refuse_replaced()
             if db.in_transaction:
                 raise RuntimeError("nothing can be published from within publish()")
             with db:  # it rolls back, even if Ctrl-C comes or COMMIT itself fails
@@ -1060,7 +1061,7 @@ class _LogFile:
             writer, reader = self._connect(_FILE_WAIT_SECONDS), self._connect(0)
             try:
                 self._prepare(writer)
-                self._identity = self._identify()[:-1]
+                self._identity = self._identify()
             except BaseException:
                 reader.close()
                 writer.close()
@@ -1120,10 +1121,9 @@ class _LogFile:
         """Check the file, write what a new one needs, and count who has it open."""
         with db:
             db.execute("BEGIN")  # to see one state of the file
-            if not self._is_new(db):
-                (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-                if found != "ok":
-                    raise self._sqlite3.DatabaseError("database is malformed")
+            self._is_new(db)  # it raises an error if the database is another's
+            if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise self._sqlite3.DatabaseError("database is malformed")
         if self._patiently(db, "PRAGMA journal_mode = WAL") != ("wal",):
             self._refuse("SQLite has no WAL on this file system; use a local disk")
         db.execute("PRAGMA synchronous = FULL")  # what follows survives a crash
@@ -1196,20 +1196,16 @@ class _LogFile:
             found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
             self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
 
-    def _identify(self) -> tuple[int, int, int, int]:
-        """The file and its WAL, for comparing; and the size of the WAL."""
+    def _identify(self) -> tuple[int, int, int]:
+        """What others would open now: the file and its WAL."""
         db, wal = os.stat(self.path), os.stat(self.path + "-wal")
-        return db.st_dev, db.st_ino, wal.st_ino, wal.st_size
+        return db.st_dev, db.st_ino, wal.st_ino
 
-    def _refuse_replaced(self) -> int:
-        """Raises an error if others would open another file; the size of the WAL."""
-        try:
-            *identity, size = self._identify()
-        except FileNotFoundError:
-            self._refuse(_REPLACED)
-        if tuple(identity) != self._identity:
-            self._refuse(_REPLACED)
-        return size
+    def _refuse_replaced(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self._identify() == self._identity:
+                return
+        self._refuse(_REPLACED)
 
     # Moving the rows from the WAL into the file.
 
@@ -3000,7 +2996,7 @@ class _Intake:
     def catch_up(self) -> None:
         """Take in what is new now, from any thread.
 
-        Raises OSError if it fails, unless an event loop does that by itself and notes it.
+        Raises OSError if it fails and no event loop does it by itself, noting faults.
         """
         loop, file = self.bell.loop, self.file
         if not file or self.closed_because:
@@ -3101,8 +3097,8 @@ class _Intake:
     def key_of_seen(self, id: str) -> Any:
         """The sort key of an id that a client has seen; None: it has none."""
         with contextlib.suppress(Exception):  # the publisher never gave such an id
-            is_own = _number_in(id, self.log.epoch) is not None
-            return None if is_own else self.key_of(id)
+            if _number_in(id, self.log.epoch) is None:
+                return self.key_of(id)
         return None
 
 

@@ -2607,7 +2607,8 @@ class LogFileTest(LogFileTestCase):
 
     def test_nothing_waits_for_a_thread_that_cannot_be_started(self):
         file = self.file()
-        with mock.patch.object(sse_server, "_FILE_WAL_BYTES", 0):
+        limits = {"_FILE_WAL_BYTES": 0, "_FILE_TRIM_EVENTS": 1}
+        with mock.patch.multiple(sse_server, **limits):
             with mock.patch("threading.Thread.start", side_effect=RuntimeError):
                 self.assertEqual([file.add("event"), file.add("event")], [1, 2])
             file.add("event")
