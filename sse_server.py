@@ -6148,7 +6148,7 @@ const list = $("list"), pending = [], charts = new Map();
 const address = location.href.split("#")[0], query = new URL(address).searchParams;
 const asks = ["replay", "last_event_id", "lastEventId"].some((one) => query.has(one));
 let total = 0, fresh = 0, gaps = 0, following = true, timer;
-let state = "", reason = "", failures = 0, opened = 0, heard = 0, retry = 2000, wake;
+let state, reason, failures = 0, opened = 0, heard = 0, retry = 2000, wake;
 let lastId = "", newestId = "", caughtUp = false, rest = "", fields = {};
 
 // The stream as this server writes it, with LF alone (HTML standard, 9.2.6).
@@ -6238,6 +6238,7 @@ const paintSoon = () => {  // and not at all while the tab is hidden
 };
 function paint() {
   timer = undefined;
+  paintState();
   const paused = $("pause").checked, filtered = $("filter").value !== "";
   if (!paused) charts.forEach(drawChart);
   if (!paused && (following || list.childElementCount < 2 * ROWS))
@@ -6334,7 +6335,7 @@ const duration = (ms) => ms < 12e4 ? `${Math.round(ms / 1e3)} s`
 // The connection. EventSource would not do: it hides events whose names it is not told.
 async function follow() {
   for (;; failures += 1) {
-    show("connecting", "");
+    enter("connecting", "");
     const [next, why] = await connect().catch(() =>
       ["reconnecting", state === "live" ? "the connection broke" : "no answer"]);
     // Who is cut before the first event goes on from the newest id of the first answer,
@@ -6344,7 +6345,7 @@ async function follow() {
     if (state === "live" && total === 0 && !owed) lastId ||= newestId;
     if (state === "live" || next === "finished") add(why);
     const wait = Math.max(retry, Math.min(BACK_OFF, retry * 2 ** failures));
-    show(next, next === "reconnecting" ? `in ${duration(wait)}: ${why}` : why);
+    enter(next, next === "reconnecting" ? `in ${duration(wait)}: ${why}` : why);
     await new Promise((resolve) => {
       wake = resolve;
       if (next === "reconnecting") setTimeout(resolve, wait);
@@ -6366,7 +6367,7 @@ async function connect() {  // until it ends; returns what comes next, and why
   newestId = answer.headers.get("Last-Event-ID") ?? "";
   [rest, fields, failures, caughtUp] = ["", {}, 0, false];
   opened = heard = Date.now();
-  show("live", "");
+  enter("live", "");
   for (let rested = performance.now(); ;) {
     const {value, done} = await reader.read();
     if (done) return ["reconnecting", "the stream ended"];
@@ -6379,8 +6380,11 @@ async function connect() {  // until it ends; returns what comes next, and why
     }
   }
 }
-function show(newState = state, why = reason) {
+function enter(newState, why) {
   [state, reason] = [newState, why];
+  paintSoon();
+}
+function paintState() {
   const said = state === "live" && $("pause").checked ? "paused" : state;
   const silent = Date.now() - heard;
   if ($("state").textContent !== said) $("state").textContent = said;
@@ -6396,7 +6400,6 @@ function eachSecond() {
   [fresh, then] = [0, now];
   addPoint(null, "events/s", rate, Date.now());
   document.title = (state === "live" ? `${rate}/s ` : state + " ") + location.pathname;
-  show();
   paintSoon();
 }
 
@@ -6409,7 +6412,7 @@ function copyText(text, button) {
   if (document.execCommand("copy")) button.textContent = "Copied";
 }
 const actions = {  // what a click does, by the id or the class of its target
-  again: () => wake(), pause: () => show(), utc: () => [...list.children].forEach(fill),
+  again: () => wake(), utc: () => [...list.children].forEach(fill),
   newest() { following = true; paint(); }, first: () => actions.newest(),
   replay() {
     for (const one of ["last_event_id", "lastEventId"]) query.delete(one);  // they win
@@ -6446,9 +6449,9 @@ $("zone").textContent = time.split(" ")[1];
 $("zone").parentNode.hidden = now.getTimezoneOffset() === 0;
 $("replay").hidden = query.has("replay");
 $("url").textContent = location.pathname + location.search;
+follow();
 setInterval(eachSecond, 1000);
 eachSecond();
-follow();
 </script>
 </html>
 """
