@@ -1743,12 +1743,11 @@ def _render_head(status: int, fields: _Headers, second: int) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
-@functools.lru_cache(maxsize=256)
-def _encode_fields(headers: _Headers) -> Fields:
-    return tuple(
+def _encode_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [
         (name.lower().encode(), value.encode("utf-8", "surrogateescape"))
-        for name, value in headers
-    )
+        for name, value in fields
+    ]
 
 
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
@@ -4646,7 +4645,7 @@ class _Call(_Reader):
             discarded += len(await self._receive_part())
 
     async def _send_head(self, response: _Response) -> None:
-        status, fields = response.status, [*_encode_fields(response.fields)]
+        status, fields = response.status, _encode_fields(response.fields)
         start = {"type": "http.response.start", "status": status, "headers": fields}
         await self._send(start)
 
@@ -5832,14 +5831,10 @@ def _request_for_stream(
 ) -> Request:
     """What would have asked a server for such a stream."""
     query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
-    given = (b"last-event-id", last_event_id), (b"accept-encoding", coding)
-    fields = tuple(
-        (name, value.encode("utf-8", "surrogateescape"))
-        for name, value in given
-        if value
-    )
+    given = ("Last-Event-ID", last_event_id), ("Accept-Encoding", coding)
+    fields = _encode_fields((name, value) for name, value in given if value)
     target = path + ("?" + query if query else "")
-    return Request("GET", target, path, query, (1, 1), fields, "")
+    return Request("GET", target, path, query, (1, 1), tuple(fields), "")
 
 
 async def _run_lifespan(server: SSEServer, receive: _Receive, send: _Send) -> None:
