@@ -2070,12 +2070,9 @@ class _Site:
         """HTTPError 421 if the request names another host than this one."""
         given = request.header("host")
         hosts = self.hosts if request.stream_path is None else self._given_hosts
-        if not given or hosts is None:
-            return
-        if _host_names(given).isdisjoint(hosts):
+        if given and hosts is not None and _host_names(given).isdisjoint(hosts):
             fault = f"this server does not answer to {given[:80]!a}"
-            hint = "its names are set by hosts (--allow-host)"
-            raise HTTPError(421, f"{fault}; {hint}")
+            raise HTTPError(421, f"{fault}; its names are set by hosts (--allow-host)")
 
     def _check_token(self, request: Request, what_needs: str) -> None:
         given = b", ".join(request.values(b"authorization"))
