@@ -6046,7 +6046,7 @@ _PAGE = rb"""<!doctype html>
   --line: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); }
 * { box-sizing: border-box; margin: 0; padding: 0; font: inherit; color: inherit; }
 [hidden] { display: none; }
-body { display: flex; flex-direction: column; gap: 8px; height: 100vh; height: 100dvh;
+body { display: flex; flex-direction: column; gap: 8px; height: 100dvh;
   max-width: 1400px; margin: 0 auto; padding: 12px 20px; background: Canvas;
   color: CanvasText; font: 14px/1.45 system-ui, sans-serif; }
 header, p { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 14px; }
@@ -6067,7 +6067,7 @@ summary::before { content: "\25b8\a0"; }
 [open] summary::before { content: "\25be\a0"; }
 summary b { margin-left: auto; padding-left: 12px; }
 summary b, bdi + bdi { flex: none; }  /* too long a label loses its middle */
-details p { gap: 0 12px; font-size: 12px; justify-content: space-between; }
+details p { row-gap: 0; font-size: 12px; justify-content: space-between; }
 svg { display: block; width: 100%; height: 56px; margin: 10px 0; overflow: visible; }
 path { fill: none; stroke: currentColor; stroke-width: 1.5; stroke-linejoin: round;
   stroke-linecap: round; vector-effect: non-scaling-stroke; }
@@ -6076,7 +6076,7 @@ path, .legend span::before, #state, button:hover {
   color: color-mix(in srgb, hsl(var(--hue) 90% 50%) 75%, CanvasText); }
 #status:not(.live, .finished) { --hue: 25; }
 ol { flex: 1; min-height: 45vh; overflow-y: auto; overflow-anchor: none;
-  list-style: none; border-top: var(--line); }
+  border-top: var(--line); }
 body:has(#first:checked) ol { display: flex; flex-direction: column-reverse; }
 li:first-child { margin-bottom: auto; }  /* reversed, a short list begins at the top */
 li { display: grid; grid: auto / 13ch 12ch 20ch minmax(0, 1fr) auto; flex: none;
@@ -6088,7 +6088,7 @@ li:not(:hover, .open) .copy:not(:focus) { opacity: 0; }
 [data-name=gap] { background: color-mix(in srgb, hsl(25 90% 50%) 12%, Canvas); }
 @media (max-width: 720px) {
   #filter { flex: 1 1 100%; }
-  #charts { gap: 8px; overflow: auto; grid: auto / auto-flow minmax(180px, 1fr); }
+  #charts { gap: 8px; grid: auto / auto-flow minmax(180px, 1fr); }
   li { grid: auto auto / auto auto minmax(0, 1fr) auto; }
   pre { grid-area: 2 / 1 / 3 / -1; }
 }
@@ -6101,7 +6101,7 @@ li:not(:hover, .open) .copy:not(:focus) { opacity: 0; }
     autocomplete="off" spellcheck="false">
 </header>
 <section id="charts" aria-label="Numbers in the data"></section>
-<p id="bar"><span><b id="total"></b> events</span>
+<p><span><b id="total"></b> events</span>
   <label><input id="pause" type="checkbox"> Pause</label>
   <label><input id="first" type="checkbox"> Newest first</label>
   <label><input id="utc" type="checkbox"> UTC instead of <span id="zone"></span></label>
@@ -6113,7 +6113,7 @@ li:not(:hover, .open) .copy:not(:focus) { opacity: 0; }
 <template id="row"><li><time><button></button></time> <span class="name"></span>
   <span class="id"></span> <pre></pre><button class="copy">Copy</button></li></template>
 <template id="chart"><details open><summary><bdi></bdi><bdi></bdi><b></b></summary>
-  <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"></svg>
+  <svg preserveAspectRatio="none" aria-hidden="true"></svg>
   <p><span></span><span></span></p><p class="legend"></p></details></template>
 <script>
 "use strict";
