@@ -185,7 +185,7 @@ _REQUEST_SECONDS = 0.001
 # microseconds, and one of 64 KiB takes some 20.
 _WRITES_PER_LOOK = 256
 _WRITTEN_BYTES_PER_LOOK = 4 * _MIB
-_PARTS_PER_TURN = 200  # of a body, three for each chunk; then the clock is read
+_PARTS_PER_TURN = 200  # of a body, two for each chunk; then the clock is read
 _COMPRESSED_BYTES_PER_LOOK = 32 * _KIB
 _CHECKS = 4  # of a slow client's progress, per write_timeout
 # A batch is compressed with so many bytes before it as the dictionary.  With 32 KiB,
@@ -1660,19 +1660,14 @@ class _BodyReader:
         return True
 
     def _read_content(self, received: bytearray) -> bool:
+        """Read content, and the CRLF that ends a chunk of it."""
         size = min(len(received), self._missing)
         if self._keep:
             self.content += received[:size]
         del received[:size]
         self._missing -= size
-        if self._missing:
-            return False
-        self._read_part = _BodyReader._read_chunk_end
-        self.complete = not self._chunked
-        return True
-
-    def _read_chunk_end(self, received: bytearray) -> bool:
-        if len(received) < 2:
+        self.complete = not (self._chunked or self._missing)
+        if self.complete or self._missing or len(received) < 2:
             return False
         if not received.startswith(b"\r\n"):
             raise HTTPError(400, "chunk is longer than its size")
