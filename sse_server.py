@@ -185,7 +185,7 @@ _REQUEST_SECONDS = 0.001
 # microseconds, and one of 64 KiB takes some 20.
 _WRITES_PER_LOOK = 256
 _WRITTEN_BYTES_PER_LOOK = 4 * _MIB
-_PARTS_PER_TURN = 200  # of a body, three for each chunk; then the clock is read
+_PARTS_PER_TURN = 200  # of a body, two for each chunk; then the clock is read
 _COMPRESSED_BYTES_PER_LOOK = 32 * _KIB
 _CHECKS = 4  # of a slow client's progress, per write_timeout
 # A batch is compressed with so many bytes before it as the dictionary.  With 32 KiB,
@@ -1656,19 +1656,14 @@ class _BodyReader:
         return True
 
     def _read_content(self, received: bytearray) -> bool:
+        """Read content, and the CRLF that ends a chunk of it."""
         size = min(len(received), self._missing)
         if self._keep:
             self.content += received[:size]
         del received[:size]
         self._missing -= size
-        if self._missing:
-            return False
-        self._read_part = _BodyReader._read_chunk_end
-        self.complete = not self._chunked
-        return True
-
-    def _read_chunk_end(self, received: bytearray) -> bool:
-        if len(received) < 2:
+        self.complete = not (self._chunked or self._missing)
+        if self.complete or self._missing or len(received) < 2:
             return False
         if not received.startswith(b"\r\n"):
             raise HTTPError(400, "chunk is longer than its size")
@@ -1739,12 +1734,11 @@ def _render_head(status: int, fields: _Headers, second: int) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
-@functools.lru_cache(maxsize=256)
-def _encode_fields(headers: _Headers) -> Fields:
-    return tuple(
+def _encode_fields(fields: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [
         (name.lower().encode(), value.encode("utf-8", "surrogateescape"))
-        for name, value in headers
-    )
+        for name, value in fields
+    ]
 
 
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
@@ -2060,12 +2054,9 @@ class _Site:
         """HTTPError 421 if the request names another host than this one."""
         given = request.header("host")
         hosts = self.hosts if request.stream_path is None else self._given_hosts
-        if not given or hosts is None:
-            return
-        if _host_names(given).isdisjoint(hosts):
+        if given and hosts is not None and _host_names(given).isdisjoint(hosts):
             fault = f"this server does not answer to {given[:80]!a}"
-            hint = "its names are set by hosts (--allow-host)"
-            raise HTTPError(421, f"{fault}; {hint}")
+            raise HTTPError(421, f"{fault}; its names are set by hosts (--allow-host)")
 
     def _check_token(self, request: Request, what_needs: str) -> None:
         given = b", ".join(request.values(b"authorization"))
@@ -4634,7 +4625,7 @@ class _Call(_Reader):
             discarded += len(await self._receive_part())
 
     async def _send_head(self, response: _Response) -> None:
-        status, fields = response.status, [*_encode_fields(response.fields)]
+        status, fields = response.status, _encode_fields(response.fields)
         start = {"type": "http.response.start", "status": status, "headers": fields}
         await self._send(start)
 
@@ -5827,14 +5818,10 @@ def _request_for_stream(
 ) -> Request:
     """What would have asked a server for such a stream."""
     query = urllib.parse.urlencode([("channel", name) for name in sorted(names)])
-    given = (b"last-event-id", last_event_id), (b"accept-encoding", coding)
-    fields = tuple(
-        (name, value.encode("utf-8", "surrogateescape"))
-        for name, value in given
-        if value
-    )
+    given = ("Last-Event-ID", last_event_id), ("Accept-Encoding", coding)
+    fields = _encode_fields((name, value) for name, value in given if value)
     target = path + ("?" + query if query else "")
-    return Request("GET", target, path, query, (1, 1), fields, "")
+    return Request("GET", target, path, query, (1, 1), tuple(fields), "")
 
 
 async def _run_lifespan(server: SSEServer, receive: _Receive, send: _Send) -> None:
@@ -6049,7 +6036,7 @@ _PAGE = rb"""<!doctype html>
   --line: 1px solid color-mix(in srgb, CanvasText 15%, Canvas); }
 * { box-sizing: border-box; margin: 0; padding: 0; font: inherit; color: inherit; }
 [hidden] { display: none; }
-body { display: flex; flex-direction: column; gap: 8px; height: 100vh; height: 100dvh;
+body { display: flex; flex-direction: column; gap: 8px; height: 100dvh;
   max-width: 1400px; margin: 0 auto; padding: 12px 20px; background: Canvas;
   color: CanvasText; font: 14px/1.45 system-ui, sans-serif; }
 header, p { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 14px; }
@@ -6070,7 +6057,7 @@ summary::before { content: "\25b8\a0"; }
 [open] summary::before { content: "\25be\a0"; }
 summary b { margin-left: auto; padding-left: 12px; }
 summary b, bdi + bdi { flex: none; }  /* too long a label loses its middle */
-details p { gap: 0 12px; font-size: 12px; justify-content: space-between; }
+details p { row-gap: 0; font-size: 12px; justify-content: space-between; }
 svg { display: block; width: 100%; height: 56px; margin: 10px 0; overflow: visible; }
 path { fill: none; stroke: currentColor; stroke-width: 1.5; stroke-linejoin: round;
   stroke-linecap: round; vector-effect: non-scaling-stroke; }
@@ -6079,7 +6066,7 @@ path, .legend span::before, #state, button:hover {
   color: color-mix(in srgb, hsl(var(--hue) 90% 50%) 75%, CanvasText); }
 #status:not(.live, .finished) { --hue: 25; }
 ol { flex: 1; min-height: 45vh; overflow-y: auto; overflow-anchor: none;
-  list-style: none; border-top: var(--line); }
+  border-top: var(--line); }
 body:has(#first:checked) ol { display: flex; flex-direction: column-reverse; }
 li:first-child { margin-bottom: auto; }  /* reversed, a short list begins at the top */
 li { display: grid; grid: auto / 13ch 12ch 20ch minmax(0, 1fr) auto; flex: none;
@@ -6091,7 +6078,7 @@ li:not(:hover, .open) .copy:not(:focus) { opacity: 0; }
 [data-name=gap] { background: color-mix(in srgb, hsl(25 90% 50%) 12%, Canvas); }
 @media (max-width: 720px) {
   #filter { flex: 1 1 100%; }
-  #charts { gap: 8px; overflow: auto; grid: auto / auto-flow minmax(180px, 1fr); }
+  #charts { gap: 8px; grid: auto / auto-flow minmax(180px, 1fr); }
   li { grid: auto auto / auto auto minmax(0, 1fr) auto; }
   pre { grid-area: 2 / 1 / 3 / -1; }
 }
@@ -6104,7 +6091,7 @@ li:not(:hover, .open) .copy:not(:focus) { opacity: 0; }
     autocomplete="off" spellcheck="false">
 </header>
 <section id="charts" aria-label="Numbers in the data"></section>
-<p id="bar"><span><b id="total"></b> events</span>
+<p><span><b id="total"></b> events</span>
   <label><input id="pause" type="checkbox"> Pause</label>
   <label><input id="first" type="checkbox"> Newest first</label>
   <label><input id="utc" type="checkbox"> UTC instead of <span id="zone"></span></label>
@@ -6116,7 +6103,7 @@ li:not(:hover, .open) .copy:not(:focus) { opacity: 0; }
 <template id="row"><li><time><button></button></time> <span class="name"></span>
   <span class="id"></span> <pre></pre><button class="copy">Copy</button></li></template>
 <template id="chart"><details open><summary><bdi></bdi><bdi></bdi><b></b></summary>
-  <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"></svg>
+  <svg preserveAspectRatio="none" aria-hidden="true"></svg>
   <p><span></span><span></span></p><p class="legend"></p></details></template>
 <script>
 "use strict";
@@ -6143,7 +6130,7 @@ const list = $("list"), pending = [], charts = new Map();
 const address = location.href.split("#")[0], query = new URL(address).searchParams;
 const asks = ["replay", "last_event_id", "lastEventId"].some((one) => query.has(one));
 let total = 0, fresh = 0, gaps = 0, following = true, timer;
-let state = "", reason = "", failures = 0, opened = 0, heard = 0, retry = 2000, wake;
+let state, reason, failures = 0, opened = 0, heard = 0, retry = 2000, wake;
 let lastId = "", newestId = "", caughtUp = false, rest = "", fields = {};
 
 // The stream as this server writes it, with LF alone (HTML standard, 9.2.6).
@@ -6233,6 +6220,7 @@ const paintSoon = () => {  // and not at all while the tab is hidden
 };
 function paint() {
   timer = undefined;
+  paintState();
   const paused = $("pause").checked, filtered = $("filter").value !== "";
   if (!paused) charts.forEach(drawChart);
   if (!paused && (following || list.childElementCount < 2 * ROWS))
@@ -6329,7 +6317,7 @@ const duration = (ms) => ms < 12e4 ? `${Math.round(ms / 1e3)} s`
 // The connection. EventSource would not do: it hides events whose names it is not told.
 async function follow() {
   for (;; failures += 1) {
-    show("connecting", "");
+    enter("connecting", "");
     const [next, why] = await connect().catch(() =>
       ["reconnecting", state === "live" ? "the connection broke" : "no answer"]);
     // Who is cut before the first event goes on from the newest id of the first answer,
@@ -6339,7 +6327,7 @@ async function follow() {
     if (state === "live" && total === 0 && !owed) lastId ||= newestId;
     if (state === "live" || next === "finished") add(why);
     const wait = Math.max(retry, Math.min(BACK_OFF, retry * 2 ** failures));
-    show(next, next === "reconnecting" ? `in ${duration(wait)}: ${why}` : why);
+    enter(next, next === "reconnecting" ? `in ${duration(wait)}: ${why}` : why);
     await new Promise((resolve) => {
       wake = resolve;
       if (next === "reconnecting") setTimeout(resolve, wait);
@@ -6361,7 +6349,7 @@ async function connect() {  // until it ends; returns what comes next, and why
   newestId = answer.headers.get("Last-Event-ID") ?? "";
   [rest, fields, failures, caughtUp] = ["", {}, 0, false];
   opened = heard = Date.now();
-  show("live", "");
+  enter("live", "");
   for (let rested = performance.now(); ;) {
     const {value, done} = await reader.read();
     if (done) return ["reconnecting", "the stream ended"];
@@ -6374,8 +6362,11 @@ async function connect() {  // until it ends; returns what comes next, and why
     }
   }
 }
-function show(newState = state, why = reason) {
+function enter(newState, why) {
   [state, reason] = [newState, why];
+  paintSoon();
+}
+function paintState() {
   const said = state === "live" && $("pause").checked ? "paused" : state;
   const silent = Date.now() - heard;
   if ($("state").textContent !== said) $("state").textContent = said;
@@ -6391,7 +6382,6 @@ function eachSecond() {
   [fresh, then] = [0, now];
   addPoint(null, "events/s", rate, Date.now());
   document.title = (state === "live" ? `${rate}/s ` : state + " ") + location.pathname;
-  show();
   paintSoon();
 }
 
@@ -6404,7 +6394,7 @@ function copyText(text, button) {
   if (document.execCommand("copy")) button.textContent = "Copied";
 }
 const actions = {  // what a click does, by the id or the class of its target
-  again: () => wake(), pause: () => show(), utc: () => [...list.children].forEach(fill),
+  again: () => wake(), utc: () => [...list.children].forEach(fill),
   newest() { following = true; paint(); }, first: () => actions.newest(),
   replay() {
     for (const one of ["last_event_id", "lastEventId"]) query.delete(one);  // they win
@@ -6441,9 +6431,9 @@ $("zone").textContent = time.split(" ")[1];
 $("zone").parentNode.hidden = now.getTimezoneOffset() === 0;
 $("replay").hidden = query.has("replay");
 $("url").textContent = location.pathname + location.search;
+follow();
 setInterval(eachSecond, 1000);
 eachSecond();
-follow();
 </script>
 </html>
 """
