@@ -1044,6 +1044,13 @@ class _LogFile:
             found.close()  # a checkpoint would wait for it
         return rows, size >= _BATCH_BYTES or len(rows) == _FILE_BATCH_EVENTS
 
+    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
+        """Whether the event held under a publisher's id is this one; None: none is."""
+        with self._reading() as db:
+            select = "SELECT body, channel FROM events WHERE id = ?"
+            found = db.execute(select, (id,)).fetchone()
+        return None if found is None else bool(found == (body, channel))
+
     def changed(self) -> bool:
         """Whether somebody has added a row since the last call.
 
@@ -3106,9 +3113,9 @@ class _Intake:
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
+        if self.file:  # it may hold more than the log
+            return self.file.is_repeated(id, body, channel)
         with self.lock:
-            if self.file:
-                self._take_in_all(self.file)
             return self.log.is_repeated(id, body, channel)
 
     def _take_in_all(self, file: _LogFile) -> None:

@@ -8550,6 +8550,16 @@ class HistoryFileTest(ServerTestCase):
         self.assertEqual(answer.status, 400)
         self.assertEqual(servers[1].stats.published, 1)
 
+    async def test_a_post_is_known_as_long_as_the_file_holds_it(self):
+        """The file holds more events than the history has in memory."""
+        server = await self.start(publish_token="secret", history=1)
+        for number in range(3):
+            server.publish("", id=f"{number}")
+        await server.drain()
+        for data, status in ((b"", 200), (b"x", 409)):
+            answer = await self.ask(server, post("/sse?id=0", data))
+            self.assertEqual(answer.status, status)
+
     async def test_a_publisher_that_leaves_while_its_event_waits(self):
         server = await self.start(publish_token="secret")
         unlock = self.lock()
