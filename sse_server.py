@@ -1291,13 +1291,14 @@ class _LogFile:
 
     def _move(self) -> None:
         ends = time.monotonic() + _FILE_CHECKPOINT_SECONDS
-        with contextlib.suppress(self._sqlite3.Error):  # the next one tries again
-            with contextlib.closing(self._connect(0)) as db:
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-                restart, is_busy = "PRAGMA wal_checkpoint(RESTART)", 1
-                while is_busy and time.monotonic() < ends:
-                    (is_busy, *_) = db.execute(restart).fetchone()
-                    time.sleep(_FILE_RETRY_SECONDS)
+        quiet = contextlib.suppress(self._sqlite3.Error)  # the next one tries again
+        with quiet, contextlib.closing(self._connect(0)) as db:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            while time.monotonic() < ends:
+                (is_busy, *_) = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+                if not is_busy:
+                    break
+                time.sleep(_FILE_RETRY_SECONDS)
         self._checkpoint_due = time.monotonic() + _FILE_CHECKPOINT_SECONDS
 
 
@@ -4922,6 +4923,9 @@ class _Termination:
     SIGTERM itself keeps its handlers, and so does one whose block is not in the main
     thread.  A second signal ends the process at once.
 
+    Each task of the program may have a block, and a block may be in another one.  A
+    signal ends the innermost block of each task.
+
     While it handles a signal it logs nothing: what the signal has interrupted may be
     writing to the log, and a stream that is written to twice raises RuntimeError.
     """
@@ -4935,6 +4939,7 @@ class _Termination:
         self._leave = leave  # the block
         self._number = 0  # of the signal that has come
         self._loop = loop
+        self._task = asyncio.current_task() if loop else None
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}  # the handlers
         if threading.current_thread() is threading.main_thread():
@@ -4942,6 +4947,7 @@ class _Termination:
             is_ours = isinstance(getattr(found, "__self__", None), _Termination)
             if is_ours or found is signal.SIG_DFL:
                 self._before = {number: signal.getsignal(number) for number in signals}
+                _blocks.append(self)
         for number in self._before:
             if loop:  # so that a signal wakes it, whenever it comes
                 with contextlib.suppress(NotImplementedError):  # Windows
@@ -4949,14 +4955,18 @@ class _Termination:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
+        for block in _blocks:
+            for each in block._before:
+                signal.signal(each, signal.SIG_DFL)
         if os.getpid() != self._process:  # a forked child runs no server
             signal.raise_signal(number)
-        self._number = number
-        if self._loop:
-            self._loop.call_soon_threadsafe(self._leave_in_loop)
-        else:
+        innermost = {each._task: each for each in _blocks if number in each._before}
+        for block in innermost.values():
+            if block._loop and not block._loop.is_closed():
+                block._number = number
+                block._loop.call_soon_threadsafe(block._leave_in_loop)
+        if not self._loop:
+            self._number = number
             self._leave()
 
     def _leave_in_loop(self) -> None:
@@ -4970,12 +4980,29 @@ class _Termination:
 
     def finish(self) -> bool:
         """The block has ended.  Return whether a signal has ended it."""
-        for number, handler in self._before.items():
-            if self._loop:
-                with contextlib.suppress(NotImplementedError):
-                    self._loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+        if self._before:
+            newer = _blocks[_blocks.index(self) + 1 :]
+            _blocks.remove(self)
+            for number, handler in self._before.items():
+                self._put_back(number, handler, newer)
         return self._number != 0
+
+    def _put_back(
+        self, number: signal.Signals, handler: Any, newer: list[_Termination]
+    ) -> None:
+        for block in newer:
+            if number in block._before:  # it has this signal, and puts it back
+                block._before[number] = handler
+                return
+        others = [block for block in _blocks if number in block._before]
+        if self._loop and self._loop not in [block._loop for block in others]:
+            with contextlib.suppress(NotImplementedError):
+                self._loop.remove_signal_handler(number)
+        signal.signal(number, handler)
+
+
+# Those that handle signals, the newest last.
+_blocks: list[_Termination] = []
 
 
 class _Signals:

@@ -2594,11 +2594,15 @@ class LogFileTest(LogFileTestCase):
         file, said = self.file(), []
         file.add("event")
         error = sqlite3.OperationalError("unable to open database file")
-        with mock.patch.object(threading, "excepthook", said.append):
-            with mock.patch.object(sse_server, "_FILE_WAL_BYTES", 0):
-                with mock.patch.object(file, "_connect", side_effect=error):
-                    self.assertEqual([file.add("event"), file.add("event")], [2, 3])
-                    file._checkpoint.join()
+        with contextlib.ExitStack() as stack:
+            for patched in (
+                mock.patch.object(threading, "excepthook", said.append),
+                mock.patch.object(sse_server, "_FILE_WAL_BYTES", 0),
+                mock.patch.object(file, "_connect", side_effect=error),
+            ):
+                stack.enter_context(patched)
+            self.assertEqual([file.add("event"), file.add("event")], [2, 3])
+            file._checkpoint.join()
         self.assertEqual(said, [])
         self.assertGreater(file._checkpoint_due, time.monotonic())
 
@@ -13141,6 +13145,31 @@ async def main():
     await serving
 asyncio.run(main())
 """
+    TOGETHER = """
+import asyncio, sse_server
+async def main():
+    servers = [sse_server.SSEServer("127.0.0.1", 0) for _ in range(2)]
+    serving = [asyncio.ensure_future(each.serve_forever()) for each in servers]
+    while not all(each.port for each in servers):
+        await asyncio.sleep(0)
+    print(*[each.port for each in servers], flush=True)
+    await asyncio.wait(serving)
+asyncio.run(main())
+"""
+    ONE_AFTER_THE_OTHER = """
+import asyncio, contextlib, sse_server
+async def main():
+    one, two = (sse_server.SSEServer("127.0.0.1", 0) for _ in range(2))
+    serving = [asyncio.ensure_future(each.serve_forever()) for each in (one, two)]
+    while not two.port:
+        await asyncio.sleep(0)
+    await one.close()
+    with contextlib.suppress(RuntimeError):  # it had not begun to serve
+        await serving[0]
+    print(two.port, flush=True)
+    await serving[1]
+asyncio.run(main())
+"""
     THREAD = """
 import time, sse_server
 with sse_server.SSEServer("127.0.0.1", 0) as server:
@@ -13221,6 +13250,19 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
                     process, client, _ = await self.run_program(text)
                     process.send_signal(number)
                     self.assertEqual(await client.rest(), [])
+                    self.assertEqual(await process.stdout.readline(), b"done\n")
+                    self.assertEqual(await self.finish(process), (0, ""))
+
+    async def test_a_signal_ends_all_servers_of_a_program(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            for program in (self.TOGETHER, self.ONE_AFTER_THE_OTHER):
+                with self.subTest(number=number, program=program), ended_by_sigint():
+                    text = program + "print('done')\n"
+                    process, client, more = await self.run_program(text)
+                    clients = [client] + [await self.watch(int(port)) for port in more]
+                    process.send_signal(number)
+                    for client in clients:
+                        self.assertEqual(await client.rest(), [])
                     self.assertEqual(await process.stdout.readline(), b"done\n")
                     self.assertEqual(await self.finish(process), (0, ""))
 
