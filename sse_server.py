@@ -1012,6 +1012,13 @@ class _LogFile:
             found.close()  # a checkpoint would wait for it
         return rows, size >= _BATCH_BYTES or len(rows) == _FILE_BATCH_EVENTS
 
+    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
+        """Whether the event held under a publisher's id is this one; None: none is."""
+        with self._reading() as db:
+            select = "SELECT body, channel FROM events WHERE id = ?"
+            found = db.execute(select, (id,)).fetchone()
+        return None if found is None else bool(found == (body, channel))
+
     def changed(self) -> bool:
         """Whether somebody has added a row since the last call; it takes 6 us."""
         with self._reading() as db:
@@ -1225,13 +1232,13 @@ class _LogFile:
 
     def _move(self) -> None:
         ends = time.monotonic() + _FILE_CHECKPOINT_SECONDS
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.suppress(self._sqlite3.Error))
-            db = stack.enter_context(contextlib.closing(self._connect(0)))
+        quiet = contextlib.suppress(self._sqlite3.Error)  # the next one tries again
+        with quiet, contextlib.closing(self._connect(0)) as db:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            is_busy = 1
-            while is_busy and time.monotonic() < ends:
+            while time.monotonic() < ends:
                 (is_busy, *_) = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+                if not is_busy:
+                    break
                 time.sleep(_FILE_RETRY_SECONDS)
 
 
@@ -3009,7 +3016,8 @@ class _Intake:
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
-        self.catch_up()
+        if self.file:  # it may hold more than the log
+            return self.file.is_repeated(id, body, channel)
         with self.lock:
             return self.log.is_repeated(id, body, channel)
 
@@ -4792,6 +4800,9 @@ class _Termination:
     so are all if it does so with SIGTERM, or if the block is not in the main thread.  A
     second signal ends the process at once.
 
+    Each task of the program may have a block, and a block may be in another one.  A
+    signal ends the innermost block of each task.
+
     While it handles a signal it logs nothing: what the signal has interrupted may be
     writing to the log, and a stream that is written to twice raises RuntimeError.
     """
@@ -4805,6 +4816,7 @@ class _Termination:
         self._leave = leave  # the block
         self._number = 0  # of the signal that has come
         self._loop = loop
+        self._task = asyncio.current_task() if loop else None
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}  # the handlers
         if threading.current_thread() is threading.main_thread():
@@ -4812,6 +4824,8 @@ class _Termination:
                 if not _is_unhandled(number):
                     break
                 self._before[number] = signal.getsignal(number)
+            if self._before:
+                _blocks.append(self)
         for number in self._before:
             if loop:  # so that a signal wakes it, whenever it comes; int() does nothing
                 with contextlib.suppress(NotImplementedError):  # Windows
@@ -4819,14 +4833,18 @@ class _Termination:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
+        for block in _blocks:
+            for each in block._before:
+                signal.signal(each, signal.SIG_DFL)
         if os.getpid() != self._process:  # a forked child runs no server
             signal.raise_signal(number)
-        self._number = number
-        if self._loop:
-            self._loop.call_soon_threadsafe(self._leave_in_loop)
-        else:
+        innermost = {each._task: each for each in _blocks if number in each._before}
+        for block in innermost.values():
+            if block._loop and not block._loop.is_closed():
+                block._number = number
+                block._loop.call_soon_threadsafe(block._leave_in_loop)
+        if not self._loop:
+            self._number = number
             self._leave()
 
     def _leave_in_loop(self) -> None:
@@ -4840,12 +4858,29 @@ class _Termination:
 
     def finish(self) -> bool:
         """The block has ended.  Return whether a signal has ended it."""
-        for number, handler in self._before.items():
-            if self._loop:
-                with contextlib.suppress(NotImplementedError):
-                    self._loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+        if self._before:
+            newer = _blocks[_blocks.index(self) + 1 :]
+            _blocks.remove(self)
+            for number, handler in self._before.items():
+                self._put_back(number, handler, newer)
         return self._number != 0
+
+    def _put_back(
+        self, number: signal.Signals, handler: Any, newer: list[_Termination]
+    ) -> None:
+        for block in newer:
+            if number in block._before:  # it has this signal, and puts it back
+                block._before[number] = handler
+                return
+        others = [block for block in _blocks if number in block._before]
+        if self._loop and self._loop not in [block._loop for block in others]:
+            with contextlib.suppress(NotImplementedError):
+                self._loop.remove_signal_handler(number)
+        signal.signal(number, handler)
+
+
+# Those that handle signals, the newest last.
+_blocks: list[_Termination] = []
 
 
 def _is_unhandled(number: signal.Signals) -> bool:

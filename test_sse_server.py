@@ -2621,7 +2621,10 @@ class LogFileTest(LogFileTestCase):
         with (
             mock.patch.object(threading, "excepthook", said.append),
             mock.patch.multiple(
-                sse_server, _FILE_WAL_BYTES=0, _FILE_CHECKPOINT_SECONDS=0.01
+                sse_server,
+                _FILE_WAL_BYTES=0,
+                _FILE_TRIM_EVENTS=1,
+                _FILE_CHECKPOINT_SECONDS=0.01,
             ),
             mock.patch.object(file, "_connect", side_effect=error) as connect,
         ):
@@ -8578,6 +8581,16 @@ class HistoryFileTest(ServerTestCase):
         self.assertEqual(answer.status, 400)
         self.assertEqual(servers[1].stats.published, 1)
 
+    async def test_a_post_is_known_as_long_as_the_file_holds_it(self):
+        """The file holds more events than the history has in memory."""
+        server = await self.start(publish_token="secret", history=1)
+        for number in range(3):
+            server.publish("", id=f"{number}")
+        await server.drain()
+        for data, status in ((b"", 200), (b"x", 409)):
+            answer = await self.ask(server, post("/sse?id=0", data))
+            self.assertEqual(answer.status, status)
+
     async def test_a_publisher_that_leaves_while_its_event_waits(self):
         server = await self.start(publish_token="secret")
         unlock = self.lock()
@@ -13173,6 +13186,31 @@ async def main():
     await serving
 asyncio.run(main())
 """
+    TOGETHER = """
+import asyncio, sse_server
+async def main():
+    servers = [sse_server.SSEServer("127.0.0.1", 0) for _ in range(2)]
+    serving = [asyncio.ensure_future(each.serve_forever()) for each in servers]
+    while not all(each.port for each in servers):
+        await asyncio.sleep(0)
+    print(*[each.port for each in servers], flush=True)
+    await asyncio.wait(serving)
+asyncio.run(main())
+"""
+    ONE_AFTER_THE_OTHER = """
+import asyncio, contextlib, sse_server
+async def main():
+    one, two = (sse_server.SSEServer("127.0.0.1", 0) for _ in range(2))
+    serving = [asyncio.ensure_future(each.serve_forever()) for each in (one, two)]
+    while not two.port:
+        await asyncio.sleep(0)
+    await one.close()
+    with contextlib.suppress(RuntimeError):  # it had not begun to serve
+        await serving[0]
+    print(two.port, flush=True)
+    await serving[1]
+asyncio.run(main())
+"""
     THREAD = """
 import time, sse_server
 with sse_server.SSEServer("127.0.0.1", 0) as server:
@@ -13251,6 +13289,19 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
                     process, client, _ = await self.run_program(text)
                     process.send_signal(number)
                     self.assertEqual(await client.rest(), [])
+                    self.assertEqual(await process.stdout.readline(), b"done\n")
+                    self.assertEqual(await self.finish(process), (0, ""))
+
+    async def test_a_signal_ends_all_servers_of_a_program(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            for program in (self.TOGETHER, self.ONE_AFTER_THE_OTHER):
+                with self.subTest(number=number, program=program), ended_by_sigint():
+                    text = program + "print('done')\n"
+                    process, client, more = await self.run_program(text)
+                    clients = [client] + [await self.watch(int(port)) for port in more]
+                    process.send_signal(number)
+                    for client in clients:
+                        self.assertEqual(await client.rest(), [])
                     self.assertEqual(await process.stdout.readline(), b"done\n")
                     self.assertEqual(await self.finish(process), (0, ""))
 
