@@ -215,6 +215,7 @@ _FILE_CHECK_SECONDS = 1.0  # between two looks whether the file was replaced
 _FILE_LOOK_SECONDS = 0.02  # between two looks for what other processes have added
 _FILE_IDLE_SECONDS = 1.0  # the same while there is no stream
 _FILE_BATCH_EVENTS = 256  # that are read at once, in less than 2 ms
+_FILE_BATCHES_PER_REQUEST = 4  # that are read because a client asks
 _FILE_TRIM_EVENTS = 128  # after so many the oldest are forgotten
 # What SQLite has not moved into the file yet (its WAL).  Above the size a thread moves
 # it, with this pause.  A reader that stays for hours may let it grow larger.
@@ -2839,7 +2840,8 @@ class _Bell:
             if _is_in_task_of(self.loop):
                 self._wake()
             else:
-                self.loop.call_soon_threadsafe(self._wake)
+                with contextlib.suppress(RuntimeError):  # it was closed just now
+                    self.loop.call_soon_threadsafe(self._wake)
             self._is_rung = True
 
     async def wait(self, lock: threading.RLock) -> None:
@@ -2910,7 +2912,7 @@ class _Intake:
         key = self.id_order(id)
         parts = key if isinstance(key, tuple) else (key,)
         fits = all(type(part) in (int, float, str, bytes) for part in parts)
-        if not fits or (type(key) is float and math.isnan(key)):
+        if not fits or any(part != part for part in parts):  # NaN has no order
             allowed = "int, float, str, bytes and tuples of them"
             raise TypeError(f"id_order gave {key!r}; allowed are {allowed}")
         return key
@@ -2960,6 +2962,7 @@ class _Intake:
             return self._add_row(self.file, _FORGET, b"", channel, None, name) > 0
         self.check_caller()
         with self.lock:
+            self._refuse_if_closed()
             return self.log.unretain(channel, name)
 
     def _add_row(self, file: _LogFile, *row: Any) -> int:
@@ -2991,28 +2994,33 @@ class _Intake:
             self.file.set_bounds()
             self.catch_up()
 
-    def catch_up(self) -> None:
-        """Take in what is new now, from any thread.
+    def catch_up(self) -> bool:
+        """Take in what is new now, from any thread; return whether there may be more.
 
-        Raises OSError if it fails and no event loop does it by itself, noting faults.
+        While an event loop follows the file, this takes only as much as a request may
+        wait for, and faults are noted there.  Else it takes all, or raises OSError.
         """
         loop, file = self.bell.loop, self.file
         if not file or self.closed_because:
-            return
+            return False
         if loop and (loop.is_closed() or os.getpid() != self.bell.process):
-            return  # in a forked child, nobody may ever release the lock
+            return False  # in a forked child, nobody may ever release the lock
         with self.lock:
-            before = self.log.newest
+            before, has_more, batches = self.log.newest, True, 0
             try:
-                while self._take_in(file):
-                    pass
+                while has_more and not (loop and batches == _FILE_BATCHES_PER_REQUEST):
+                    has_more = self._take_in(file)
+                    batches += 1
             except OSError:
                 if not loop:
                     raise
+                has_more = False
             if not loop:
                 self.log.advance(self.log.newest)
             elif before < self.log.newest:
+                self.has_news = self.has_news or has_more
                 self.bell.ring_from_any_thread()
+        return has_more
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
@@ -3070,9 +3078,9 @@ class _Intake:
 
     def find(self, id: str, key: Any) -> int | None:
         """The position of an id, which another process may have published just now."""
-        position = self.log.find(id, key)
-        if position is None and self.file:
-            self.catch_up()
+        position, may_come = self.log.find(id, key), self.file is not None
+        while position is None and may_come:
+            may_come = self.catch_up()
             position = self.log.find(id, key)
         return position
 
@@ -3087,11 +3095,15 @@ class _Intake:
         with self.lock:
             if last_event_id:
                 position = log.find(last_event_id, self.key_of_seen(last_event_id))
-                return position is not None and not (
-                    log.missed(position, wanted) or log.follows(position, wanted)
-                )
-            position = log.base if replay else log.sent
-            return not (log.retains(wanted) or log.follows(position, wanted))
+                if position is None or log.missed(position, wanted):
+                    return False
+            else:
+                position = log.base if replay else log.sent
+                if log.retains(wanted):
+                    return False
+            if log.newest - position > _MAX_REPLAY_SCAN:
+                return False  # a stream that ends soon costs less than a long search
+            return not log.follows(position, wanted)
 
     def key_of_seen(self, id: str) -> Any:
         """The sort key of an id that a client has seen; None: it has none."""
