@@ -7557,6 +7557,25 @@ class CompressionTest(ServerTestCase):
             await iterator.aclose()
 
 
+    async def test_who_is_skipped_in_a_sweep_is_as_young_as_before(self):
+        """Otherwise what it gets would refer to bytes that it never got."""
+        self.change(sse_server, _WRITES_PER_LOOK=1)
+        server = await self.start(compress=True, heartbeat=None)
+        for _ in range(2):
+            await self.zipped(server)
+        skipped, other = self.in_state("live")
+        sweep = server._broadcaster._write_heartbeats()
+        next(sweep)
+        skipped.pause_writing()
+        next(sweep)
+        skipped.resume_writing()
+        collections.deque(sweep, 0)  # to its end
+        self.assertEqual(skipped.state, "live")
+        whole = sse_server._TAIL_BYTES
+        lacking = [whole, whole - len(sse_server._HEARTBEAT)]
+        self.assertEqual([skipped.lacks, other.lacks], lacking)
+
+
 class FinishTest(ServerTestCase):
     """The end of a channel."""
 
@@ -8075,8 +8094,14 @@ class FailureTest(ServerTestCase):
         self.assertEqual(answered, [True])
 
     async def test_keys_that_have_no_order(self):
-        server = await self.start(id_order={"a": math.nan, "b": [1], "c": (1,)}.get)
-        for id, key in (("a", "nan"), ("b", r"\[1\]"), ("d", "None")):
+        keys = {"a": math.nan, "b": [1], "c": (1,), "e": (1, math.nan)}
+        server = await self.start(id_order=keys.get)
+        for id, key in (
+            ("a", "nan"),
+            ("b", r"\[1\]"),
+            ("d", "None"),
+            ("e", r"\(1, nan\)"),
+        ):
             with self.assertRaisesRegex(TypeError, f"^id_order gave {key}; allowed"):
                 server.publish("x", id=id)
         self.assertEqual(server.publish("x", id="c"), "c")
@@ -10616,6 +10641,20 @@ class AuthorizeTest(ServerTestCase):
             self.assertEqual((await second.read_answer()).status, 503)
 
 
+    async def test_who_leaves_while_it_is_asked_about_is_answered_no_more(self):
+        """In whatever round of the event loop the answer of `authorize` comes."""
+        for rounds in range(6):
+            _, client, gate = await self.asking(ask("/sse", EVENT_SOURCE))
+            (connection,) = self.in_state("asking")
+            gate.set()
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            connection.eof_received()
+            self.assertEqual(connection.state, "leaving")
+            await client.rest()
+            await self.until_gone()
+
+
 class PermissionTest(ServerTestCase):
     """`authorize` may return the channels that a client may use."""
 
@@ -12637,6 +12676,17 @@ class ASGITest(ServerTestCase):
         call.say(part(b"x"))
         error = (408, b"request body not complete in 10 s\n")
         self.assertEqual(await call.answer(), error)
+
+    async def test_a_request_that_is_cancelled_does_not_end_the_start(self):
+        server = SSEServer(port=None)
+        self.addAsyncCleanup(server.close)
+        call = self.call(server)
+        await asyncio.sleep(0)
+        call.task.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await call.task
+        other = self.call(server, headers=[(b"accept", b"text/html")])
+        self.assertEqual((await other.answer())[0], 200)
 
     @unittest.skipIf(sqlite3 is None, "this Python has no sqlite3")
     async def test_publishing_may_wait_for_a_file(self):
