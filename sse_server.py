@@ -1156,7 +1156,10 @@ class _LogFile:
         if self.epoch and self.epoch != epoch:
             self._refuse(_REPLACED)
         self.epoch = epoch
-        db.execute("PRAGMA synchronous = NORMAL")  # the event loop waits for no disk
+        if this_boot:  # without it, a crash of the machine would not be noticed
+            db.execute(
+                "PRAGMA synchronous = NORMAL"
+            )  # the event loop waits for no disk
         db.execute("PRAGMA busy_timeout = 0")  # see _patiently
         db.execute("PRAGMA wal_autocheckpoint = 0")  # see _begin_checkpoint
         db.execute("PRAGMA journal_size_limit = 0")  # after one, the WAL begins small

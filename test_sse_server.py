@@ -2305,6 +2305,15 @@ class LogFileTest(LogFileTestCase):
             self.assertEqual([file.add("event") for file in files], [1, 2])
             self.assertEqual(files[0].epoch, files[1].epoch)
 
+    def test_where_no_boot_is_told_each_row_survives_a_crash_of_the_machine(self):
+        for boot, level in (("a", 1), ("", 2)):  # NORMAL, FULL
+            file = self.file()
+            with mock.patch.object(sse_server, "_boot_id", return_value=boot):
+                file.open()
+            found = file._connections[0].execute("PRAGMA synchronous").fetchone()
+            self.assertEqual(found, (level,))
+            file.close()
+
     # One that waits.
 
     def test_it_is_read_while_another_process_writes(self):
@@ -7556,7 +7565,6 @@ class CompressionTest(ServerTestCase):
             self.assertEqual([event.data for event in events][-2:], ["a", "b"])
             await iterator.aclose()
 
-
     async def test_who_is_skipped_in_a_sweep_is_as_young_as_before(self):
         """Otherwise what it gets would refer to bytes that it never got."""
         self.change(sse_server, _WRITES_PER_LOOK=1)
@@ -7703,6 +7711,19 @@ class FinishTest(ServerTestCase):
         for channel in ("", EVERYBODY, "a\n", 1):
             with self.assertRaises((ValueError, TypeError)):
                 server.finish(channel)
+
+    async def test_an_end_is_no_event_that_was_written(self):
+        server = await self.start(heartbeat=None)
+        live = await self.stream(server, "/sse?channel=a&channel=b")
+        behind = await self.stream(server, "/sse?channel=a&replay=all&channel=b")
+        server.publish("1", channel="a")
+        server.finish("a")
+        server.finish("b")
+        for client in (live, behind):
+            self.assertEqual([event.data for event in await client.rest()], ["1"])
+        later = await self.stream(server, "/sse?channel=a&channel=b&replay=all")
+        self.assertEqual([event.data for event in await later.rest()], ["1"])
+        self.assertEqual(server.stats.events_written, 3)
 
 
 class FailureTest(ServerTestCase):
@@ -8264,6 +8285,23 @@ class HistoryFileTest(ServerTestCase):
 
     def look(self, server):
         server._intake._look(server._intake.file)
+
+    async def test_what_a_request_takes_in_of_a_burst_is_bounded(self):
+        """The rest is taken in turns, and nothing of it is missed."""
+        self.stop_looking()
+        self.change(sse_server, _FILE_BATCH_EVENTS=10, _FILE_BATCHES_PER_REQUEST=2)
+        servers = [await self.start() for _ in range(2)]
+        ids = [servers[0].publish(str(number)) for number in range(100)]
+        log = servers[1]._intake.log
+        with mock.patch.object(servers[1]._intake.bell, "ring_from_any_thread"):
+            self.assertEqual((servers[1].last_event_id, log.newest), (ids[19], 20))
+        client = await self.stream(servers[1], "/sse?replay=all")
+        found = [event.data for event in await client.events(100)]
+        self.assertEqual(found, [str(number) for number in range(100)])
+        servers[0].publish("100")
+        ids = [servers[0].publish(str(number)) for number in range(101, 200)]
+        client = await self.stream(servers[1], f"/sse?last_event_id={ids[97]}")
+        self.assertEqual(await client.data(1), ["199"])
 
     async def test_without_a_stream_it_looks_seldom(self):
         server = await self.start()
@@ -10640,7 +10678,6 @@ class AuthorizeTest(ServerTestCase):
             await self.pass_time(12)
             self.assertEqual((await second.read_answer()).status, 503)
 
-
     async def test_who_leaves_while_it_is_asked_about_is_answered_no_more(self):
         """In whatever round of the event loop the answer of `authorize` comes."""
         for rounds in range(6):
@@ -11574,6 +11611,31 @@ class EndingTest(ServerTestCase):
         self.assertIn(b"retry: ", client.received)
         await closing
         self.assertLess(time.monotonic() - began, 2.5)
+
+    async def test_drain_ends_when_the_start_fails(self):
+        server = self.new_server()
+        failure = OSError("no")
+        with mock.patch.object(sse_server, "_listen", side_effect=failure):
+            starting = asyncio.ensure_future(server.__aenter__())
+            await asyncio.sleep(0)
+            server.publish("a")
+            draining = asyncio.ensure_future(server.drain())
+            await asyncio.wait([starting, draining], timeout=DEADLINE)
+        self.assertIs(starting.exception(), failure)
+        self.assertIsInstance(draining.exception(), RuntimeError)
+
+    async def test_to_close_one_that_has_not_begun_leaves_it_as_it_is(self):
+        server = self.new_server()
+        self.assertIsNone(server._service.begin_closing())
+        async with server:
+            server.publish("a")
+
+    async def test_forget_after_the_end(self):
+        server = await self.start()
+        server.publish("a", retain=True)
+        await server.close()
+        with self.assertRaisesRegex(RuntimeError, "the server is closed; nothing"):
+            server.forget()
 
     async def test_serve_forever_ends_with_close(self):
         server = self.new_server()
@@ -12900,6 +12962,29 @@ class LifespanTest(ServerTestCase):
         note = types.MethodType(lambda loop, *signalled: called.append(signalled), loop)
         await self.signalled(note)
         self.assertEqual(called, [(signal.SIGTERM, None)])
+
+    async def test_a_signal_that_the_program_handles_keeps_its_handler(self):
+        loop, came = asyncio.get_running_loop(), []
+        for name, setting in (
+            ("ignored", lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)),
+            ("its own", lambda: signal.signal(signal.SIGINT, came.append)),
+            ("the loop's", lambda: loop.add_signal_handler(signal.SIGINT, came.append)),
+        ):
+            with self.subTest(name):
+                before = signal.getsignal(signal.SIGINT)
+                self.addCleanup(signal.signal, signal.SIGINT, before)
+                setting()
+                handler = signal.getsignal(signal.SIGINT)
+                server = SSEServer(port=None)
+                serving = asyncio.ensure_future(server.serve_forever())
+                await self.until(lambda server=server: server._service.loop, "a start")
+                self.assertEqual(signal.getsignal(signal.SIGINT), handler)
+                self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
+                await server.close()
+                await serving
+                self.assertEqual(signal.getsignal(signal.SIGINT), handler)
+                loop.remove_signal_handler(signal.SIGINT)
+                signal.signal(signal.SIGINT, before)
 
     async def test_an_ignored_signal_stays_ignored(self):
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
