@@ -5027,7 +5027,9 @@ class ServerTestCase(unittest.IsolatedAsyncioTestCase):
     tls = False  # whether servers and clients speak it: see OverTLS
 
     async def asyncSetUp(self):
-        asyncio.get_running_loop().set_debug(False)  # it is slow, and logs what is slow
+        loop = asyncio.get_running_loop()
+        loop.set_debug(False)  # it is slow, and logs what is slow
+        loop.slow_callback_duration = float("inf")  # also of the step that is here
         self.clients = []
         self.transports = []  # of the server's connections, in order
         self.connections = []  # and what these transports call
@@ -9133,6 +9135,20 @@ class CountingBytes(bytearray):
 
 
 class ConnectionTest(ServerTestCase):
+    async def test_a_client_is_read_by_64_kib_at_a_time(self):
+        sizes, data_received = [], sse_server._Connection.data_received
+
+        def receive(connection, data):
+            sizes.append(len(data))
+            data_received(connection, data)
+
+        self.change(sse_server._Connection, data_received=receive)
+        client = await self.stream(await self.start())
+        sizes.clear()
+        await client.send(bytes(1024 * KIB))
+        await self.until(lambda: sum(sizes) == 1024 * KIB, "all of it")
+        self.assertLessEqual(max(sizes), 64 * KIB)
+
     async def test_pipelined_requests_are_answered_in_order(self):
         server = await self.start()
         client = await self.connect(server)
@@ -10770,6 +10786,23 @@ class DisconnectTest(ServerTestCase):
         self.assertEqual(server.stats.live, 1)
         left = [line for line in self.logged() if " left, " in line]
         self.assertIn("left, disconnected by the program; 2 remain", left[0])
+
+    async def test_others_have_their_turn_between_two_questions(self):
+        server = await self.start()
+        for _ in range(3):
+            await self.stream(server)
+        seen = []
+
+        def predicate(request):
+            if not seen:  # the next one is gone before it is asked about
+                self.connections[1].cut()
+            seen.append("asked")
+            asyncio.get_running_loop().call_soon(seen.append, "turn")
+
+        with mock.patch.object(server._rooms.turns, "is_over", return_value=True):
+            server.disconnect(predicate)
+            await self.until(lambda: seen.count("turn") == 2, "both")
+        self.assertEqual(seen, ["asked", "turn"] * 2)
 
     async def test_from_a_thread_and_of_those_behind(self):
         self.send_buffer = BUFFER
