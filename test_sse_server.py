@@ -1608,7 +1608,7 @@ class EventLogModelTest(unittest.TestCase):
     NAMES = (None, None, "one", "two")  # under which an event is retained
 
     def test_random_histories_agree_with_a_plain_list(self):
-        for seed in range(SEED, SEED + 100 * _FACTOR):
+        for seed in range(SEED, SEED + 50 * _FACTOR):
             with self.subTest(seed=seed):
                 self.run_history(random.Random(seed))
 
@@ -1807,11 +1807,10 @@ class InterruptedLogTest(unittest.TestCase):
         log.sent = log.newest
         return log
 
-    def each_instruction(self, call, step=1, max_events=2):
+    def each_instruction(self, call, step=5, max_events=2):
         """Logs whose `call` was interrupted, at one instruction each.
 
-        With a step it is each second and so on, the first of them at random, unless
-        _FACTOR asks for more.
+        It is one in `step` of them, the first at random, unless _FACTOR asks for more.
         """
         step = max(1, step // _FACTOR)
 
@@ -1858,7 +1857,7 @@ class InterruptedLogTest(unittest.TestCase):
             lambda log: log.unretain("a", "name"),
         ):
             outcomes = set()
-            for log in self.each_instruction(self.append_and_advance, step=3):
+            for log in self.each_instruction(self.append_and_advance, step=10):
                 exists = log.newest == 5
                 forgotten = then(log) is True
                 retained = log.snapshot(0, log.newest, A)[0]
@@ -1894,7 +1893,7 @@ class InterruptedLogTest(unittest.TestCase):
             log.append(self.BODY, "a", None, None, "name")
             log.unretain("a", "first")
 
-        for log in self.each_instruction(call, step=2):
+        for log in self.each_instruction(call):
             for name in ("name", "other"):
                 log.append(self.BODY, "a", None, None, name)
             self.assertEqual(set(log._retained), {("a", "name"), ("a", "other")})
@@ -1911,7 +1910,7 @@ class InterruptedLogTest(unittest.TestCase):
                 log.advance(log.newest)
 
         with mock.patch.object(sse_server, "_MAX_TRACKED_CHANNELS", 2):
-            for log in self.each_instruction(lambda log: publish(log, 10), step=5):
+            for log in self.each_instruction(lambda log: publish(log, 10), step=10):
                 for upto in range(log.newest, len(channels)):
                     publish(log, upto)
                     for number, channel in enumerate(channels[: log.base], 1):
@@ -2687,7 +2686,7 @@ class LogFileModelTest(LogFileTestCase):
     BATCH_BYTES, BATCH_EVENTS = 500, 4
 
     def test_random_histories_of_two_processes_agree_with_a_plain_list(self):
-        for seed in range(SEED, SEED + 60 * _FACTOR):
+        for seed in range(SEED, SEED + 30 * _FACTOR):
             with self.subTest(seed=seed):
                 self.run_history(random.Random(seed), f"{self.path} {seed}")
 
@@ -5612,7 +5611,7 @@ class SubscriberModelTest(unittest.TestCase):
     a gap in its place that says so; and in the end everybody knows all that is
     retained; each opening and closing is told once."""
 
-    SCHEDULES = 200 * _FACTOR
+    SCHEDULES = 100 * _FACTOR
     CHANNELS = ("a", "b", None)
 
     def test_random_schedules(self):
@@ -6003,7 +6002,7 @@ class WindowModelTest(LogFileTestCase):
     CHANNELS = ("a", None, EVERYBODY)
 
     def test_random_histories(self):
-        for seed in range(SEED, SEED + 40 * _FACTOR):
+        for seed in range(SEED, SEED + 20 * _FACTOR):
             with self.subTest(seed=seed):
                 self.run_history(random.Random(seed), f"{self.path} {seed}")
 
@@ -6122,7 +6121,7 @@ class WindowModelTest(LogFileTestCase):
 class FileSubscriberModelTest(SubscriberModelTest, LogFileTestCase):
     """The same, with a file into which another process publishes as well."""
 
-    SCHEDULES = 60 * _FACTOR
+    SCHEDULES = 30 * _FACTOR
 
     def new_server(self, *arguments, **options):
         file = {"history_file": f"{self.path} {self.random.random()}"}
@@ -9488,7 +9487,7 @@ class RequestsModelTest(unittest.TestCase):
     """Random requests in random pieces and turns, plain and over TLS, from visitors that
     read as they like: all are answered, in order, and the server holds little."""
 
-    SCHEDULES = 100 * _FACTOR
+    SCHEDULES = 50 * _FACTOR
 
     def test_random_schedules(self):
         loop = asyncio.new_event_loop()

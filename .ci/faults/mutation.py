@@ -150,7 +150,12 @@ def attempt(source, part, classes=()):
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, "--run", part, *classes],
             cwd=folder,
-            env={**os.environ, "SSE_TEST_SEED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={
+                **os.environ,
+                "SSE_TEST_SEED": "1",
+                "SSE_TEST_FACTOR": "2",
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
