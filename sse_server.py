@@ -529,7 +529,7 @@ class _EventLog:
         # Random, so that an id from before a restart never names another event.
         self.begin(secrets.token_hex(4))
 
-    def begin(self, epoch: str, base: int = 0, retained: Iterable[_Row] = ()) -> None:
+    def begin(self, epoch: str, base: int = 0, retained: Iterable[Any] = ()) -> None:
         """Hold nothing but these retained events; all up to `base` was forgotten.
 
         With a history file, this is how a log goes on after it has missed rows.
@@ -548,10 +548,10 @@ class _EventLog:
         self._forgotten = collections.OrderedDict[Optional[str], int]()
         self._forgotten_floor = base  # the same, for all channels not in `_forgotten`
         self.base = base  # the position before the oldest event that is held
-        for row in retained:
-            frame = _with_id(row.body, self._make_id(row.number))
-            held = _Entry(row.number, frame, row.channel, None, None, 0, row.time)
-            self._replace_retained((row.channel, row.name or ""), held)
+        for number, body, channel, name in retained:
+            frame = _with_id(body, self._make_id(number))
+            held = _Entry(number, frame, channel, None, None, 0, 0.0)
+            self._replace_retained((channel, name), held)
 
     @property
     def newest(self) -> int:
@@ -971,16 +971,15 @@ class _LogFile:
             db.execute(f"UPDATE state SET {bounds}", self._bounds)
             self._trim(db)
 
-    def begin(self) -> tuple[int, list[_Row]]:
+    def begin(self) -> tuple[int, list[Any]]:
         """The position before the oldest row, and what is retained of that time."""
         with self._reading() as db, db:
             db.execute("BEGIN")  # one state of the file
             (oldest,) = db.execute("SELECT min(number) FROM events").fetchone()
             base = (oldest or 1) - 1
-            columns = f"number, '{_EVENT}', body, channel, NULL, name, 0.0"
-            which = "WHERE number <= ? ORDER BY number"
-            found = db.execute(f"SELECT {columns} FROM retained {which}", (base,))
-            return base, list(map(_Row._make, found))
+            columns, which = "number, body, channel, name", "number <= ?"
+            select = f"SELECT {columns} FROM retained WHERE {which} ORDER BY number"
+            return base, db.execute(select, (base,)).fetchall()
 
     def read(self, after: int) -> tuple[list[_Row], bool]:
         """The next rows after this number, and whether there may be more.
@@ -1035,11 +1034,11 @@ class _LogFile:
                 raise self._sqlite3.OperationalError("database is locked")
             self.open()
             db = self._connections[0]
-            self._refuse_replaced()
             if db.in_transaction:
                 raise RuntimeError("nothing can be published from within publish()")
             with db:  # it rolls back, even if Ctrl-C comes or COMMIT itself fails
                 self._patiently(db, "BEGIN IMMEDIATE")
+                self._refuse_replaced()
                 yield db
                 db.execute("COMMIT")
 

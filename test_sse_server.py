@@ -2763,9 +2763,12 @@ class LogFileModelTest(LogFileTestCase):
             held = held[1:]
         self.model.base = held[0] - 1 if held else 0
         self.assertEqual(base, self.model.base)
-        found = [(row.channel, row.name, row.number) for row in begun_with]
-        older = [(*key, n) for key, n in retained.items() if n <= base]
-        self.assertEqual(found, older)
+        older = [
+            (number, rows[number - 1][1], *key)
+            for key, number in retained.items()
+            if number <= base
+        ]
+        self.assertEqual(begun_with, older)
 
     def reopen(self):
         self.random.choice(self.files).close()
