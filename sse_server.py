@@ -495,16 +495,23 @@ def _size_of(name: Any) -> int:
     return sys.getsizeof(name) + parts
 
 
+class _Bounds(NamedTuple):
+    """What a log holds.  When one is exceeded, it forgets its oldest event."""
+
+    max_events: int
+    # With names, and _EVENT_OVERHEAD_BYTES for each event.  The newest event is held
+    # whatever its size.  Once more so many bytes for the retained events.
+    max_bytes: int
+    max_retained: int  # of the retained events
+    max_seconds: float | None  # the age of an event; None: any
+
+
 class _EventLog:
     """The events that are held, in order, and the newest retained events.
 
-    `max_events` limits the number of held events, and `max_seconds` their age, but only
-    of events that the live subscribers were given already.  `max_bytes` limits their
-    bytes, with their names, plus _EVENT_OVERHEAD_BYTES for each; the newest event is
-    held whatever its size.  When a limit is exceeded, the log forgets its oldest event.
-    `max_retained` and `max_bytes` limit the retained events, apart from the others.
-    `clock` gives the seconds since 1970: unlike other clocks, it tells the same time in
-    all processes.
+    An event that the live subscribers were not given yet is forgotten only for the
+    bytes.  `clock` gives the seconds since 1970: unlike other clocks, it tells the same
+    time in all processes.
 
     The publisher's ids may have keys, which ascend.  With the key of an id that is not
     held, find() knows between which two held ids it belongs.
@@ -513,24 +520,16 @@ class _EventLog:
     retains() do not need it.
     """
 
-    def __init__(
-        self,
-        max_events: int,
-        max_bytes: int,
-        max_retained: int,
-        max_seconds: float | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._max_events, self._max_bytes = max_events, max_bytes
-        self._max_retained = max_retained
-        self._max_seconds = math.inf if max_seconds is None else max_seconds
+    def __init__(self, bounds: _Bounds, clock: Callable[[], float] = time.time) -> None:
+        self._max_events, self._max_bytes, self._max_retained, seconds = bounds
+        self._max_seconds = math.inf if seconds is None else seconds
         self._clock = clock
         self.sent = 0
         self.retained_changes = 0  # by unretain(); other changes change `newest`
         # Random, so that an id from before a restart never names another event.
         self.begin(secrets.token_hex(4))
 
-    def begin(self, epoch: str, base: int = 0, retained: Iterable[_Row] = ()) -> None:
+    def begin(self, epoch: str, base: int = 0, retained: Iterable[Any] = ()) -> None:
         """Hold nothing but these retained events; all up to `base` was forgotten.
 
         With a history file, this is how a log goes on after it has missed rows.
@@ -549,10 +548,10 @@ class _EventLog:
         self._forgotten = collections.OrderedDict[Optional[str], int]()
         self._forgotten_floor = base  # the same, for all channels not in `_forgotten`
         self.base = base  # the position before the oldest event that is held
-        for row in retained:
-            frame = _with_id(row.body, self._make_id(row.number))
-            held = _Entry(row.number, frame, row.channel, None, None, 0, row.time)
-            self._replace_retained((row.channel, row.name or ""), held)
+        for number, body, channel, name in retained:
+            frame = _with_id(body, self._make_id(number))
+            held = _Entry(number, frame, channel, None, None, 0, 0.0)
+            self._replace_retained((channel, name), held)
 
     @property
     def newest(self) -> int:
@@ -750,9 +749,9 @@ class _EventLog:
 
     def is_finished(self, channels: Channels, position: int) -> bool:
         """Whether each of these channels has ended at or before the position."""
-        if not self._finished or not channels:
-            return False
-        return all(self._finished.get(c, math.inf) <= position for c in channels)
+        return bool(channels) and all(
+            self._finished.get(c, math.inf) <= position for c in channels
+        )
 
     def follows(self, position: int, channels: Channels) -> bool:
         """Whether any event of these channels follows the position."""
@@ -842,10 +841,8 @@ class _LogFile:
     opened it and not closed it.  If it was not closed by all before another boot, it
     gets a new epoch, in which no id of the log from before is known.
 
-    `max_events` and `max_bytes` bound the rows, `max_seconds` their age; `max_retained`
-    and, once more, `max_bytes` bound the retained events.  The bounds of the process
-    that called set_bounds() last count for all, so that a program which only publishes
-    need not know them.
+    The bounds of the process that called set_bounds() last count for all, so that a
+    program which only publishes need not know them.
 
     Any thread may call the methods.  Each opens the file if it is not open.  If the
     file cannot be used, it raises _LogFileError.
@@ -873,18 +870,11 @@ class _LogFile:
         CREATE TRIGGER less AFTER DELETE ON retained BEGIN UPDATE state SET
             retained = retained - 1, retained_bytes = retained_bytes - old.size; END"""
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        max_events: int,
-        max_bytes: int,
-        max_retained: int,
-        max_seconds: float | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], bounds: _Bounds) -> None:
         self._sqlite3 = _need_module("history_file", "sqlite3")
         self.path = os.path.abspath(path)
         self.epoch = ""  # begins the log's own ids; known once the file is open
-        self._bounds = max_events, max_bytes, max_retained, max_seconds
+        self._bounds = bounds
         self._process = 0  # the one in which the file is open; 0: it is not
         self._connections: list[sqlite3.Connection] = []  # the writer, the reader
         self._check_due = 0.0  # whether the file was replaced
@@ -981,16 +971,15 @@ class _LogFile:
             db.execute(f"UPDATE state SET {bounds}", self._bounds)
             self._trim(db)
 
-    def begin(self) -> tuple[int, list[_Row]]:
+    def begin(self) -> tuple[int, list[Any]]:
         """The position before the oldest row, and what is retained of that time."""
         with self._reading() as db, db:
             db.execute("BEGIN")  # one state of the file
             (oldest,) = db.execute("SELECT min(number) FROM events").fetchone()
             base = (oldest or 1) - 1
-            columns = f"number, '{_EVENT}', body, channel, NULL, name, 0.0"
-            which = "WHERE number <= ? ORDER BY number"
-            found = db.execute(f"SELECT {columns} FROM retained {which}", (base,))
-            return base, list(map(_Row._make, found))
+            columns, which = "number, body, channel, name", "number <= ?"
+            select = f"SELECT {columns} FROM retained WHERE {which} ORDER BY number"
+            return base, db.execute(select, (base,)).fetchall()
 
     def read(self, after: int) -> tuple[list[_Row], bool]:
         """The next rows after this number, and whether there may be more.
@@ -1045,11 +1034,11 @@ class _LogFile:
                 raise self._sqlite3.OperationalError("database is locked")
             self.open()
             db = self._connections[0]
-            self._refuse_replaced()
             if db.in_transaction:
                 raise RuntimeError("nothing can be published from within publish()")
             with db:  # it rolls back, even if Ctrl-C comes or COMMIT itself fails
                 self._patiently(db, "BEGIN IMMEDIATE")
+                self._refuse_replaced()
                 yield db
                 db.execute("COMMIT")
 
@@ -5406,11 +5395,9 @@ class SSEServer:
             _AHEAD: _AHEAD_SECONDS,
             _LEAVING: write_timeout,
         }
-        log = _EventLog(history, history_bytes, retained, history_seconds)
-        file = None
-        if history_file is not None:
-            bounds = history, history_bytes, retained, history_seconds
-            file = _LogFile(history_file, *bounds)
+        bounds = _Bounds(history, history_bytes, retained, history_seconds)
+        log = _EventLog(bounds)
+        file = None if history_file is None else _LogFile(history_file, bounds)
         turns = _Turns()
         self._registry = registry = _Registry(seconds, turns)
         self._intake = _Intake(log, file, id_order)

@@ -807,8 +807,11 @@ NO_CHANNEL = frozenset([None])
 EACH_CHANNEL = NO_CHANNEL | {EVERYBODY}  # of a subscriber that asked for none
 
 
-def new_log(max_events=1000, max_bytes=16 * 2**20, max_retained=0, **options):
-    return sse_server._EventLog(max_events, max_bytes, max_retained, **options)
+def new_log(
+    max_events=1000, max_bytes=2**24, max_retained=0, max_seconds=None, **options
+):
+    bounds = sse_server._Bounds(max_events, max_bytes, max_retained, max_seconds)
+    return sse_server._EventLog(bounds, **options)
 
 
 def size_of(log):
@@ -1979,7 +1982,7 @@ class LogFileTestCase(unittest.TestCase):
     def file(self, *bounds, path=None):
         defaults = 1000, 2**24, 1000, None
         bounds += defaults[len(bounds) :]
-        file = sse_server._LogFile(path or self.path, *bounds)
+        file = sse_server._LogFile(path or self.path, sse_server._Bounds(*bounds))
         self.addCleanup(file.close)
         return file
 
@@ -2244,7 +2247,7 @@ class LogFileTest(LogFileTestCase):
         self._cleanups.pop()
         del file
         self.assertEqual(epoch, "")
-        file = sse_server._LogFile(self.path, 9, 9, 9)
+        file = sse_server._LogFile(self.path, (9, 9, 9, None))
         file.add("event")
         epoch = file.epoch
         del file
@@ -2527,7 +2530,7 @@ class LogFileTest(LogFileTestCase):
                 if not os.geteuid():
                     os.seteuid(65534)
                 try:
-                    sse_server._LogFile(sys.argv[1], 9, 9, 9).add("event")
+                    sse_server._LogFile(sys.argv[1], (9, 9, 9, None)).add("event")
                 except OSError as error:
                     print(error)
                 """
@@ -2768,9 +2771,12 @@ class LogFileModelTest(LogFileTestCase):
             held = held[1:]
         self.model.base = held[0] - 1 if held else 0
         self.assertEqual(base, self.model.base)
-        found = [(row.channel, row.name, row.number) for row in begun_with]
-        older = [(*key, n) for key, n in retained.items() if n <= base]
-        self.assertEqual(found, older)
+        older = [
+            (number, rows[number - 1][1], *key)
+            for key, number in retained.items()
+            if number <= base
+        ]
+        self.assertEqual(begun_with, older)
 
     def reopen(self):
         self.random.choice(self.files).close()
@@ -2782,7 +2788,7 @@ class LogFileProcessTest(LogFileTestCase):
     def test_processes_that_publish_at_once_into_a_new_file(self):
         program = """if True:
             import os, sys, sse_server
-            file = sse_server._LogFile(sys.argv[1], 1000, 2**24, 9)
+            file = sse_server._LogFile(sys.argv[1], (1000, 2**24, 9, None))
             for count in range(100):
                 print(file.add("event", b"%d %d" % (os.getpid(), count)))
         """
@@ -2825,7 +2831,7 @@ class LogFileProcessTest(LogFileTestCase):
                 file.add("forget", b"", None, None, "name")
 
             sse_server._FILE_TRIM_EVENTS = 1
-            file = sse_server._LogFile(sys.argv[1], 10**6, 10**9, 9)
+            file = sse_server._LogFile(sys.argv[1], (10**6, 10**9, 9, None))
             file.add("event", b"", None, None, "name")
             for at in itertools.count(1):
                 process = os.fork()
@@ -2886,7 +2892,7 @@ class LogFileProcessTest(LogFileTestCase):
             import os, sys, threading, warnings
             import sse_server
 
-            file = sse_server._LogFile(sys.argv[1], 1000, 2**24, 9)
+            file = sse_server._LogFile(sys.argv[1], (1000, 2**24, 9, None))
             file.add("event", b"before")
             warnings.simplefilter("ignore")  # Python warns of a fork beside threads
             is_held, may_end = threading.Event(), threading.Event()
@@ -2950,7 +2956,7 @@ class LogFileProcessTest(LogFileTestCase):
             assert not os.system(f"mount -t tmpfs -o size=1m none {folder}")
             with open(f"{folder}/ballast", "wb") as ballast:
                 ballast.write(bytes(2**19))
-            file = sse_server._LogFile(sys.argv[1], 10**6, 10**9, 9)
+            file = sse_server._LogFile(sys.argv[1], (10**6, 10**9, 9, None))
             for removed in (False, True):
                 try:
                     while True:
