@@ -4369,6 +4369,8 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
     # Called by the connection.
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._lower.is_closing():  # TLS may have failed
+            return
         # In pieces, because a MemoryBIO never becomes smaller.
         records = []
         for start in range(0, len(data), _READ_BYTES):

@@ -12233,6 +12233,18 @@ class TLSTest(OverTLS, ServerTestCase):
         await self.until_gone()
         self.assertEqual(self.logged(logging.WARNING), [])
 
+    async def test_a_batch_for_who_has_broken_tls_is_no_error(self):
+        """It is cut, but leaves only in the next round of the event loop."""
+        server = await self.start()
+        await self.stream(server)
+        (transport,) = self.transports
+        transport.get_protocol().data_received(b"\x17\x03\x03\0\x10" + bytes(16))
+        self.assertTrue(self.in_state("live"))
+        server.publish("a")
+        collections.deque(server._broadcaster.work(), maxlen=0)
+        await self.until_gone()
+        self.assertEqual(self.logged(logging.WARNING), [])
+
     async def test_who_does_not_speak_tls(self):
         server = await self.start()
         plain = await self.visit(server.port)
