@@ -3197,9 +3197,12 @@ class _Intake:
             return False
         with self.lock:
             if last_event_id:
-                position = log.find(last_event_id, self.key_of_seen(last_event_id))
+                key = self.key_of_seen(last_event_id)
+                position = log.find(last_event_id, key)
                 return position is not None and not (
-                    log.missed(position, wanted) or log.follows(position, wanted)
+                    log.is_ahead(key)  # the channel may have begun anew there
+                    or log.missed(position, wanted)
+                    or log.follows(position, wanted)
                 )
             position = log.base if replay else log.sent
             return not (log.retains(wanted) or log.follows(position, wanted))

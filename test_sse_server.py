@@ -8088,6 +8088,16 @@ class SharedLogTest(ServerTestCase):
         await self.until_stats(server, live=1, behind=0)
         self.assertEqual(server.stats.gaps, 0)
 
+    async def test_a_client_that_is_ahead_of_the_end_of_its_channel(self):
+        """Where it has been, the channel has begun anew."""
+        server = await self.start(id_order=int)
+        server.publish("1", id="1", channel="job")
+        server.finish("job")
+        client = await self.stream(server, "/sse?channel=job&last_event_id=2")
+        for number in ("2", "3"):
+            server.publish(number, id=number, channel="job")
+        self.assertEqual(await client.data(1), ["3"])
+
     async def test_what_it_has_seen_may_be_skipped_by_the_log(self):
         server = await self.start(id_order=int)
         self.publish(server, 1, 2)
