@@ -2904,7 +2904,7 @@ class _Intake:
         key = self.id_order(id)
         parts = key if isinstance(key, tuple) else (key,)
         fits = all(type(part) in (int, float, str, bytes) for part in parts)
-        if not fits or any(part != part for part in parts):  # NaN has no order
+        if not fits or any(isinstance(p, float) and math.isnan(p) for p in parts):
             allowed = "int, float, str, bytes and tuples of them"
             raise TypeError(f"id_order gave {key!r}; allowed are {allowed}")
         return key
@@ -3086,8 +3086,12 @@ class _Intake:
             return False
         with self.lock:
             if last_event_id:
-                position = log.find(last_event_id, self.key_of_seen(last_event_id))
-                if position is None or log.missed(position, wanted):
+                key = self.key_of_seen(last_event_id)
+                position = log.find(last_event_id, key)
+                # If it is ahead, the channel may have begun anew elsewhere.
+                if position is None or log.is_ahead(key):
+                    return False
+                if log.missed(position, wanted):
                     return False
             else:
                 position = log.base if replay else log.sent
@@ -4266,6 +4270,8 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
     # Called by the connection.
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._lower.is_closing():  # TLS may have failed
+            return
         # In pieces, because a MemoryBIO never becomes smaller.
         records = []
         for start in range(0, len(data), _READ_BYTES):

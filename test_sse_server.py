@@ -2931,7 +2931,7 @@ class LogFileProcessTest(LogFileTestCase):
             import os, sys
             import sse_server
 
-            file = sse_server._LogFile(sys.argv[1], 1000, 2**24, 9)
+            file = sse_server._LogFile(sys.argv[1], (1000, 2**24, 9, None))
             file.add("event")
             process = os.fork()
             if not process:
@@ -8168,6 +8168,16 @@ class SharedLogTest(ServerTestCase):
         await self.until_stats(server, live=1, behind=0)
         self.assertEqual(server.stats.gaps, 0)
 
+    async def test_a_client_that_is_ahead_of_the_end_of_its_channel(self):
+        """Where it has been, the channel has begun anew."""
+        server = await self.start(id_order=int)
+        server.publish("1", id="1", channel="job")
+        server.finish("job")
+        client = await self.stream(server, "/sse?channel=job&last_event_id=2")
+        for number in ("2", "3"):
+            server.publish(number, id=number, channel="job")
+        self.assertEqual(await client.data(1), ["3"])
+
     async def test_what_it_has_seen_may_be_skipped_by_the_log(self):
         server = await self.start(id_order=int)
         self.publish(server, 1, 2)
@@ -12405,6 +12415,18 @@ class TLSTest(OverTLS, ServerTestCase):
         with contextlib.suppress(ssl.SSLWantReadError):
             tls.unwrap()
         await client.send(sent.read())
+        await self.until_gone()
+        self.assertEqual(self.logged(logging.WARNING), [])
+
+    async def test_a_batch_for_who_has_broken_tls_is_no_error(self):
+        """It is cut, but leaves only in the next round of the event loop."""
+        server = await self.start()
+        await self.stream(server)
+        (transport,) = self.transports
+        transport.get_protocol().data_received(b"\x17\x03\x03\0\x10" + bytes(16))
+        self.assertTrue(self.in_state("live"))
+        server.publish("a")
+        collections.deque(server._broadcaster.work(), maxlen=0)
         await self.until_gone()
         self.assertEqual(self.logged(logging.WARNING), [])
 
