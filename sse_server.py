@@ -51,7 +51,7 @@ The rules from which the rest follows:
    ready       behind, and its socket has room         ready, full, live
    full        behind, and its socket has no room      ready, live
    ahead       its last event is not published here    ready, full
-   live        it was sent all, and its socket took it full, ready
+   live        it was given all, its socket took it    full, ready
    leaving     the last bytes are being sent           closed
 
    Each state but leaving may also end with leaving or closed; head, asking and body may
@@ -436,8 +436,8 @@ _HEARTBEAT = b":\n"
 #    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
 #    Ctrl-C may interrupt any method between two instructions.  So append() computes
-#    everything first, and its last assignment makes the event exist.  What follows from
-#    that, _settle() does: it retains the event and forgets old ones.  What Ctrl-C leaves
+#    everything first, and its last assignment makes the event exist.  _settle() does what
+#    follows from that: it retains the event and forgets old ones.  What Ctrl-C leaves
 #    undone, the next call of _settle() does.  A call from within, of a signal's handler
 #    or a `__del__`, the broadcaster refuses.
 # ------------------------------------------------------------------------------------
@@ -516,8 +516,8 @@ class _EventLog:
     The publisher's ids may have keys, which ascend.  With the key of an id that is not
     held, find() knows between which two held ids it belongs.
 
-    Call the methods under the server's lock; `base`, `sent`, `newest`, `newest_id` and
-    retains() do not need it.
+    Call the methods under the server's lock; `base`, `sent`, `newest`, `newest_id`,
+    retains(), is_finished() and is_ahead() do not need it.
     """
 
     def __init__(self, bounds: _Bounds, clock: Callable[[], float] = time.time) -> None:
@@ -956,8 +956,8 @@ class _LogFile:
         count = number - max_events - _FILE_SPARE_EVENTS
         oldest = -math.inf if max_seconds is None else time.time() - max_seconds
         kept = db.execute(
-            "SELECT number FROM events WHERE number = ? OR "
-            "number > ? AND ? - total + size <= ? AND time >= ? ORDER BY number LIMIT 1",
+            "SELECT number FROM events WHERE number = ? OR number > ? AND "
+            "? - total + size <= ? AND time >= ? ORDER BY number LIMIT 1",
             (number, count, total, max_bytes, oldest),
         ).fetchone()
         db.execute("DELETE FROM events WHERE number < ?", kept)
@@ -1027,7 +1027,7 @@ class _LogFile:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything that the block does or, if it raises, nothing."""
+        """Run the block as one transaction; if it raises, nothing was done."""
         begun = time.monotonic()
         with self._write_lock, self._as_os_errors():
             if time.monotonic() - begun > _FILE_WAIT_SECONDS:
@@ -1976,7 +1976,7 @@ class _Site:
         return _Body(self.max_event_bytes, keep)
 
     def response_to(self, error: HTTPError, request: Request | None) -> _Response:
-        """The answer that tells of an error; without a request, its head was invalid."""
+        """The answer that tells of an error; no request: its head was invalid."""
         response = _error_response(error)
         return self._add_fields(request, response) if request else response
 
@@ -2316,8 +2316,7 @@ def _jittered_ms(seconds: float) -> int:
 #
 #    Everything here runs in the event loop, except publish().  A sweep writes its batch
 #    to the subscribers that are live when it moves `sent`.  A subscriber that joins
-#    after that begins at the new position.  It becomes live only after the sweep has
-#    written to its audience.
+#    after that begins at the new position, and the sweep does not write to it.
 # ------------------------------------------------------------------------------------
 
 _HANDSHAKE, _HEAD, _BODY, _ASKING = "handshake", "head", "body", "asking"
@@ -2724,7 +2723,7 @@ class _Registry:
 
         If the process was stopped for a while, the awaited input may be there already.
         """
-        self._call_soon(self._call_soon, self._expire_due)
+        self._call_soon(self._call_soon, self._expire_due)  # one schedules the other
 
     def _call_soon(self, function: Callable[..., None], *arguments: object) -> None:
         self._timer = asyncio.get_running_loop().call_soon(function, *arguments)
@@ -2800,12 +2799,12 @@ class Stats:
 
     live: int  # subscribers that were given everything that was published
     behind: int  # subscribers that are resuming or slow
-    published: int  # events
+    published: int  # the number of the log's newest entry: an event, a gap or an end
     events_written: int  # an event that is written to ten subscribers counts ten times
     bytes_written: int  # of events, gaps and heartbeats, as they are framed and coded
-    gaps: int  # that subscribers were told of
+    gaps: int  # that single subscribers were told of, not those of publish_gap()
     dropped: int  # subscribers cut because they took nothing for write_timeout
-    refused: int  # connections turned away because the server was full or closing
+    refused: int  # requests and streams turned away: it was full or closing
 
 
 class _Bell:
@@ -2871,7 +2870,7 @@ class _Intake:
         self._is_followed = False  # whether there is any stream
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From here on the event loop follows the file, and is told what is published."""
+        """From here on the event loop follows the file, and is told of new events."""
         with self.lock:
             self.bell.begin(loop)
         if self.file:
@@ -3450,8 +3449,8 @@ class _Broadcaster:
         """Let the subscribers resume whose awaited event was published meanwhile."""
         for subscriber in self.registry.all(_AHEAD):
             id, key = subscriber.awaited
-            waits = subscriber.state == _AHEAD and not self.log.is_ahead(key)
-            if waits and self._resume(subscriber, id):
+            has_come = not self.log.is_ahead(key)
+            if subscriber.state == _AHEAD and has_come and self._resume(subscriber, id):
                 self._fall_behind(subscriber)
             yield
 
@@ -3528,7 +3527,7 @@ class _Broadcaster:
             subscriber.cursor = self._after_unknown_id()
             self._fall_behind(subscriber)
         else:
-            subscriber.cut()  # it takes nothing of what it is sent
+            subscriber.cut()  # an answer, a farewell or a handshake took too long
 
     def _check_progress(self, subscriber: _Subscriber) -> None:
         """Cut it if its socket took nothing during the last _CHECKS checks."""
@@ -3606,7 +3605,7 @@ class _Broadcaster:
             subscriber.cut()
 
     def leave(self, subscriber: _Subscriber, state: str, why: str) -> None:
-        """Let an open stream enter a state in which it is none any more."""
+        """Let a stream that ends enter `leaving` or `closed`."""
         audience = subscriber.audience
         if audience is None:
             return
@@ -3697,7 +3696,7 @@ def _payload_for(channels: Channels, frames: _Frames) -> tuple[bytes, int]:
 
 def _unacknowledged(transport: asyncio.BaseTransport) -> int:
     """The bytes that the kernel holds; 0 where it does not say (SIOCOUTQ of Linux)."""
-    # A pipe has no descriptor, and some systems have not these modules.
+    # A pipe has no descriptor, and some systems lack these modules.
     with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
         import fcntl
         import termios
@@ -3763,7 +3762,12 @@ class _Threads:
     ) -> asyncio.Future[tuple[Any, Exception | None]]:
         """The future is (what it returned, what it raised)."""
         loop = asyncio.get_running_loop()
-        outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        outcome: asyncio.Future[tuple[Any, Exception | None]] = loop.create_future()
+
+        def settle(answer: Any, failure: Exception | None) -> None:
+            release()
+            if not outcome.done():  # it is still waited for
+                outcome.set_result((answer, failure))
 
         def call() -> None:
             answer, failure = None, None
@@ -3774,9 +3778,7 @@ class _Threads:
             except BaseException as error:  # it must not end the event loop
                 failure = RuntimeError(f"{self._name}() raised {error!r}")
             with contextlib.suppress(RuntimeError):  # the event loop was closed
-                loop.call_soon_threadsafe(release)
-            with contextlib.suppress(concurrent.futures.InvalidStateError):
-                outcome.set_result((answer, failure))  # if it is still waited for
+                loop.call_soon_threadsafe(settle, answer, failure)
 
         name = f"sse_server {self._name}"
         thread = threading.Thread(target=call, name=name, daemon=True)
@@ -3785,7 +3787,7 @@ class _Threads:
         except RuntimeError:  # the system has no thread left
             release()
             raise
-        return asyncio.wrap_future(outcome)
+        return outcome
 
 
 class _Asker:
@@ -3971,7 +3973,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """The socket has taken everything."""
         if self.state == _FULL:
             self.rooms.broadcaster.resume(self)
-        elif self.state == _ANSWERING and not self.audience:
+        elif self.state == _ANSWERING:
             self._expect_next()
 
     # The states of a request.
@@ -4390,7 +4392,7 @@ class _Door:
     """Takes in connections: so many, and some more that are only told to come back."""
 
     rooms: _Rooms
-    limit: int | None  # of connections; None: not known yet
+    limit: int | None  # of connections, calls and streams; None: not known yet
     context: ssl_module.SSLContext | None  # None: without TLS
     is_open: bool = True
 
@@ -5008,7 +5010,7 @@ class _Service:
         if self.loop is None:
             raise RuntimeError(f"{what}: the server was not started")
         if self.loop is not asyncio.get_running_loop():
-            raise RuntimeError(f"{what} belongs into the event loop of the server")
+            raise RuntimeError(f"{what} must be called in the event loop of the server")
 
     async def wait_for_start(self, what: str) -> None:
         """Return when a start that goes on has ended; RuntimeError if it has failed."""
@@ -5232,8 +5234,8 @@ class SSEServer:
       host="localhost"        A name or an address.  None: every address of the machine.
       port=8080               0: one that is free.  None: no port, for a server in a
                               framework; see below.
-      path="/sse"             The path of the stream.  Other paths are answered 200 "ok".
-      page=None               An HTML file that "/" is answered with.  It is read anew at
+      path="/sse"             The path of the stream.  Other paths are answered "ok".
+      page=None               An HTML file that "/" is answered with.  It is read at
                               each request, and must be there at the start.
 
     History, for clients that come back:
@@ -5247,7 +5249,8 @@ class SSEServer:
       history_file=None       A file in which they survive a restart.  Servers that name
                               the same file are one, also in other processes.
       replay=0                So many past events are sent to a new client that does not
-                              ask for a number of them.  math.inf: all.
+                              ask for a number of them.  math.inf: all, but none that
+                              is older than the newest 10,000.
 
     Timing, in seconds:
       heartbeat=15.0          From one comment on every stream to the next.  None: none.
@@ -5262,13 +5265,13 @@ class SSEServer:
                               with 408.
       body_timeout=30.0       The same for its body.
       keepalive_timeout=75.0  A connection without a next request is closed after it.
-      write_timeout=30.0      A client that takes nothing for so long is cut.  It may
-                              resume.
+      write_timeout=30.0      A client that takes nothing of its stream for so long is
+                              cut, and may resume.  Other answers have this time.
       shutdown_timeout=5.0    close() ends all streams in this time, or cuts them.
 
     Limits:
       max_connections=None    Above it, requests are answered with 503, and an
-                              EventSource, which would then stop for good, is told to
+                              EventSource, which would stop for good at that, is told to
                               come back in 30 seconds.  None: the process's limit of
                               descriptors less 64.
       max_event_bytes=2**20   Of data, in UTF-8.  Above it, publish() raises ValueError
@@ -5292,8 +5295,8 @@ class SSEServer:
     Hooks:
       on_open=None            A function that is called with the Request of each stream
                               that has opened, in the event loop.  It must not block.
-                              What it raises is logged, but at the end of the server not
-                              that publish() raises RuntimeError.
+                              What it raises is logged, except the RuntimeError of
+                              publish() while the server ends.
       on_close=None           The same for each stream that has ended for any reason.
                               Both are called exactly once.
       dumps=None              A function that makes text of data that is not a str.
@@ -5490,8 +5493,9 @@ class SSEServer:
         clients that miss them get a gap.  A fast producer should await drain().
 
         With a history file, it is published when it is in the file.  That takes some 40
-        microseconds, but up to five seconds, seldom ten, while other programs hold the
-        file.  Then, and if the disk is full, this raises OSError: nothing is published.
+        microseconds.  While another program holds the file, this waits for it, usually
+        up to five seconds; a coroutine makes its event loop wait, too.  After that, and
+        if the disk is full, this raises OSError: nothing is published.
 
         Raises ValueError for data above `max_event_bytes`, for what format_event
         refuses, for the id of an event that is still held, for an id of the form of the
@@ -5733,7 +5737,8 @@ class SSEServer:
         """The newest event's id: a stream that resumes there continues right after.
 
         Put it into a page that is rendered, and have the page open
-        `/sse?last_event_id=...`: it will miss nothing between the two.
+        `/sse?last_event_id=...`: it will miss nothing between the two.  Before the
+        start, a history file that cannot be read raises OSError.
         """
         self._intake.catch_up()
         return self._intake.log.newest_id
@@ -5742,6 +5747,7 @@ class SSEServer:
     def stats(self) -> Stats:
         """Counts of this moment, such as `server.stats.live`; from any thread.
 
+        Before the start, a history file that cannot be read raises OSError.
         In another thread each count may be of a slightly different moment.
         """
         broadcaster = self._broadcaster
