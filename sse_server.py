@@ -2441,7 +2441,7 @@ class _Subscriber(abc.ABC):
         """Let the system, if it can, cut it if it acknowledges nothing for so long."""
 
     @abc.abstractmethod
-    def finish(self, farewell: bytes) -> None:
+    def end_with(self, farewell: bytes) -> None:
         """Send the last bytes, and close after them."""
 
     def own_socket(self) -> socket.socket | None:
@@ -2552,7 +2552,7 @@ class _Audiences:
         found = self._by_channel.get(channel, ())
         return (found,) if isinstance(found, _Audience) else found
 
-    def enter(self, wish: _Wish) -> _Audience:
+    def admit(self, wish: _Wish) -> _Audience:
         """The audience of this wish, with one member more."""
         audience = self._by_wish.get(wish)
         if audience is None:
@@ -3374,13 +3374,13 @@ class _Broadcaster:
         without a blank line, which some clients would take for an event.
         """
         wish = _wish_for(stream, is_direct=subscriber.target is not None)
-        audience = subscriber.audience = self._audiences.enter(wish)
+        audience = subscriber.audience = self._audiences.admit(wish)
         first = b": open\nretry: %d\n" % _jittered_ms(self.retry)
         self.connected += 1
         if self.connected == 1:
             self.intake.follow(True)
         # Before its head is written: what is forgotten from here on is a gap.
-        is_ahead = not self._place(subscriber, wish.channels, stream)
+        is_ahead = not self._find_start(subscriber, wish.channels, stream)
         failure = None
         try:
             subscriber.send(head + _at_once(audience.encode(first, begins=True)))
@@ -3402,14 +3402,14 @@ class _Broadcaster:
             self._cut_broken(subscriber, failure)
             failure = None  # its frames refer to this one, and this one to it
 
-    def _place(
+    def _find_start(
         self, subscriber: _Subscriber, channels: Channels, stream: _Stream
     ) -> bool:
         """Find where a stream begins; False if its last event is yet to come."""
         # A new client misses nothing that was forgotten before it connected.
         subscriber.cursor = _Cursor(max(self.log.sent, self.log.base))
         if stream.last_event_id:
-            return self._resume(subscriber, stream.last_event_id)
+            return self._go_on_after(subscriber, stream.last_event_id)
         if stream.replay or self.log.retains(channels):
             subscriber.cursor = self._begin_anew(channels, stream.replay)
         return True
@@ -3426,7 +3426,7 @@ class _Broadcaster:
                 return _Cursor(position, None, (0, self.log.id_at(position)))
             return _Cursor(position)
 
-    def _resume(self, subscriber: _Subscriber, id: str) -> bool:
+    def _go_on_after(self, subscriber: _Subscriber, id: str) -> bool:
         """Find where to go on after `id`; False if that event is yet to come."""
         position = None
         if len(id) <= _MAX_NAME_BYTES:
@@ -3450,7 +3450,11 @@ class _Broadcaster:
         for subscriber in self.registry.all(_AHEAD):
             id, key = subscriber.awaited
             has_come = not self.log.is_ahead(key)
-            if subscriber.state == _AHEAD and has_come and self._resume(subscriber, id):
+            if (
+                subscriber.state == _AHEAD
+                and has_come
+                and self._go_on_after(subscriber, id)
+            ):
                 self._fall_behind(subscriber)
             yield
 
@@ -3593,7 +3597,7 @@ class _Broadcaster:
         farewell = format_event(retry=_jittered_ms(retry or self.restart_retry))
         self.leave(subscriber, _LEAVING, why)
         try:
-            subscriber.finish(_at_once(audience.encode(farewell, ends=True)))
+            subscriber.end_with(_at_once(audience.encode(farewell, ends=True)))
         except Exception:
             logger.exception("%s: ending the stream failed", subscriber.peer)
             subscriber.cut()
@@ -3897,7 +3901,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def expect_acknowledgements(self, within: float | None) -> None:
         _set_user_timeout(self.lower.get_extra_info("socket"), within)
 
-    def finish(self, farewell: bytes) -> None:
+    def end_with(self, farewell: bytes) -> None:
         self.transport.write(farewell)
         self.transport.close()
 
@@ -4428,7 +4432,7 @@ class _Reader(_Subscriber):
     given more, or when it does not come for what it was given.
     """
 
-    __slots__ = ("_batch", "_bell", "_broadcaster", "_request")
+    __slots__ = ("_bell", "_broadcaster", "_pending", "_request")
 
     def __init__(
         self, broadcaster: _Broadcaster, request: Request, state: str = _ANSWERING
@@ -4436,7 +4440,7 @@ class _Reader(_Subscriber):
         super().__init__(request.peer)
         self._broadcaster = broadcaster
         self._request = request
-        self._batch = b""  # what it was given and has not taken yet
+        self._pending = b""  # what it was given and has not taken yet
         self._bell: asyncio.Future[None] | None = None  # while it waits
         broadcaster.registry.add(self, state)
 
@@ -4445,14 +4449,17 @@ class _Reader(_Subscriber):
 
         At most _BATCH_BYTES, so that a reader that is slow is seen to take something.
         """
-        while not self._batch and self.state in _STREAMING:
+        while not self._pending and self.state in _STREAMING:
             self._bell = asyncio.get_running_loop().create_future()
             self._broadcaster.resume(self)
             try:
                 await self._bell
             finally:
                 self._bell = None
-        taken, self._batch = self._batch[:_BATCH_BYTES], self._batch[_BATCH_BYTES:]
+        taken, self._pending = (
+            self._pending[:_BATCH_BYTES],
+            self._pending[_BATCH_BYTES:],
+        )
         return taken
 
     def close(self) -> None:
@@ -4466,7 +4473,7 @@ class _Reader(_Subscriber):
 
     def send(self, data: bytes) -> None:
         waits = self.has_room()
-        self._batch += data
+        self._pending += data
         self._ring()
         if not waits or len(data) > _READER_BYTES:
             self._broadcaster.pause(self)
@@ -4475,14 +4482,14 @@ class _Reader(_Subscriber):
         return self._bell is not None and not self._bell.done()
 
     def count_unsent(self) -> int:
-        return len(self._batch)
+        return len(self._pending)
 
-    def finish(self, farewell: bytes) -> None:
-        self._batch += farewell
+    def end_with(self, farewell: bytes) -> None:
+        self._pending += farewell
         self._ring()
 
     def cut(self) -> None:
-        self._batch = b""
+        self._pending = b""
         self._ring()
         asyncio.get_running_loop().call_soon(self.close)
 
@@ -4868,7 +4875,7 @@ class _Termination:
         if self._number:
             logger.info("%s: ending", signal.Signals(self._number).name)
 
-    def finish(self) -> bool:
+    def restore(self) -> bool:
         """The block has ended.  Return whether a signal has ended it."""
         if self._before:
             newer = _blocks[_blocks.index(self) + 1 :]
@@ -5664,7 +5671,7 @@ class SSEServer:
             finally:
                 await self.close()
         finally:
-            ends.finish()
+            ends.restore()
 
     async def close(self) -> None:
         """Deliver what was published, end every stream, and stop listening.
@@ -5845,7 +5852,7 @@ class SSEServer:
 
     @staticmethod
     def _exit_if_ended_by_a_signal(termination: _Termination) -> None:
-        if termination.finish():
+        if termination.restore():
             sys.exit(0)
 
     def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
