@@ -14339,6 +14339,11 @@ class ReadmeTest(ServerTestCase):
             targets[prompt] = f"/sse?channel=c-{prompt}&prompt={prompt}"
             client = await self.stream(server, targets[prompt])
             self.assertEqual(await client.data(3), ["", "to ", prompt])
+            # It comes back, and its old connection ends after that.
+            old, client = client, await self.stream(server, targets[prompt])
+            old.close()
+            await self.until_stats(server, live=1)
+            self.assertEqual(ended, [])
             if prompt == "left":
                 client.close()
             else:

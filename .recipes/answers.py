@@ -14,6 +14,7 @@ head of a request, in which the prompt is, has at most 16 KiB.
 """
 
 import asyncio
+import collections
 import contextlib
 import logging
 
@@ -23,7 +24,8 @@ from sse_server import SSEServer
 
 PATIENCE = 10  # seconds
 answering = {}  # the task of each channel
-leaving = {}  # for a channel whose stream has ended: the timer that stops its task
+streams = collections.Counter()  # a page that changes its network has two for a while
+leaving = {}  # for a channel without a stream: the timer that stops its task
 
 
 def authorize(request):
@@ -34,6 +36,7 @@ def authorize(request):
 
 def opened(request):
     (channel,) = request.channels
+    streams[channel] += 1
     if channel in leaving:
         leaving.pop(channel).cancel()
     if channel not in answering:
@@ -43,12 +46,14 @@ def opened(request):
 
 def closed(request):
     (channel,) = request.channels
-    loop = asyncio.get_running_loop()
-    leaving[channel] = loop.call_later(PATIENCE, stop, channel)
+    streams[channel] -= 1
+    if not streams[channel]:
+        loop = asyncio.get_running_loop()
+        leaving[channel] = loop.call_later(PATIENCE, stop, channel)
 
 
 def stop(channel):
-    del leaving[channel]
+    del leaving[channel], streams[channel]
     answering.pop(channel).cancel()
 
 
