@@ -1940,7 +1940,7 @@ class CallFromWithinTest(unittest.TestCase):
             if left:
                 break
             with self.subTest(at):
-                log = server._broadcaster.log
+                log = inside(server).log
                 frames = [entry.frame for entry in log.read(0, log.newest)[0]]
                 self.assertEqual(len(frames), 1 + len(done))
                 thread = threading.Thread(target=server.publish, args=["free"])
@@ -1957,7 +1957,7 @@ class CallFromWithinTest(unittest.TestCase):
             with (
                 self.subTest(call),
                 self.assertRaises(RuntimeError) as caught,
-                server._intake.lock,
+                inside(server).intake.lock,
             ):
                 call("a")
             self.assertEqual(
@@ -4712,6 +4712,18 @@ KIB = 1024
 BUFFER = 64 * KIB  # of the kernel, for a client that is to stall soon
 
 
+def inside(server):
+    """The parts of a server that no program sees; the tests reach them from here."""
+    return types.SimpleNamespace(
+        broadcaster=server._broadcaster,
+        intake=server._intake,
+        log=server._intake.log,
+        registry=server._registry,
+        service=server._service,
+        turns=server._rooms.turns,
+    )
+
+
 class Answer(NamedTuple):
     """An HTTP answer as a client sees it."""
 
@@ -5680,8 +5692,8 @@ class SubscriberModelTest(unittest.TestCase):
             on_close=lambda request: self.told.append((request.query, -1)),
         )
         self.told, self.opened, self.finished = [], 0, {}
-        self.end_stream = self.server._broadcaster.end
-        self.server._broadcaster.end = self.end
+        self.end_stream = inside(self.server).broadcaster.end
+        inside(self.server).broadcaster.end = self.end
         self.gap_for_all = False  # also for those who may have missed nothing
         self.tables = [{}]  # what is retained after each event
         self.evicted = False
@@ -5726,7 +5738,7 @@ class SubscriberModelTest(unittest.TestCase):
         self.tables.append(dict(self.tables[-1]))
         if key[1]:
             self.tables[-1][key] = number
-        retained = self.server._broadcaster.log._retained
+        retained = inside(self.server).log._retained
         self.evicted = self.evicted or set(retained) != set(self.tables[-1])
 
     def rarely_forget(self):
@@ -5736,7 +5748,7 @@ class SubscriberModelTest(unittest.TestCase):
     def forget(self):
         """What was retained is forgotten; who knows it need not be told."""
         key = self.random.choice((*self.CHANNELS, EVERYBODY)), "one"
-        known = key in self.server._broadcaster.log._retained
+        known = key in inside(self.server).log._retained
         found = self.server.forget(event="one", channel=key[0])
         self.assertEqual(found, known)
         self.evicted = self.evicted or found
@@ -5753,10 +5765,10 @@ class SubscriberModelTest(unittest.TestCase):
             self.note(f"the end of {channel}", (None, None), None)
 
     def beat(self):
-        self.server._broadcaster._heartbeat_due = True
+        inside(self.server).broadcaster._heartbeat_due = True
 
     def step(self):
-        broadcaster = self.server._broadcaster
+        broadcaster = inside(self.server).broadcaster
         for must_end in self.work:
             if must_end or broadcaster.turn_is_over():
                 return
@@ -5821,7 +5833,7 @@ class SubscriberModelTest(unittest.TestCase):
 
     def end(self, connection, why, *retry):
         """Who is told that a stream is finished has everything."""
-        self.finished[connection] = self.server._broadcaster.log.sent
+        self.finished[connection] = inside(self.server).log.sent
         if why != "finished":
             del self.finished[connection]
         self.end_stream(connection, why, *retry)
@@ -5836,7 +5848,7 @@ class SubscriberModelTest(unittest.TestCase):
 
     def replayed(self, channels):
         """So many events are asked for: the position before them, and how many."""
-        log = self.server._broadcaster.log
+        log = inside(self.server).log
         replay = self.random.choice((1, 2, "all"))
         held = [
             number
@@ -5861,7 +5873,7 @@ class SubscriberModelTest(unittest.TestCase):
         if self.clients and self.random.random() < 0.3:
             connection = self.random.choice(self.clients).transport.protocol
             if connection.state in sse_server._STREAMING:
-                self.server._broadcaster.end(connection, "disconnected")
+                inside(self.server).broadcaster.end(connection, "disconnected")
 
     def look(self):
         for client in self.clients:
@@ -5874,7 +5886,7 @@ class SubscriberModelTest(unittest.TestCase):
         server = self.server
         self.gone += [c for c in self.clients if c.transport.lost]
         self.clients = [c for c in self.clients if not c.transport.lost]
-        members = server._registry.members
+        members = inside(server).registry.members
         for client in self.clients:
             connection = client.transport.protocol
             found = [state for state in members if connection in members[state]]
@@ -5886,10 +5898,10 @@ class SubscriberModelTest(unittest.TestCase):
                 self.assertEqual(found.count(True), 1)
         live = sum(
             len(audience.live) + len(audience.young)
-            for audience in server._broadcaster._audiences.all()
+            for audience in inside(server).broadcaster._audiences.all()
         )
         self.assertEqual(live, len(members["live"]))
-        self.assertEqual(len(server._registry), len(self.clients))
+        self.assertEqual(len(inside(server).registry), len(self.clients))
         for client in [*self.clients, *self.gone]:
             self.read(client)
         for client in self.gone:
@@ -5971,11 +5983,13 @@ class SubscriberModelTest(unittest.TestCase):
             for client in self.clients:
                 client.transport.give_room(10_000)
             self.step()
-            broadcaster = self.server._broadcaster
+            broadcaster = inside(self.server).broadcaster
             newest = broadcaster.log.newest
             swept = broadcaster.log.sent == newest == broadcaster._written
-            swept = swept and not self.server._intake.has_news
-            if swept and not self.server._registry.count("ready", "full", "leaving"):
+            swept = swept and not inside(self.server).intake.has_news
+            if swept and not inside(self.server).registry.count(
+                "ready", "full", "leaving"
+            ):
                 break
         self.check()
         newest = len(self.published)
@@ -6036,10 +6050,10 @@ class WindowModelTest(LogFileTestCase):
                 random_.choices(acts, (6, 1, 2, 4))[0]()
             self.compare()
             for server in self.servers:
-                server._intake.close_file()
+                inside(server).intake.close_file()
 
     def count_begins(self, server):
-        log = server._broadcaster.log
+        log = inside(server).log
         count = mock.Mock(side_effect=log.begin)
         log.begin = count
         return count
@@ -6060,7 +6074,7 @@ class WindowModelTest(LogFileTestCase):
     def retain(self, server, key, number):
         self.retained.pop(key, None)
         self.retained[key] = number
-        if len(self.retained) > server._broadcaster.log._max_retained:
+        if len(self.retained) > inside(server).log._max_retained:
             del self.retained[next(iter(self.retained))]
 
     def publish_gap(self):
@@ -6142,7 +6156,7 @@ class FileSubscriberModelTest(SubscriberModelTest, LogFileTestCase):
         self.limits.start()
         self.addCleanup(self.limits.stop)
         server = SSEServer(*arguments, **options, **file)
-        log = server._broadcaster.log
+        log = inside(server).log
         begin, begins = log.begin, itertools.count()
 
         def begin_and_note(*state):
@@ -6155,7 +6169,7 @@ class FileSubscriberModelTest(SubscriberModelTest, LogFileTestCase):
     async def finish(self):
         self.see_the_other()
         await super().finish()
-        self.assertEqual(self.server._broadcaster.log.newest, len(self.published))
+        self.assertEqual(inside(self.server).log.newest, len(self.published))
         await self.other.close()
 
     def more_acts(self):
@@ -6166,17 +6180,17 @@ class FileSubscriberModelTest(SubscriberModelTest, LogFileTestCase):
 
     def see_the_other(self):
         """What is done every 20 ms."""
-        intake = self.server._intake
+        intake = inside(self.server).intake
         if intake.file.changed():
             intake.has_news = True
 
     def note(self, channel, key, number):
         if self.random.random() < 0.5:
-            self.server._intake.catch_up()
+            inside(self.server).intake.catch_up()
         super().note(channel, key, number)
 
     def replayed(self, channels):
-        self.server._intake.catch_up()  # as each request does
+        inside(self.server).intake.catch_up()  # as each request does
         return super().replayed(channels)
 
     def forget(self):
@@ -6571,7 +6585,7 @@ class ResumeTest(ServerTestCase):
         ids = [server.publish(str(n), retain=n == 0) for n in range(2)]
         await server.drain()
         now = time.time()
-        self.change(server._broadcaster.log, _clock=lambda: now)
+        self.change(inside(server).log, _clock=lambda: now)
         replay = await self.stream(server, "/sse?replay=all")
         self.assertEqual(await replay.data(2), ["0", "1"])
         now += 100
@@ -6761,7 +6775,7 @@ class RetainedTest(ServerTestCase):
                 server.publish(str(number), event=f"n{number}", retain=True)
             server.publish("again", event="n1", retain=True)
             server.publish("last")
-            retained = server._broadcaster.log._retained
+            retained = inside(server).log._retained
             expected = [f"n{number}" for number in range(1, bound + 1)]
             self.assertEqual(sorted(name for _, name in retained), expected)
 
@@ -6797,8 +6811,8 @@ class RetainedTest(ServerTestCase):
             server = await self.start(history_bytes=bound)
             for name in "abc":
                 server.publish("x" * 100, event=name, retain=True)
-            self.assertEqual(len(server._broadcaster.log._retained), kept)
-            self.assertEqual(size_of(server._broadcaster.log), kept)
+            self.assertEqual(len(inside(server).log._retained), kept)
+            self.assertEqual(size_of(inside(server).log), kept)
 
     async def test_a_large_snapshot_goes_out_in_batches(self):
         server = await self.start()
@@ -6819,14 +6833,14 @@ class RetainedTest(ServerTestCase):
         for name in "abc":
             server.publish("x" * 15_000, event=name, retain=True)
         await server.drain()
-        send = server._broadcaster._send
+        send = inside(server).broadcaster._send
 
         def send_and_forget(*arguments):
             send(*arguments)
             for name in "bc":
                 server.forget(name)
 
-        self.change(server._broadcaster, _send=send_and_forget)
+        self.change(inside(server).broadcaster, _send=send_and_forget)
         client = await self.stream(server)
         (state,) = await client.events(1)
         self.assertEqual((state.type, state.last_event_id), ("a", ""))
@@ -6944,7 +6958,7 @@ class SlowClientTest(ServerTestCase):
     async def test_after_a_gap_come_events_however_fast_the_log_forgets(self):
         """Between two turns of its own, all that the live were given is forgotten."""
         server = await self.start(history=2, history_bytes=1500)
-        serve = server._broadcaster._serve_ready
+        serve = inside(server).broadcaster._serve_ready
         turns = [0]
 
         def serve_late():
@@ -6954,7 +6968,7 @@ class SlowClientTest(ServerTestCase):
                     server.publish(f"{turns[0]}.{n}")
             return serve()
 
-        server._broadcaster._serve_ready = serve_late
+        inside(server).broadcaster._serve_ready = serve_late
         client = await self.stream(server, "/sse", "Last-Event-ID: unknown")
         events = await client.until("3.4")
         gaps = [event.type == "gap" for event in events]
@@ -7264,7 +7278,7 @@ class ChannelTest(ServerTestCase):
             self.assertEqual(await client.data(1), ["a"])
             client.close()
         await self.until_stats(server, live=0)
-        self.assertEqual(server._broadcaster._audiences._by_channel, {})
+        self.assertEqual(inside(server).broadcaster._audiences._by_channel, {})
 
     async def test_a_sweep_of_many_channels_gives_way_by_time(self):
         server = await self.start()
@@ -7274,8 +7288,10 @@ class ChannelTest(ServerTestCase):
         fake = types.SimpleNamespace(monotonic=lambda: next(clock), time=time.time)
         self.change(sse_server, time=fake, _BROADCAST_SECONDS=3)
         looks = []
-        is_over = server._broadcaster.turn_is_over
-        server._broadcaster.turn_is_over = lambda: looks.append(is_over()) or looks[-1]
+        is_over = inside(server).broadcaster.turn_is_over
+        inside(server).broadcaster.turn_is_over = lambda: (
+            looks.append(is_over()) or looks[-1]
+        )
         for name in names:
             server.publish(name, channel=name)
         for name, client in zip(names, clients):
@@ -7460,7 +7476,7 @@ class CompressionTest(ServerTestCase):
         self.change(sse_server, _TAIL_BYTES=tail)
         server = await self.start(compress=True)
         early = [await self.zipped(server) for _ in range(2)]
-        (audience,) = server._broadcaster._audiences.all()
+        (audience,) = inside(server).broadcaster._audiences.all()
         size = len(format_event("x", id=server.publish("x")))
         for client in early:
             await client.data(1)
@@ -7497,10 +7513,10 @@ class CompressionTest(ServerTestCase):
     async def test_a_large_event_is_compressed_in_turns(self):
         server = await self.start(compress=True)
         clients = [await self.zipped(server) for _ in range(2)]
-        (audience,) = server._broadcaster._audiences.all()
+        (audience,) = inside(server).broadcaster._audiences.all()
         turns = []
         data = os.urandom(512 * KIB).hex()  # a mebibyte
-        server._broadcaster.turn_is_over = lambda: not turns.append(1)
+        inside(server).broadcaster.turn_is_over = lambda: not turns.append(1)
         server.publish(data)
         late = await self.zipped(server)  # joins in the midst of it
         for client in clients:
@@ -7739,7 +7755,7 @@ class FailureTest(ServerTestCase):
     async def test_a_drain_ends_when_broadcasting_fails(self):
         server = await self.start(shutdown_timeout=0.2)
         with (
-            mock.patch.object(server._broadcaster.log, "read", side_effect=MemoryError),
+            mock.patch.object(inside(server).log, "read", side_effect=MemoryError),
             self.assertLogs("sse_server", "CRITICAL"),
         ):
             server.publish("a")
@@ -7749,7 +7765,7 @@ class FailureTest(ServerTestCase):
     async def test_an_event_that_is_published_while_it_starts_is_delivered(self):
         """The publisher has seen that the server is not started, and waits."""
         server = SSEServer("127.0.0.1", 0)
-        intake = server._intake
+        intake = inside(server).intake
         waits, goes_on = threading.Event(), threading.Event()
         lock = intake.lock
 
@@ -7802,7 +7818,7 @@ class FailureTest(ServerTestCase):
         server.publish("a")
         other = await self.stream(server, "/sse?replay=all")
         self.assertEqual(await other.data(1), ["a"])
-        add = server._broadcaster.add
+        add = inside(server).broadcaster.add
         for before in ([], [mock.DEFAULT]):
 
             def add_broken(subscriber, *arguments, before=before):
@@ -7812,7 +7828,7 @@ class FailureTest(ServerTestCase):
                 add(subscriber, *arguments)
 
             with (
-                mock.patch.object(server._broadcaster, "add", add_broken),
+                mock.patch.object(inside(server).broadcaster, "add", add_broken),
                 self.assertLogs("sse_server", "ERROR") as caught,
             ):
                 client = await self.connect(server)
@@ -7829,7 +7845,7 @@ class FailureTest(ServerTestCase):
         self.change(sse_server, _direct_socket=lambda transport: None)
         server = await self.start()
         clients = [await self.stream(server) for _ in range(2)]
-        (audience,) = server._broadcaster._audiences.all()
+        (audience,) = inside(server).broadcaster._audiences.all()
         _, second = audience.live
         write = audience.write
 
@@ -7839,7 +7855,7 @@ class FailureTest(ServerTestCase):
             return write(subscriber, data)
 
         self.give_way_after(1)
-        server._broadcaster.turn_is_over = lambda: True
+        inside(server).broadcaster.turn_is_over = lambda: True
         audience.write = write_and_pause
         server.publish("a")
         await server.drain()
@@ -7873,10 +7889,10 @@ class FailureTest(ServerTestCase):
     async def test_a_server_that_is_late_itself_cuts_nobody(self):
         server = await self.start()
         client, connection = await self.half_a_head(server)
-        server._rooms.turns.defer(connection)
-        server._registry.members["head"][connection] = 0  # its time is over
-        with mock.patch.object(server._rooms.turns, "is_over", return_value=False):
-            server._registry._expire_due()
+        inside(server).turns.defer(connection)
+        inside(server).registry.members["head"][connection] = 0  # its time is over
+        with mock.patch.object(inside(server).turns, "is_over", return_value=False):
+            inside(server).registry._expire_due()
         self.assertEqual(connection.state, "head")
         await client.send(b"Host: localhost\r\n\r\n")
         self.assertEqual((await client.read_answer()).status, 200)
@@ -7884,7 +7900,7 @@ class FailureTest(ServerTestCase):
     async def test_an_earlier_deadline_replaces_the_timer(self):
         server = await self.start()
         await self.half_a_head(server)
-        timer = server._registry._timer
+        timer = inside(server).registry._timer
         answer = await self.ask(server, b"x y z\r\n\r\n")  # and it lingers
         self.assertEqual(answer.status, 400)
         self.assertTrue(timer.cancelled())
@@ -7928,10 +7944,10 @@ class FailureTest(ServerTestCase):
         server = await self.start()
         client, connection = await self.half_a_head(server)
         client.sock.send(b"Host: a\r\n\r\n")
-        server._registry.members["head"][connection] = (
+        inside(server).registry.members["head"][connection] = (
             0  # the time was over while the process did nothing
         )
-        server._registry._read_sockets_first()
+        inside(server).registry._read_sockets_first()
         self.assertEqual((await client.read_answer()).status, 200)
 
     async def test_who_leaves_during_a_sweep_is_not_written_to(self):
@@ -7940,7 +7956,7 @@ class FailureTest(ServerTestCase):
         server = await self.start()
         first = await self.stream(server)
         leaver = await self.stream(server)
-        (audience,) = server._broadcaster._audiences.all()
+        (audience,) = inside(server).broadcaster._audiences.all()
         descriptor = list(audience.live)[1].target.fileno()
         write = audience.write
         swapped = []
@@ -7951,7 +7967,7 @@ class FailureTest(ServerTestCase):
 
         audience.write = write_and_swap
         server.publish("a")
-        work = server._broadcaster.work()
+        work = inside(server).broadcaster.work()
         while not swapped:
             next(work)
         self.assertEqual(len(swapped), 1)  # `first` was written to, `leaver` not yet
@@ -7971,10 +7987,10 @@ class FailureTest(ServerTestCase):
         server = await self.start(shutdown_timeout=0.2)
         interrupted = asyncio.get_running_loop().create_future()
         interrupted.set_exception(KeyboardInterrupt())
-        server._service.broadcasting.remove_done_callback(
-            server._service._broadcasting_ended
+        inside(server).service.broadcasting.remove_done_callback(
+            inside(server).service._broadcasting_ended
         )
-        server._service._broadcasting_ended(
+        inside(server).service._broadcasting_ended(
             interrupted
         )  # what is logged fails the test
         with self.assertRaisesRegex(RuntimeError, "broadcasting has failed"):
@@ -7986,7 +8002,7 @@ class FailureTest(ServerTestCase):
         kept = await self.connect(server)
         await kept.request(ask("/"))
         with (
-            mock.patch.object(server._broadcaster.log, "read", side_effect=MemoryError),
+            mock.patch.object(inside(server).log, "read", side_effect=MemoryError),
             self.assertLogs("sse_server", "CRITICAL"),
         ):
             server.publish("a")
@@ -8006,8 +8022,8 @@ class FailureTest(ServerTestCase):
         loop = asyncio.new_event_loop()
 
         def run():
-            loop.run_until_complete(server._service.start())
-            for listener in server._service.listeners:
+            loop.run_until_complete(inside(server).service.start())
+            for listener in inside(server).service.listeners:
                 listener.close()
             for task in asyncio.all_tasks(loop):
                 task.cancel()
@@ -8017,7 +8033,7 @@ class FailureTest(ServerTestCase):
 
         await self.in_thread(run)
         self.logged(logging.CRITICAL)
-        server._intake.closed_because = ""
+        inside(server).intake.closed_because = ""
         with self.assertRaisesRegex(RuntimeError, "event loop was closed"):
             server.publish("a")
         self.assertEqual(server.stats.published, 0)
@@ -8058,7 +8074,7 @@ class FailureTest(ServerTestCase):
 
     async def test_who_publishes_outside_of_a_task_wakes_the_loop(self):
         server = await self.start()
-        loop, wake = asyncio.get_running_loop(), server._intake.bell._wake
+        loop, wake = asyncio.get_running_loop(), inside(server).intake.bell._wake
 
         async def publish():
             server.publish("a")
@@ -8201,7 +8217,7 @@ class SharedLogTest(ServerTestCase):
         self.publish(server, 1)
         clients = [await self.resume(server, 2) for _ in range(5)]
         self.publish(server, 2, 3)
-        ahead = [len(self.in_state("ahead")) for _ in server._broadcaster.work()]
+        ahead = [len(self.in_state("ahead")) for _ in inside(server).broadcaster.work()]
         self.assertGreaterEqual(set(ahead), {0, 1, 2, 3, 4})
         for client in clients:
             self.assertEqual(await client.data(1), ["3"])
@@ -8301,7 +8317,7 @@ class HistoryFileTest(ServerTestCase):
         self.change(sse_server, _FILE_LOOK_SECONDS=1e6)
 
     def look(self, server):
-        server._intake._look(server._intake.file)
+        inside(server).intake._look(inside(server).intake.file)
 
     async def test_what_a_request_takes_in_of_a_burst_is_bounded(self):
         """The rest is taken in turns, and nothing of it is missed."""
@@ -8325,7 +8341,7 @@ class HistoryFileTest(ServerTestCase):
         loop = asyncio.get_running_loop()
 
         def until_the_next_look():
-            return server._intake._look_timer.when() - loop.time()
+            return inside(server).intake._look_timer.when() - loop.time()
 
         self.assertGreater(until_the_next_look(), 0.5)
         client = await self.stream(server)
@@ -8334,7 +8350,7 @@ class HistoryFileTest(ServerTestCase):
         await self.until_stats(server, live=0)
         self.assertGreater(until_the_next_look(), 0.5)
         await server.close()
-        self.assertTrue(server._intake._look_timer.cancelled())
+        self.assertTrue(inside(server).intake._look_timer.cancelled())
 
     # Many processes.
 
@@ -8676,9 +8692,11 @@ class HistoryFileTest(ServerTestCase):
         unlock = self.lock()
         client = await self.connect(server)
         await client.send(post("/sse", b"1"))
-        await self.until(lambda: server._registry.count("publishing"), "its turn")
+        await self.until(
+            lambda: inside(server).registry.count("publishing"), "its turn"
+        )
         client.reset()
-        await self.until(lambda: not len(server._registry), "its end")
+        await self.until(lambda: not len(inside(server).registry), "its end")
         unlock()
         reader = await self.stream(server, "/sse?replay=all")
         self.assertEqual(await reader.data(1), ["1"])
@@ -8707,14 +8725,14 @@ class HistoryFileTest(ServerTestCase):
         server = await self.start()
         client = await self.stream(server)
         failures = [OSError("the disk is gone")] * 3
-        read = server._intake.file.read
+        read = inside(server).intake.file.read
 
         def fail(after):
             if failures:
                 raise failures.pop()
             return read(after)
 
-        self.change(server._intake.file, read=fail)
+        self.change(inside(server).intake.file, read=fail)
         server.publish("1")
         self.assertEqual(await client.data(1), ["1"])
         self.assertEqual(self.logged(logging.ERROR), ["the disk is gone"])
@@ -8757,7 +8775,7 @@ class HistoryFileTest(ServerTestCase):
 
     async def test_a_server_with_a_file_and_nothing_to_do_reads_nothing(self):
         server = await self.start()
-        file = server._intake.file
+        file = inside(server).intake.file
         changed, read = mock.Mock(side_effect=file.changed), mock.Mock()
         self.change(file, changed=changed, read=read)
         await self.pass_time(10)
@@ -9599,8 +9617,8 @@ class RequestsModelTest(unittest.TestCase):
             now = len(visitor.answers), len(visitor.sent), socket.lost
             quiet = quiet + 1 if self.hurries and now == before else 0
             before = now
-        self.assertEqual(len(server._rooms.turns.waiting), 0)
-        self.assertEqual(len(server._registry), way == "stays")
+        self.assertEqual(len(inside(server).turns.waiting), 0)
+        self.assertEqual(len(inside(server).registry), way == "stays")
         self.assertEqual(socket.lost, way != "stays")
         if way in ("breaks off", "vanishes"):
             return
@@ -9719,12 +9737,12 @@ class SeamTest(ServerTestCase):
         client = await self.connect(server)
         await self.until(lambda: self.in_state("head"), "the connection")
         (connection,) = self.in_state("head")
-        with mock.patch.object(server._rooms.turns, "is_over", return_value=True):
+        with mock.patch.object(inside(server).turns, "is_over", return_value=True):
             connection.data_received(b"\r\n")
             self.assertTrue(connection.transport.is_reading())
             connection.data_received(b"\r")
             self.assertFalse(connection.transport.is_reading())
-        server._rooms.turns.defer(connection)
+        inside(server).turns.defer(connection)
         await client.send(b"\n" + ask("/"))
         self.assertEqual((await client.read_answer()).body, b"ok")
 
@@ -10155,7 +10173,7 @@ class IteratorTest(ServerTestCase):
         reader = self.reading(server)
         await anext_of(reader)
         await server.drain()
-        log = server._broadcaster.log
+        log = inside(server).log
         missed, late = log.missed, []
 
         def join(position, channels):
@@ -11430,7 +11448,7 @@ class EndingTest(ServerTestCase):
         with self.assertLogs("sse_server", "INFO") as caught:
             closing = asyncio.ensure_future(server.close())
             await asyncio.sleep(0)
-            server._service.broadcasting.cancel()
+            inside(server).service.broadcasting.cancel()
             self.assertEqual(await client.rest(), [])
             await asyncio.wait_for(closing, DEADLINE)
         self.assertNotIn("CRITICAL", "".join(caught.output))
@@ -11603,7 +11621,7 @@ class EndingTest(ServerTestCase):
         for _ in range(5):
             await self.ask(server, ask("/"))
         await self.until(lambda: len(self.in_state("idle")) == 5, "idleness")
-        server._rooms.turns.is_over = lambda: True
+        inside(server).turns.is_over = lambda: True
         closing = asyncio.ensure_future(server.close())
         idle = set()
         while not closing.done():
@@ -11619,7 +11637,7 @@ class EndingTest(ServerTestCase):
         await self.until(lambda: len(self.in_state("idle")) == 3, "idleness")
         second = self.in_state("idle")[1]
         others = (None, asyncio.current_task())  # whose turn is never over
-        server._rooms.turns.is_over = lambda: asyncio.current_task() not in others
+        inside(server).turns.is_over = lambda: asyncio.current_task() not in others
         closing = asyncio.ensure_future(server.close())
         while len(self.in_state("idle")) == 3:
             await asyncio.sleep(0)
@@ -11916,7 +11934,7 @@ class LifeTest(ServerTestCase):
         await server.close()
         with self.assertRaisesRegex(RuntimeError, "closed while it started"):
             await starting
-        self.assertEqual(server._service.listeners, [])
+        self.assertEqual(inside(server).service.listeners, [])
 
     async def test_a_close_from_another_event_loop_while_it_starts(self):
         server, go_on = SSEServer("127.0.0.1", 0), threading.Event()
@@ -11928,14 +11946,16 @@ class LifeTest(ServerTestCase):
 
         self.change(sse_server, _listen=listen_late)
         starting = asyncio.ensure_future(self.in_thread(server.start))
-        await self.until(lambda: server._service.state == "starting", "the start")
+        await self.until(
+            lambda: inside(server).service.state == "starting", "the start"
+        )
         closing = asyncio.ensure_future(server.close())
-        await self.until(lambda: server._service.state == "closing", "the end")
+        await self.until(lambda: inside(server).service.state == "closing", "the end")
         go_on.set()
         with self.assertRaisesRegex(RuntimeError, "closed while it started"):
             await starting
         await closing
-        self.assertEqual(server._service.state, "closed")
+        self.assertEqual(inside(server).service.state, "closed")
 
     async def test_two_starts_at_once_are_one(self):
         server = SSEServer("127.0.0.1", 0)
@@ -12000,7 +12020,9 @@ class LifeTest(ServerTestCase):
 
         def run():
             with server:
-                asyncio.run_coroutine_threadsafe(server.close(), server._service.loop)
+                asyncio.run_coroutine_threadsafe(
+                    server.close(), inside(server).service.loop
+                )
 
         await asyncio.wait_for(self.in_thread(run), DEADLINE)
         with self.assertRaises(RuntimeError):
@@ -12009,7 +12031,7 @@ class LifeTest(ServerTestCase):
     async def test_drain_while_it_starts(self):
         server = SSEServer("127.0.0.1", 0, heartbeat=None)
         server.publish("a")
-        starting = asyncio.ensure_future(server._service.start())
+        starting = asyncio.ensure_future(inside(server).service.start())
         await asyncio.sleep(0)
         await asyncio.wait_for(server.drain(), DEADLINE)
         await starting
@@ -12043,7 +12065,7 @@ class LifeTest(ServerTestCase):
         while server.stats.behind:
             await client.receive()
         # The next time that it falls behind, it is waited for again.
-        self.assertEqual(server._broadcaster._not_waited_for, set())
+        self.assertEqual(inside(server).broadcaster._not_waited_for, set())
 
     async def test_drain_does_not_wait_for_one_who_is_ahead(self):
         server = await self.start(id_order=int)
@@ -12319,9 +12341,9 @@ class TLSTest(OverTLS, ServerTestCase):
         with contextlib.suppress(ssl.SSLWantReadError):
             tls.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="a").do_handshake()
         with mock.patch.object(ssl.SSLContext, "wrap_bio") as begin:
-            with mock.patch.object(server._rooms.turns, "is_over", return_value=True):
+            with mock.patch.object(inside(server).turns, "is_over", return_value=True):
                 await client.send(hello.read())
-                await self.until(lambda: server._rooms.turns.waiting, "the wait")
+                await self.until(lambda: inside(server).turns.waiting, "the wait")
                 client.close()
                 transport = self.transports[0].get_protocol()
                 await self.until(lambda: transport._input_ended, "the end")
@@ -12352,7 +12374,7 @@ class TLSTest(OverTLS, ServerTestCase):
 
         with (
             mock.patch.object(tls, "_tls", types.SimpleNamespace(read=answer)),
-            mock.patch.object(server._rooms.turns, "is_over", return_value=False),
+            mock.patch.object(inside(server).turns, "is_over", return_value=False),
         ):
             for _ in range(40_000):
                 tls.data_received(b"x")
@@ -12365,7 +12387,7 @@ class TLSTest(OverTLS, ServerTestCase):
             tls.resume_writing()
             lower.write.assert_called_once()
         self.assertEqual(tls._outgoing.pending, 0)
-        self.assertIn(tls, server._rooms.turns.waiting)
+        self.assertIn(tls, inside(server).turns.waiting)
         self.transports[0].abort()
 
     async def test_many_handshakes_at_once(self):
@@ -12378,11 +12400,11 @@ class TLSTest(OverTLS, ServerTestCase):
         """The server is late, and not the client."""
         server = await self.start()
         client = await self.connect(server)
-        with mock.patch.object(server._rooms.turns, "is_over", return_value=True):
+        with mock.patch.object(inside(server).turns, "is_over", return_value=True):
             await client.send(ask("/"))
-            await self.until(lambda: server._rooms.turns.waiting, "the wait")
+            await self.until(lambda: inside(server).turns.waiting, "the wait")
             self.connections[0].expire()
-        server._rooms.turns.defer(self.transports[0].get_protocol())
+        inside(server).turns.defer(self.transports[0].get_protocol())
         self.assertEqual((await client.read_answer()).body, b"ok")
 
     async def test_what_is_sent_in_a_pause_is_read_after_it(self):
@@ -12758,14 +12780,16 @@ class ASGITest(ServerTestCase):
         ):
             with self.subTest(name):
                 call = self.call(server, SECRET, length, **options)
-                await self.until(lambda: server._registry.count("lingering"), "it")
+                await self.until(
+                    lambda: inside(server).registry.count("lingering"), "it"
+                )
                 for message in messages:
                     self.assertEqual(call.sent, [])
                     call.say(message)
                 await asyncio.wait_for(call.task, DEADLINE)
                 self.assertEqual(call.status, status)
         call = self.call(server, SECRET, length, **options)
-        await self.until(lambda: server._registry.count("lingering"), "the wait")
+        await self.until(lambda: inside(server).registry.count("lingering"), "the wait")
         await self.pass_time(2)
         self.assertEqual((await call.answer())[0], 413)
         fields = [SECRET, length, "Expect: 100-continue"]  # it waits for the answer
@@ -12792,9 +12816,13 @@ class ASGITest(ServerTestCase):
         parts = [part(b"x", True)]
         length = "Content-Length: 2"
         call = self.call(server, SECRET, length, method="POST", parts=parts)
-        await self.until(lambda: server._registry.count("body"), "the wait for more")
+        await self.until(
+            lambda: inside(server).registry.count("body"), "the wait for more"
+        )
         await self.pass_time(10)
-        await self.until(lambda: server._registry.count("lingering"), "the end of it")
+        await self.until(
+            lambda: inside(server).registry.count("lingering"), "the end of it"
+        )
         call.say(part(b"x"))
         error = (408, b"request body not complete in 10 s\n")
         self.assertEqual(await call.answer(), error)
@@ -12824,7 +12852,9 @@ class ASGITest(ServerTestCase):
     async def asked(self, server, *fields, **scope):
         """A call about which `authorize` is asked."""
         call = self.call(server, *fields, **scope)
-        await self.until(lambda: server._registry.count("asking"), "the question")
+        await self.until(
+            lambda: inside(server).registry.count("asking"), "the question"
+        )
         return call
 
     async def test_ways_to_end_while_it_is_asked_about(self):
