@@ -1146,8 +1146,10 @@ class _LogFile:
         if self.epoch and self.epoch != epoch:
             self._refuse(_REPLACED)
         self.epoch = epoch
-        if this_boot:  # else a crash of the machine would not be noticed
-            db.execute("PRAGMA synchronous = NORMAL")  # the event loop waits for no disk
+        # Then the event loop waits for no disk.  Where no boot is told, a crash of the
+        # machine would not be noticed, and so must take nothing.
+        if this_boot:
+            db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA wal_autocheckpoint = 0")  # see _begin_checkpoint
         db.execute("PRAGMA journal_size_limit = 0")  # after one, the WAL begins small
 
