@@ -1124,8 +1124,9 @@ class _LogFile:
         if self._patiently(db, "PRAGMA journal_mode = WAL") != ("wal",):
             self._refuse("SQLite has no WAL on this file system; use a local disk")
         db.execute("PRAGMA synchronous = FULL")  # what follows survives a crash
+        db.execute("PRAGMA busy_timeout = 0")  # see _patiently
         with db:
-            db.execute("BEGIN IMMEDIATE")
+            self._patiently(db, "BEGIN IMMEDIATE")
             if self._is_new(db):
                 for statement in self._SCHEMA.split("\n\n"):
                     db.execute(statement)
@@ -1145,11 +1146,10 @@ class _LogFile:
         if self.epoch and self.epoch != epoch:
             self._refuse(_REPLACED)
         self.epoch = epoch
-        if this_boot:  # without it, a crash of the machine would not be noticed
-            db.execute(
-                "PRAGMA synchronous = NORMAL"
-            )  # the event loop waits for no disk
-        db.execute("PRAGMA busy_timeout = 0")  # see _patiently
+        # Then the event loop waits for no disk.  Where no boot is told, a crash of the
+        # machine would not be noticed, and so must take nothing.
+        if this_boot:
+            db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA wal_autocheckpoint = 0")  # see _begin_checkpoint
         db.execute("PRAGMA journal_size_limit = 0")  # after one, the WAL begins small
 
