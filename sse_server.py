@@ -4676,9 +4676,13 @@ class _Call(_Reader):
             self._watching = loop.create_task(self._await_departure())
 
     async def _await_departure(self) -> None:
-        with contextlib.suppress(Exception):  # which says that it has left
+        try:
             while (await self._receive())["type"] != "http.disconnect":
                 pass  # what it sends is ignored
+        except OSError as error:
+            logger.debug("%s: it has left: %r", self.peer, error)
+        except Exception:  # nobody could tell that it leaves
+            logger.exception("%s: receive() failed", self.peer)
         self._broadcaster.leave(self, _CLOSED, "closed by the client")
         self._break_off()
 

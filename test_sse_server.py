@@ -12929,6 +12929,20 @@ class ASGITest(ServerTestCase):
             self.assertEqual(found, None if isinstance(failure, OSError) else failure)
             self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
 
+    async def test_what_receive_raises(self):
+        """It would not tell any more that the client leaves, so the stream ends."""
+        server = await self.start()
+        fault = ValueError("a middleware's fault")
+        for failure, errors in ((OSError("it has left"), 0), (fault, 1)):
+            receive = mock.AsyncMock(side_effect=[WITHOUT_BODY[0], failure])
+
+            async def application(scope, _, send, receive=receive):
+                await server(scope, receive, send)
+
+            await asyncio.wait_for(self.call(application).task, DEADLINE)
+            self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+            self.assertEqual(len(self.logged(logging.ERROR)), errors)
+
     async def test_one_that_is_cancelled_is_gone(self):
         server = await self.start()
         call = self.call(server)
