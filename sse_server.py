@@ -4836,74 +4836,73 @@ class _Termination:
         *signals: signal.Signals,  # besides SIGTERM
         loop: asyncio.AbstractEventLoop | None = None,  # in which the block is
     ) -> None:
-        self._leave = leave  # the block
-        self._number = 0  # of the signal that has come
-        self._loop = loop
-        self._task = asyncio.current_task() if loop else None
-        self._process = os.getpid()
-        self._before: dict[signal.Signals, Any] = {}  # the handlers
+        self.leave = leave  # the block
+        self.number = 0  # of the signal that has come
+        self.loop = loop
+        self.task = asyncio.current_task() if loop else None
+        self.process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, *signals):
                 if not _is_unhandled(number):
                     break
-                self._before[number] = signal.getsignal(number)
-            if self._before:
-                _blocks.append(self)
-        for number in self._before:
-            if loop:  # so that a signal wakes it, whenever it comes; int() does nothing
-                with contextlib.suppress(NotImplementedError):  # Windows
-                    loop.add_signal_handler(number, int)
-            signal.signal(number, self._handle)
+                self._handle(number)
 
-    def _handle(self, number: int, frame: object) -> None:
-        for block in _blocks:
-            for each in block._before:
-                signal.signal(each, signal.SIG_DFL)
-        if os.getpid() != self._process:  # a forked child runs no server
-            signal.raise_signal(number)
-        innermost = {each._task: each for each in _blocks if number in each._before}
-        for block in innermost.values():
-            if block._loop and not block._loop.is_closed():
-                block._number = number
-                block._loop.call_soon_threadsafe(block._leave_in_loop)
-        if not self._loop:
-            self._number = number
-            self._leave()
+    def _handle(self, number: signal.Signals) -> None:
+        before = signal.getsignal(number)
+        _, blocks = _handled.setdefault(number, (before, []))
+        blocks.append(self)
+        if (
+            self.loop
+        ):  # so that a signal wakes it, whenever it comes; int() does nothing
+            with contextlib.suppress(NotImplementedError):  # Windows
+                self.loop.add_signal_handler(number, int)
+        signal.signal(number, _end_blocks)
 
-    def _leave_in_loop(self) -> None:
+    def leave_in_loop(self) -> None:
         self.log()
-        self._leave()
+        self.leave()
 
     def log(self) -> None:
         """Log which signal ends the block, if one does."""
-        if self._number:
-            logger.info("%s: ending", signal.Signals(self._number).name)
+        if self.number:
+            logger.info("%s: ending", signal.Signals(self.number).name)
 
     def restore(self) -> bool:
         """The block has ended.  Return whether a signal has ended it."""
-        if self._before:
-            newer = _blocks[_blocks.index(self) + 1 :]
-            _blocks.remove(self)
-            for number, handler in self._before.items():
-                self._put_back(number, handler, newer)
-        return self._number != 0
-
-    def _put_back(
-        self, number: signal.Signals, handler: Any, newer: list[_Termination]
-    ) -> None:
-        for block in newer:
-            if number in block._before:  # it has this signal, and puts it back
-                block._before[number] = handler
-                return
-        others = [block for block in _blocks if number in block._before]
-        if self._loop and self._loop not in [block._loop for block in others]:
-            with contextlib.suppress(NotImplementedError):
-                self._loop.remove_signal_handler(number)
-        signal.signal(number, handler)
+        for number, (handler, blocks) in list(_handled.items()):
+            if self in blocks:
+                blocks.remove(self)
+                if blocks:
+                    handler = signal.getsignal(number)
+                else:
+                    del _handled[number]
+                if self.loop and self.loop not in [block.loop for block in blocks]:
+                    with contextlib.suppress(NotImplementedError):
+                        self.loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+        return self.number != 0
 
 
-# Those that handle signals, the newest last.
-_blocks: list[_Termination] = []
+# Of each signal that ends blocks: the handler that stood there before, and the blocks,
+# the newest last.
+_handled: dict[signal.Signals, tuple[Any, list[_Termination]]] = {}
+
+
+def _end_blocks(number: int, frame: object) -> None:
+    """The handler: end the innermost block of each task."""
+    for each in _handled:
+        signal.signal(each, signal.SIG_DFL)
+    _, blocks = _handled[signal.Signals(number)]
+    newest = blocks[-1]
+    if os.getpid() != newest.process:  # a forked child runs no server
+        signal.raise_signal(number)
+    for block in {block.task: block for block in blocks}.values():
+        if block.loop and not block.loop.is_closed():
+            block.number = number
+            block.loop.call_soon_threadsafe(block.leave_in_loop)
+    if not newest.loop:
+        newest.number = number
+        newest.leave()
 
 
 def _is_unhandled(number: signal.Signals) -> bool:
@@ -4911,8 +4910,8 @@ def _is_unhandled(number: signal.Signals) -> bool:
     handler = signal.getsignal(number)
     owner = getattr(getattr(handler, "func", handler), "__self__", None)
     is_runner = type(owner).__module__ == "asyncio.runners"
-    usual = (signal.SIG_DFL, signal.default_int_handler)
-    return handler in usual or is_runner or isinstance(owner, _Termination)
+    usual = (signal.SIG_DFL, signal.default_int_handler, _end_blocks)
+    return handler in usual or is_runner
 
 
 class _Signals:
