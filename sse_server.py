@@ -5661,8 +5661,9 @@ class SSEServer:
         """Start if need be, and serve until close(), a signal, or a cancellation.
 
         In the main thread, SIGINT (Ctrl-C) and SIGTERM close the server in order, and
-        this returns; a second one ends the process.  But a program that handles SIGTERM
-        itself keeps its handlers.  Raises what broadcasting failed with, if it failed.
+        this returns; a second one ends the process.  A signal that the program handles
+        or ignores is left alone, and so is SIGINT if it does so with SIGTERM.  Raises
+        what broadcasting failed with, if it failed.
         """
         loop = asyncio.get_running_loop()
         service = self._service
@@ -5974,8 +5975,9 @@ def _check_function(name: str, function: object, may_await: bool = False) -> Non
 
 
 def _check_replay(replay: float) -> None:
-    if replay != math.inf:
-        _check_integer("replay", cast(int, replay), 0)
+    number = isinstance(replay, int) and not isinstance(replay, bool)
+    if replay != math.inf and not (number and replay >= 0):
+        raise ValueError(f"replay is {replay!r}; allowed are integers from 0, math.inf")
 
 
 def _check_seconds(name: str, value: float) -> None:

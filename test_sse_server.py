@@ -8808,7 +8808,7 @@ REFUSED_ARGUMENTS = [
             ("port", "are integers from 0 to 65535", (-1, 65536, "80", 1.0)),
             ("history", "are integers from 0", (-1, "5", 1.5, None, True)),
             ("history_bytes", "are integers from 0", (-1, None)),
-            ("replay", "are integers from 0", (-1, 1.5, True)),
+            ("replay", "are integers from 0, math.inf", (-1, 1.5, True)),
             ("max_event_bytes", "are integers from 1", (0, None)),
             ("max_connections", "are integers from 1", (0, 1.5, False)),
             ("heartbeat", "are seconds above 0", NOT_SECONDS[:5] + NOT_SECONDS[6:]),
