@@ -7595,7 +7595,7 @@ class CompressionTest(ServerTestCase):
         for _ in range(2):
             await self.zipped(server)
         skipped, other = self.in_state("live")
-        sweep = server._broadcaster._write_heartbeats()
+        sweep = inside(server).broadcaster._write_heartbeats()
         next(sweep)
         skipped.pause_writing()
         next(sweep)
@@ -10832,7 +10832,7 @@ class DisconnectTest(ServerTestCase):
             seen.append("asked")
             asyncio.get_running_loop().call_soon(seen.append, "turn")
 
-        with mock.patch.object(server._rooms.turns, "is_over", return_value=True):
+        with mock.patch.object(inside(server).turns, "is_over", return_value=True):
             server.disconnect(predicate)
             await self.until(lambda: seen.count("turn") == 2, "both")
         self.assertEqual(seen, ["asked", "turn"] * 2)
@@ -11692,7 +11692,7 @@ class EndingTest(ServerTestCase):
 
     async def test_to_close_one_that_has_not_begun_leaves_it_as_it_is(self):
         server = self.new_server()
-        self.assertIsNone(server._service.begin_closing())
+        self.assertIsNone(inside(server).service.begin_closing())
         async with server:
             server.publish("a")
 
@@ -12448,7 +12448,7 @@ class TLSTest(OverTLS, ServerTestCase):
         transport.get_protocol().data_received(b"\x17\x03\x03\0\x10" + bytes(16))
         self.assertTrue(self.in_state("live"))
         server.publish("a")
-        collections.deque(server._broadcaster.work(), maxlen=0)
+        collections.deque(inside(server).broadcaster.work(), maxlen=0)
         await self.until_gone()
         self.assertEqual(self.logged(logging.WARNING), [])
 
@@ -13081,7 +13081,9 @@ class LifespanTest(ServerTestCase):
                 handler = signal.getsignal(signal.SIGINT)
                 server = SSEServer(port=None)
                 serving = asyncio.ensure_future(server.serve_forever())
-                await self.until(lambda server=server: server._service.loop, "a start")
+                await self.until(
+                    lambda server=server: inside(server).service.loop, "a start"
+                )
                 self.assertEqual(signal.getsignal(signal.SIGINT), handler)
                 self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
                 await server.close()
