@@ -205,6 +205,7 @@ _MAX_TRACKED_CHANNELS = 10_000
 # A history file.  A writer, or an opening process, waits this long for another one.
 _FILE_WAIT_SECONDS = 5.0
 _FILE_RETRY_SECONDS = 0.0005  # on average
+_FILE_LEAVE_SECONDS = 1.0  # who closes it waits for others only so long
 # The events that a history file holds beyond `history`, so that a burst is not
 # forgotten before the event loop of each process has taken it in.
 _FILE_SPARE_EVENTS = 10_000
@@ -1256,6 +1257,9 @@ def _leave_file(process: int, connections: list[sqlite3.Connection]) -> None:
     if process != os.getpid():  # a forked child, which has opened nothing of this
         return
     with contextlib.suppress(Exception):  # then the file is not noted as closed
+        # Another process may be writing at this moment.
+        milliseconds = int(1000 * _FILE_LEAVE_SECONDS)
+        connections[0].execute(f"PRAGMA busy_timeout = {milliseconds}")
         connections[0].execute("PRAGMA synchronous = FULL")
         connections[0].execute("PRAGMA busy_timeout = 500")  # ms, for others' writing
         connections[0].execute("UPDATE state SET openers = openers - 1")
@@ -5181,7 +5185,12 @@ class _Service:
         self.rooms.registry.stop()
         for task in self._tasks:
             task.cancel()
-        self.intake.close_file()
+        # Who publishes may wait for the file, and has it until then.  If that takes too
+        # long, the end of the program closes the file.
+        with contextlib.suppress(RuntimeError, asyncio.TimeoutError):
+            if self.intake.file:
+                close = _Threads("close", 1).call
+                await close(_FILE_LEAVE_SECONDS, self.intake.close_file)
         self._enter(_CLOSED)
         _running.discard(self.rooms.registry)
         if self.signals:

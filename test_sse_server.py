@@ -2616,6 +2616,18 @@ class LogFileTest(LogFileTestCase):
             opened.close()
         self.assertEqual(os.listdir(os.path.dirname(self.path)), ["events.db"])
 
+    def test_it_is_noted_as_closed_though_another_process_writes_at_this_moment(self):
+        file, other = self.file(), self.other()
+        file.add("event")
+        other.execute("BEGIN IMMEDIATE")
+        closing = threading.Thread(target=file.close)
+        closing.start()
+        closing.join(0.05)  # it needs no more if it does not wait
+        other.execute("ROLLBACK")
+        closing.join()
+        (openers,) = other.execute("SELECT openers FROM state").fetchone()
+        self.assertEqual(openers, 0)
+
     def test_nothing_waits_for_a_thread_that_cannot_be_started(self):
         file = self.file()
         limits = {"_FILE_WAL_BYTES": 0, "_FILE_TRIM_EVENTS": 1}
@@ -8686,6 +8698,25 @@ class HistoryFileTest(ServerTestCase):
         for data, status in ((b"", 200), (b"x", 409)):
             answer = await self.ask(server, post("/sse?id=0", data))
             self.assertEqual(answer.status, status)
+
+    async def test_the_end_while_an_event_waits_does_not_stop_the_event_loop(self):
+        server = await self.start(publish_token="secret", shutdown_timeout=0.01)
+        unlock, lock = self.lock(), server._intake.file._write_lock
+
+        def waits():  # the thread that publishes
+            is_free = lock.acquire(blocking=False)
+            if is_free:
+                lock.release()
+            return not is_free
+
+        client = await self.connect(server)
+        await client.send(post("/sse", b"1"))
+        await self.until(waits, "its turn")
+        asyncio.get_running_loop().call_later(0.05, unlock)
+        await server.close()
+        file = sse_server._LogFile(self.path, 1, 1, 1)
+        self.addCleanup(file.close)
+        await self.until(lambda: file.read(0)[0], "the event")
 
     async def test_a_publisher_that_leaves_while_its_event_waits(self):
         server = await self.start(publish_token="secret")
