@@ -1261,7 +1261,6 @@ def _leave_file(process: int, connections: list[sqlite3.Connection]) -> None:
         milliseconds = int(1000 * _FILE_LEAVE_SECONDS)
         connections[0].execute(f"PRAGMA busy_timeout = {milliseconds}")
         connections[0].execute("PRAGMA synchronous = FULL")
-        connections[0].execute("PRAGMA busy_timeout = 500")  # ms, for others' writing
         connections[0].execute("UPDATE state SET openers = openers - 1")
     while connections:
         connections.pop().close()
