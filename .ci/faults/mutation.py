@@ -248,8 +248,8 @@ def chosen(source, options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--mutants", type=int, default=40)
-    parser.add_argument("--allowed", type=int, default=4, help="survivors")
+    parser.add_argument("--mutants", type=int, default=30)
+    parser.add_argument("--allowed", type=int, default=3, help="survivors")
     # The tests mostly wait: there may be more of them at a time than cores.
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--lines", help="FIRST-LAST, of sse_server.py")
