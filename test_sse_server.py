@@ -7093,11 +7093,13 @@ class SlowClientTest(ServerTestCase):
         await asyncio.wait_for(server.drain(), DEADLINE)
         draining = asyncio.ensure_future(server.drain(behind=True))
         await asyncio.sleep(0)
-        server.publish("after")
+        for _ in range(300):
+            server.publish("after".ljust(8 * KIB, "x"))
         await asyncio.wait_for(server.drain(), DEADLINE)
         self.assertFalse(draining.done())
         await client.data(len(expected) + 200)
         await asyncio.wait_for(draining, DEADLINE)
+        self.assertEqual(server.stats.behind, 1)  # what came later is not waited for
 
     async def test_drain_of_those_behind_ends_when_they_leave(self):
         server = await self.start(write_timeout=1000, history=100_000)
@@ -9199,7 +9201,7 @@ class CountingBytes(bytearray):
 
 
 class ConnectionTest(ServerTestCase):
-    async def test_a_client_is_read_by_64_kib_at_a_time(self):
+    async def test_a_client_is_read_by_32_kib_at_a_time(self):
         sizes, data_received = [], sse_server._Connection.data_received
 
         def receive(connection, data):
@@ -9211,7 +9213,7 @@ class ConnectionTest(ServerTestCase):
         sizes.clear()
         await client.send(bytes(1024 * KIB))
         await self.until(lambda: sum(sizes) == 1024 * KIB, "all of it")
-        self.assertLessEqual(max(sizes), 64 * KIB)
+        self.assertLessEqual(max(sizes), 32 * KIB)
 
     async def test_pipelined_requests_are_answered_in_order(self):
         server = await self.start()
@@ -9895,7 +9897,11 @@ class SeamTest(ServerTestCase):
 
         def authorize(request):
             if "raise" in request.query:
-                raise HTTPError(403)
+                try:
+                    raise KeyError
+                except KeyError:
+                    refusal = HTTPError(403)  # its traceback refers to this frame
+                    raise refusal  # and so does its context's
             if "fail" in request.query:
                 raise ZeroDivisionError
             return "refuse" not in request.query
@@ -10080,6 +10086,22 @@ class StreamTest(ServerTestCase):
         server.publish("a")
         self.assertEqual(await client.data(1), ["a"])
         self.assertEqual(len(client.chunks.chunks), 2)
+
+    async def test_one_that_sends_more_than_its_turn_is_not_read_for_a_second(self):
+        server = await self.start()
+        await self.stream(server)
+        (connection,) = self.in_state("live")
+        for is_over in (False, True):
+            turns = mock.patch.object(
+                inside(server).turns, "is_over", lambda o=is_over: o
+            )
+            with turns:
+                connection.data_received(b"x")
+            self.assertEqual(connection.transport.is_reading(), not is_over)
+        await self.pass_time(0.9)
+        self.assertFalse(connection.transport.is_reading())
+        await self.pass_time(0.2)
+        self.assertTrue(connection.transport.is_reading())
 
     async def test_what_the_client_sends_with_the_request_is_ignored(self):
         server = await self.start()
@@ -13112,9 +13134,8 @@ class LifespanTest(ServerTestCase):
                 handler = signal.getsignal(signal.SIGINT)
                 server = SSEServer(port=None)
                 serving = asyncio.ensure_future(server.serve_forever())
-                await self.until(
-                    lambda server=server: inside(server).service.loop, "a start"
-                )
+                service = inside(server).service
+                await self.until(lambda s=service: s.state == "serving", "a start")
                 self.assertEqual(signal.getsignal(signal.SIGINT), handler)
                 self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
                 await server.close()
