@@ -12414,6 +12414,23 @@ class TLSTest(OverTLS, ServerTestCase):
             await self.stream(server)
         self.assertLess(tracemalloc.get_traced_memory()[0] / 10, 40 * KIB)
 
+    async def test_what_is_large_is_encrypted_in_pieces(self):
+        """OpenSSL does not give back the memory that it once took for the largest."""
+        server = await self.start()
+        client = await self.stream(server)
+        (connection,) = self.in_state("live")
+        sizes, tls = [], connection.transport._tls
+
+        def write(data):
+            sizes.append(len(data))
+            return tls.write(data)
+
+        fake = types.SimpleNamespace(write=write, read=tls.read)
+        with mock.patch.object(connection.transport, "_tls", fake):
+            server.publish("x" * 200 * KIB)
+            await client.data(1)
+        self.assertLessEqual(max(sizes), 32 * KIB)
+
     async def test_who_does_not_read_what_tls_answers_is_not_read(self):
         """Such as the answers to requests for new keys: a client may send thousands."""
         server = await self.start()
@@ -13106,6 +13123,14 @@ class LifespanTest(ServerTestCase):
         await rest_of(reader)
         await self.until(lambda: "framework" in called, "the end of all streams")
         self.assertIn("SIGTERM: ending the streams", self.logged())
+
+    async def test_what_is_published_while_a_left_block_still_ends_is_refused(self):
+        server, _, _, stack = await self.signalled()
+        leaving = asyncio.ensure_future(stack.aclose())
+        await self.until(lambda: inside(server).intake.closed_because, "the refusal")
+        self.assertFalse(leaving.done())  # nobody reads the stream to its end
+        with self.assertRaisesRegex(RuntimeError, "the server is closed"):
+            server.publish("a")
 
     async def test_a_second_signal_waits_for_nothing(self):
         numbers = []
