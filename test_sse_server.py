@@ -7543,7 +7543,7 @@ class CompressionTest(ServerTestCase):
 
     async def test_slow_ones_come_back_and_all_get_their_end(self):
         """With the system's own buffers."""
-        server = await self.start(compress=True)
+        server = await self.start(compress=True, restart_retry=100)
         quick = await self.zipped(server)
         slow = await self.zipped(server)
         expected = []
@@ -7562,7 +7562,7 @@ class CompressionTest(ServerTestCase):
             before = client.decoder.retry
             events = await client.rest()
             self.assertEqual(events[-1].data, "both")
-            self.assertNotEqual(client.decoder.retry, before)
+            self.assertGreater(client.decoder.retry, before)
         await closing
 
     async def test_resuming_gaps_and_what_is_retained(self):
@@ -13163,8 +13163,7 @@ class LifespanTest(ServerTestCase):
                 await self.until(lambda s=service: s.state == "serving", "a start")
                 self.assertEqual(signal.getsignal(signal.SIGINT), handler)
                 self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
-                await server.close()
-                await serving
+                await self.cancel(serving)
                 self.assertEqual(signal.getsignal(signal.SIGINT), handler)
                 loop.remove_signal_handler(signal.SIGINT)
                 signal.signal(signal.SIGINT, before)
