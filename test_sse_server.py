@@ -8714,7 +8714,7 @@ class HistoryFileTest(ServerTestCase):
         await self.until(waits, "its turn")
         asyncio.get_running_loop().call_later(0.05, unlock)
         await server.close()
-        file = sse_server._LogFile(self.path, (1, 1, 1, None))
+        file = sse_server._LogFile(self.path, (9, 9, 9, None))
         self.addCleanup(file.close)
         await self.until(lambda: file.read(0)[0], "the event")
 
