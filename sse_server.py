@@ -2473,9 +2473,6 @@ def _wish_for(stream: _Stream, is_direct: bool = False) -> _Wish:
     return _Wish(stream.channels | _ALL, stream.chunked, stream.gzip, is_direct)
 
 
-_Members = tuple[_Subscriber, ...]
-
-
 class _Audience:
     """The subscribers with equal wishes, and the bytes that they share.
 
@@ -3111,6 +3108,14 @@ class _Intake:
         return None
 
 
+class _Taken(NamedTuple):
+    """Who is live in some audiences at one moment."""
+
+    audiences: list[_Audience]
+    members: list[_Subscriber]  # of one audience after the other, the young last
+    ends: list[int]  # in `members`: two for each audience, of its old and of its young
+
+
 @dataclasses.dataclass(eq=False, repr=False)
 class _Broadcaster:
     """Moves the live subscribers through the log, and brings those behind to them.
@@ -3239,6 +3244,7 @@ class _Broadcaster:
     def _sweep(self) -> Iterator[None]:
         with self.intake.lock:  # one step: there is no yield in it
             before = self.log.sent
+            position = _Cursor(before)
             batch, end = self.log.read(before, self.log.newest)
             # The frames themselves: the log may forget them before they are written.
             frames: _Frames = {}
@@ -3260,12 +3266,12 @@ class _Broadcaster:
             for audience in losers:  # they fall behind, and get a gap
                 del found[audience]
                 for subscriber in [*audience.live, *audience.young]:
-                    subscriber.cursor = _Cursor(before)
+                    subscriber.cursor = position
                     self.registry.enter(subscriber, _READY)
             taken = self._take(found)
             self.log.advance(end)
         yield from self._write_to(
-            taken, lambda wish: _payload_for(wish.channels, frames), _Cursor(before)
+            taken, lambda wish: _payload_for(wish.channels, frames), position
         )
         for channel in ended:
             for audience in list(self._audiences.of(channel)):
@@ -3273,21 +3279,32 @@ class _Broadcaster:
         self._written = end
         yield from self._end_being_ahead()
 
-    def _take(
-        self, audiences: Iterable[_Audience]
-    ) -> list[tuple[_Audience, _Members, _Members]]:
-        """Who is live in each of these audiences now."""
-        return [(a, tuple(a.live), tuple(a.young)) for a in audiences]
+    def _take(self, audiences: Iterable[_Audience]) -> _Taken:
+        """Who is live in each of these audiences now.
+
+        All are in one list.  With a collection for each of 30,000 audiences, the
+        garbage collector would stop the event loop for a second.
+        """
+        taken = _Taken([*audiences], [], [])
+        for audience in taken.audiences:
+            taken.members.extend(audience.live)
+            taken.ends.append(len(taken.members))
+            taken.members.extend(audience.young)
+            taken.ends.append(len(taken.members))
+        return taken
 
     def _write_to(
         self,
-        taken: list[tuple[_Audience, _Members, _Members]],
+        taken: _Taken,
         payload_for: Callable[[_Wish], tuple[bytes, int]],
         before: _Cursor,
     ) -> Iterator[None]:
         """Write to each audience the payload for its wish; it comes with its count."""
-        for audience, live, young in taken:
+        begin, ends = 0, iter(taken.ends)
+        for audience, middle, end in zip(taken.audiences, ends, ends):
             yield
+            live, young = taken.members[begin:middle], taken.members[middle:end]
+            begin = end
             payload, events = payload_for(audience.wish)
             skipped: set[_Subscriber] = set()
             for members, dictionary in ((live, audience.tail), (young, b"")):
@@ -3302,7 +3319,7 @@ class _Broadcaster:
     def _write(
         self,
         audience: _Audience,
-        members: _Members,
+        members: list[_Subscriber],
         payload: bytes,
         events: int,
         before: _Cursor,

@@ -7311,6 +7311,20 @@ class ChannelTest(ServerTestCase):
         turns = "".join("over" if look else "." for look in looks)
         self.assertRegex(turns, r"^(\.\.\.?over){5,}\.*$")
 
+    async def test_a_sweep_of_many_channels_is_no_work_for_the_garbage_collector(self):
+        server = await self.start()
+        wish = sse_server._Wish(frozenset("a"), True, False, True)
+        audiences = [sse_server._Audience(wish) for _ in range(1000)]
+        for audience in audiences:
+            audience.live[audience] = None
+        gc.collect()
+        self.addCleanup(gc.enable)
+        gc.disable()
+        before = len(gc.get_objects())
+        taken = inside(server).broadcaster._take(audiences)
+        self.assertLess(len(gc.get_objects()) - before, 100)
+        self.assertTrue(taken)
+
     async def test_who_receives_what(self):
         server = await self.start()
         targets = {
