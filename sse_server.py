@@ -204,8 +204,8 @@ _MAX_REPLAY_SCAN = 10_000  # events that are searched for those to replay
 _MAX_TRACKED_CHANNELS = 10_000
 # A history file.  A writer, or an opening process, waits this long for another one.
 _FILE_WAIT_SECONDS = 5.0
+_FILE_LEAVE_SECONDS = 1.0  # the same, for who closes it
 _FILE_RETRY_SECONDS = 0.0005  # on average
-_FILE_LEAVE_SECONDS = 1.0  # who closes it waits for others only so long
 # The events that a history file holds beyond `history`, so that a burst is not
 # forgotten before the event loop of each process has taken it in.
 _FILE_SPARE_EVENTS = 10_000
@@ -1038,7 +1038,7 @@ class _LogFile:
             if db.in_transaction:
                 raise RuntimeError("nothing can be published from within publish()")
             with db:  # it rolls back, even if Ctrl-C comes or COMMIT itself fails
-                self._patiently(db, "BEGIN IMMEDIATE")
+                _patiently(db, "BEGIN IMMEDIATE", _FILE_WAIT_SECONDS)
                 self._refuse_replaced()
                 yield db
                 db.execute("COMMIT")
@@ -1122,12 +1122,13 @@ class _LogFile:
             self._is_new(db)  # it raises an error if the database is another's
             if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise self._sqlite3.DatabaseError("database is malformed")
-        if self._patiently(db, "PRAGMA journal_mode = WAL") != ("wal",):
+        wal = "PRAGMA journal_mode = WAL"
+        if _patiently(db, wal, _FILE_WAIT_SECONDS) != ("wal",):
             self._refuse("SQLite has no WAL on this file system; use a local disk")
         db.execute("PRAGMA synchronous = FULL")  # what follows survives a crash
         db.execute("PRAGMA busy_timeout = 0")  # see _patiently
         with db:
-            self._patiently(db, "BEGIN IMMEDIATE")
+            _patiently(db, "BEGIN IMMEDIATE", _FILE_WAIT_SECONDS)
             if self._is_new(db):
                 for statement in self._SCHEMA.split("\n\n"):
                     db.execute(statement)
@@ -1167,21 +1168,6 @@ class _LogFile:
             known = f"its format is {version}, and this version knows {self._FORMAT}"
             self._refuse(f"{known}; use a newer sse_server, or name another file")
         return False
-
-    def _patiently(self, db: sqlite3.Connection, statement: str) -> Any:
-        """Execute it once no other process is in the way; return what it says.
-
-        SQLite would wait by itself, but longer each time: four processes that always
-        write made one of them wait for seconds.
-        """
-        deadline = time.monotonic() + _FILE_WAIT_SECONDS
-        while True:
-            try:
-                return db.execute(statement).fetchone()
-            except self._sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-            time.sleep(random.uniform(0, 2 * _FILE_RETRY_SECONDS))
 
     # Faults.
 
@@ -1257,13 +1243,27 @@ def _leave_file(process: int, connections: list[sqlite3.Connection]) -> None:
     if process != os.getpid():  # a forked child, which has opened nothing of this
         return
     with contextlib.suppress(Exception):  # then the file is not noted as closed
-        # Another process may be writing at this moment.
-        milliseconds = int(1000 * _FILE_LEAVE_SECONDS)
-        connections[0].execute(f"PRAGMA busy_timeout = {milliseconds}")
         connections[0].execute("PRAGMA synchronous = FULL")
-        connections[0].execute("UPDATE state SET openers = openers - 1")
+        statement = "UPDATE state SET openers = openers - 1"
+        _patiently(connections[0], statement, _FILE_LEAVE_SECONDS)
     while connections:
         connections.pop().close()
+
+
+def _patiently(db: sqlite3.Connection, statement: str, seconds: float) -> Any:
+    """Execute it once no other process is in the way; return what it says.
+
+    SQLite would wait by itself, but longer each time: four processes that always write
+    made one of them wait for seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return db.execute(statement).fetchone()
+        except Exception as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0, 2 * _FILE_RETRY_SECONDS))
 
 
 @functools.cache
@@ -2473,9 +2473,6 @@ def _wish_for(stream: _Stream, is_direct: bool = False) -> _Wish:
     return _Wish(stream.channels | _ALL, stream.chunked, stream.gzip, is_direct)
 
 
-_Members = tuple[_Subscriber, ...]
-
-
 class _Audience:
     """The subscribers with equal wishes, and the bytes that they share.
 
@@ -3111,6 +3108,14 @@ class _Intake:
         return None
 
 
+class _Taken(NamedTuple):
+    """Who is live in some audiences at one moment."""
+
+    audiences: list[_Audience]
+    members: list[_Subscriber]  # of one audience after the other, the young last
+    ends: list[int]  # in `members`: two for each audience, of its old and of its young
+
+
 @dataclasses.dataclass(eq=False, repr=False)
 class _Broadcaster:
     """Moves the live subscribers through the log, and brings those behind to them.
@@ -3239,6 +3244,7 @@ class _Broadcaster:
     def _sweep(self) -> Iterator[None]:
         with self.intake.lock:  # one step: there is no yield in it
             before = self.log.sent
+            position = _Cursor(before)
             batch, end = self.log.read(before, self.log.newest)
             # The frames themselves: the log may forget them before they are written.
             frames: _Frames = {}
@@ -3260,12 +3266,12 @@ class _Broadcaster:
             for audience in losers:  # they fall behind, and get a gap
                 del found[audience]
                 for subscriber in [*audience.live, *audience.young]:
-                    subscriber.cursor = _Cursor(before)
+                    subscriber.cursor = position
                     self.registry.enter(subscriber, _READY)
             taken = self._take(found)
             self.log.advance(end)
         yield from self._write_to(
-            taken, lambda wish: _payload_for(wish.channels, frames), _Cursor(before)
+            taken, lambda wish: _payload_for(wish.channels, frames), position
         )
         for channel in ended:
             for audience in list(self._audiences.of(channel)):
@@ -3273,21 +3279,32 @@ class _Broadcaster:
         self._written = end
         yield from self._end_being_ahead()
 
-    def _take(
-        self, audiences: Iterable[_Audience]
-    ) -> list[tuple[_Audience, _Members, _Members]]:
-        """Who is live in each of these audiences now."""
-        return [(a, tuple(a.live), tuple(a.young)) for a in audiences]
+    def _take(self, audiences: Iterable[_Audience]) -> _Taken:
+        """Who is live in each of these audiences now.
+
+        All are in one list.  With a collection for each of 30,000 audiences, the
+        garbage collector would stop the event loop for a second.
+        """
+        taken = _Taken([*audiences], [], [])
+        for audience in taken.audiences:
+            taken.members.extend(audience.live)
+            taken.ends.append(len(taken.members))
+            taken.members.extend(audience.young)
+            taken.ends.append(len(taken.members))
+        return taken
 
     def _write_to(
         self,
-        taken: list[tuple[_Audience, _Members, _Members]],
+        taken: _Taken,
         payload_for: Callable[[_Wish], tuple[bytes, int]],
         before: _Cursor,
     ) -> Iterator[None]:
         """Write to each audience the payload for its wish; it comes with its count."""
-        for audience, live, young in taken:
+        begin, ends = 0, iter(taken.ends)
+        for audience, middle, end in zip(taken.audiences, ends, ends):
             yield
+            live, young = taken.members[begin:middle], taken.members[middle:end]
+            begin = end
             payload, events = payload_for(audience.wish)
             skipped: set[_Subscriber] = set()
             for members, dictionary in ((live, audience.tail), (young, b"")):
@@ -3302,7 +3319,7 @@ class _Broadcaster:
     def _write(
         self,
         audience: _Audience,
-        members: _Members,
+        members: list[_Subscriber],
         payload: bytes,
         events: int,
         before: _Cursor,

@@ -7313,6 +7313,20 @@ class ChannelTest(ServerTestCase):
         turns = "".join("over" if look else "." for look in looks)
         self.assertRegex(turns, r"^(\.\.\.?over){5,}\.*$")
 
+    async def test_a_sweep_of_many_channels_is_no_work_for_the_garbage_collector(self):
+        server = await self.start()
+        wish = sse_server._Wish(frozenset("a"), True, False, True)
+        audiences = [sse_server._Audience(wish) for _ in range(1000)]
+        for audience in audiences:
+            audience.live[audience] = None
+        gc.collect()
+        self.addCleanup(gc.enable)
+        gc.disable()
+        before = len(gc.get_objects())
+        taken = inside(server).broadcaster._take(audiences)
+        self.assertLess(len(gc.get_objects()) - before, 100)
+        self.assertTrue(taken)
+
     async def test_who_receives_what(self):
         server = await self.start()
         targets = {
@@ -8716,7 +8730,7 @@ class HistoryFileTest(ServerTestCase):
         await self.until(waits, "its turn")
         asyncio.get_running_loop().call_later(0.05, unlock)
         await server.close()
-        file = sse_server._LogFile(self.path, (1, 1, 1, None))
+        file = sse_server._LogFile(self.path, (9, 9, 9, None))
         self.addCleanup(file.close)
         await self.until(lambda: file.read(0)[0], "the event")
 
