@@ -28,7 +28,8 @@ SERVER = """
 import asyncio, sys, sse_server
 server = sse_server.SSEServer(
     "127.0.0.1", int(sys.argv[1]), history_file="history.db", reuse_port=True,
-    history=int(sys.argv[2]), retry=0.05, restart_retry=0.05, heartbeat=1,
+    history=int(sys.argv[2]), history_bytes=2**28, retry=0.05, restart_retry=0.05,
+    heartbeat=1,
 )
 asyncio.run(server.serve_forever())
 """
