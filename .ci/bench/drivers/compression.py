@@ -1,4 +1,4 @@
-"""What compression saves and costs: ``compression.py CASE``.
+"""What compression saves and costs: ``compression.py CASE WINDOWS``.
 
 sensor, log, table   1,000 plain and 1,000 compressed clients of two servers in turn: the
                      ratio of their bytes, and of the CPU per delivery
@@ -25,7 +25,6 @@ GET = b"GET /sse HTTP/1.1\r\nHost: localhost\r\n%b\r\n"
 GZIP = b"Accept-Encoding: gzip\r\n"
 CLIENTS = 1000
 EVENTS = 40  # in a window
-WINDOWS = 9
 
 
 def sensor(chance, number):
@@ -120,7 +119,7 @@ def read_all(port, number, field):
                 selector.unregister(key.fileobj)
 
 
-async def beside_plain(kind):
+async def beside_plain(kind, windows):
     async with contextlib.AsyncExitStack() as stack:
         servers = []
         for field, compress in ((b"", False), (GZIP, True)):
@@ -129,7 +128,7 @@ async def beside_plain(kind):
             await stack.enter_async_context(clients(server, CLIENTS, field))
             servers.append((server, events_of(kind)))
             await window(*servers[-1])
-        rows = [[await window(*server) for server in servers] for _ in range(WINDOWS)]
+        rows = [[await window(*server) for server in servers] for _ in range(windows)]
     plain, coded = zip(*rows)
     sizes = [statistics.mean(size for _, size in column) for column in (plain, coded)]
     cpu = statistics.median(two / one for (one, _), (two, _) in rows)
@@ -168,6 +167,6 @@ if __name__ == "__main__":
         read_all(*sys.argv[2:])
     else:
         cases = {case.__name__: case for case in (sensor, log, table, joins)}
-        case = cases[sys.argv[1]]
-        measured = joins() if case is joins else beside_plain(case)
+        case, windows = cases[sys.argv[1]], int(sys.argv[2])
+        measured = joins() if case is joins else beside_plain(case, windows)
         print(json.dumps(asyncio.run(measured)))
