@@ -4160,7 +4160,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.head, self.permit = b"", None
         self.rooms.registry.enter(self, _HEAD if self.received else _IDLE)
         if not self.received and self.rooms.site.closed_because():
-            self._close()
+            # Not here: asyncio's transport, which may call this, would end twice.
+            asyncio.get_running_loop().call_soon(self.close_if_idle)
         elif self.received:
             self.rooms.turns.defer(self)
         else:

@@ -466,10 +466,6 @@ class HTTPErrorTest(unittest.TestCase):
         self.assertEqual(HTTPError(413).message, "Content Too Large")
         self.assertEqual(HTTPError(414).message, "URI Too Long")
 
-    def test_every_status_that_the_parser_raises_has_a_reason_phrase(self):
-        statuses = {status for _, status, _ in REFUSED_HEADS + REFUSED_BODIES}
-        self.assertLessEqual(statuses, set(sse_server._REASONS))
-
     def test_headers_are_kept_as_pairs(self):
         self.assertEqual(HTTPError(401).headers, ())
         pairs = [("WWW-Authenticate", "Basic"), ("X-Why", "déjà vu")]
@@ -8667,7 +8663,7 @@ class HistoryFileTest(ServerTestCase):
         posted = await self.connect(server)
         await posted.send(post("/sse", b"never") + ask("/other"))
         answering = asyncio.ensure_future(posted.read_answer())
-        while len(client.decoder.comments) < comments + 5:
+        while len(client.decoder.comments) < comments + 3:
             await client.read_stream()
             self.assertFalse(answering.done(), "heartbeats waited for the file")
         answer = await answering
@@ -8677,6 +8673,7 @@ class HistoryFileTest(ServerTestCase):
         )
         self.assertEqual(answer.field("retry-after"), "1")
         self.assertEqual((await posted.read_answer()).body, b"ok")
+        self.change(sse_server, _FILE_WAIT_SECONDS=0.01)
         for publish in (server.publish, self.new_server(port=None).publish):
             with self.assertRaises(OSError) as caught:
                 publish("never")
@@ -9447,6 +9444,13 @@ class ConnectionTest(ServerTestCase):
         for client in self.clients:
             self.assertTrue(await client.ended())
 
+    async def test_after_an_error_who_ends_its_input_is_not_waited_for(self):
+        self.change(sse_server, _LINGER_SECONDS=1000)
+        client = await self.connect(await self.start())
+        self.assertEqual((await client.request(b"x\r\n\r\n")).status, 400)
+        client.end_of_input()
+        await self.until_gone()
+
     async def test_lingering_is_bounded_in_time_and_in_bytes(self):
         """Rule 4: what is read after an error has a bound, in time and in bytes."""
         for limit in (
@@ -9938,7 +9942,7 @@ class SeamTest(ServerTestCase):
         self.addCleanup(gc.enable)
         before = alive()
         await self.visit_in_each_way(server, targets)
-        await self.until(lambda: alive() == before, "the end of the connections")
+        await self.until(lambda: alive() <= before, "the end of the connections")
 
     async def visit_in_each_way(self, server, targets):
         end = "Connection: close"
@@ -11757,6 +11761,19 @@ class EndingTest(ServerTestCase):
         self.assertIs(starting.exception(), failure)
         self.assertIsInstance(draining.exception(), RuntimeError)
 
+    async def test_an_answer_that_is_taken_late_is_the_last(self):
+        with tempfile.NamedTemporaryFile() as page:
+            page.truncate(2**24)
+            server = await self.start(page=page.name, shutdown_timeout=1000)
+            client = await self.connect(server, receive_buffer=BUFFER)
+            await client.send(ask("/"))
+            await self.until(lambda: self.in_state("answering"), "an answer")
+        closing = asyncio.ensure_future(server.close())
+        await asyncio.sleep(0)
+        self.assertEqual(len((await client.read_answer()).body), 2**24)
+        self.assertTrue(await client.ended())
+        await asyncio.wait_for(closing, DEADLINE)
+
     async def test_to_close_one_that_has_not_begun_leaves_it_as_it_is(self):
         server = self.new_server()
         self.assertIsNone(inside(server).service.begin_closing())
@@ -11831,6 +11848,7 @@ class EndingTest(ServerTestCase):
 
 class EndingOverTLSTest(OverTLS, EndingTest):
     again = (
+        "test_an_answer_that_is_taken_late_is_the_last",
         "test_everybody_is_told_when_to_come_back",
         "test_one_that_catches_up_in_time_is_given_all_and_told",
         "test_twice_and_at_once",
@@ -13405,6 +13423,13 @@ class CommandLineTestCase(ServerTestCase):
         _, err = await asyncio.wait_for(process.communicate(input), DEADLINE)
         return process.returncode, err.decode()
 
+    async def end(self, process):
+        """What it said on standard error, when it has ended in order."""
+        process.terminate()
+        status, err = await self.finish(process)
+        self.assertEqual(status, 0, err)
+        return err
+
     async def serve(self, *arguments, **options):
         """The running program and its port."""
         process = await self.run_command("--port", "0", *arguments, **options)
@@ -13712,9 +13737,7 @@ class CommandLineTest(CommandLineTestCase):
         self.assertTrue(0.5 < (times[1] - times[0]).total_seconds() < 1.9)
         age = datetime.datetime.now(datetime.timezone.utc) - times[-1]
         self.assertTrue(-1 < age.total_seconds() < DEADLINE)
-        process.terminate()
-        status, err = await self.finish(process)
-        self.assertEqual(status, 0, err)
+        err = await self.end(process)
         self.assertIn(" joined; 1 connected\n", err)
         self.assertRegex(err, r"SIGTERM: ending\n(?s:.*); 0 remain\n")
 
@@ -13757,9 +13780,7 @@ class CommandLineTest(CommandLineTestCase):
         client = await self.visit(port)
         await client.send(b"GET")
         await self.watch(port)
-        process.terminate()
-        status, err = await self.finish(process)
-        self.assertEqual(status, 0, err)
+        err = await self.end(process)
         self.assertNotIn("Traceback", err)
         self.assertNotIn("never retrieved", err)
 
@@ -14021,9 +14042,7 @@ runpy.run_path(path, run_name="__main__")
             "-", "--port=0", stdin=subprocess.DEVNULL, stdout=full
         )
         await self.errors_until(process, "still serving")
-        process.terminate()
-        status, err = await self.finish(process)
-        self.assertEqual(status, 0, err)
+        err = await self.end(process)
         self.assertRegex(err, r"\A.+ SIGTERM: ending\n\Z")
 
     @unittest.skipUnless(OPENSSL, "the openssl program is not here")
@@ -14091,9 +14110,7 @@ class StandardInputTest(CommandLineTestCase):
         again = await self.watch(port, "/sse?channel=log&lastEventId=x")
         found = await again.data(len(expected) + 3)
         self.assertEqual(found[1:], [*expected, "half and half", "last"])
-        process.terminate()
-        status, err = await self.finish(process)
-        self.assertEqual(status, 0, err)
+        await self.end(process)
 
     async def test_the_progress_of_a_program_is_seen_while_it_runs(self):
         """Such a program writes a CR before each state, or after it."""
@@ -14201,9 +14218,7 @@ class StandardInputTest(CommandLineTestCase):
         path = os.path.abspath(sse_server.__file__)
         process, port = await self.serve("-", program=["-c", program, path])
         client = await self.watch(port)
-        process.terminate()
-        status, err = await self.finish(process)
-        self.assertEqual(status, 0, err)
+        err = await self.end(process)
         self.assertNotIn("Traceback", err)
         self.assertEqual(await client.rest(), [])
 
