@@ -10116,9 +10116,9 @@ class StreamTest(ServerTestCase):
             with turns:
                 connection.data_received(b"x")
             self.assertEqual(connection.transport.is_reading(), not is_over)
-        await self.pass_time(0.9)
+        await self.pass_time(0.5)
         self.assertFalse(connection.transport.is_reading())
-        await self.pass_time(0.2)
+        await self.pass_time(0.6)
         self.assertTrue(connection.transport.is_reading())
 
     async def test_what_the_client_sends_with_the_request_is_ignored(self):

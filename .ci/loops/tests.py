@@ -26,7 +26,7 @@ CLASSES = [
     *("SubscriberModelTest", "TLSTest", "ThreadTest"),
 ]
 LEFT_OUT_OF_UVLOOP = {
-    "ConnectionTest.test_a_client_is_read_by_64_kib_at_a_time": (
+    "ConnectionTest.test_a_client_is_read_by_32_kib_at_a_time": (
         "uvloop decides itself how much it reads"
     ),
     "FailureTest.test_who_leaves_during_a_sweep_is_not_written_to": (
@@ -108,6 +108,7 @@ def use_eager_tasks():
 def leave_out(name, why):
     print(f"left out: {name}: {why}")
     of_class, test = name.split(".")
+    getattr(getattr(tests, of_class), test)  # or its name is another one by now
     setattr(getattr(tests, of_class), test, None)
 
 
