@@ -524,7 +524,7 @@ async function pageTellsWhatIsEarlier({ page, startServer, startRelay }) {
   const resumed = (await rowsOf(page)).filter(([, , , text]) => /{"n":5/.test(text));
   const when = resumed.map(([time]) => time).join();
   same(when, "a time,earlier,a time", "an event that was missed, between two others");
-  await page.click("#replay");
+  await Promise.all([page.waitForNavigation(), page.click("#replay")]);
   await inState(page, "live");
   await chartWith(page, "n", "52");
   await settled(page);
