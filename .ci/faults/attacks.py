@@ -2,13 +2,14 @@
 """What one attacker costs the innocent, and in memory.
 
 Fifty events a second go to ten streams while a process of its own does its worst.  99 of
-100 deliveries must take less than 100 ms; they take 2 to 8 ms when all is quiet.  (Ten
+100 deliveries should take less than 100 ms; they take 2 to 8 ms when all is quiet.  The
+attackers, the innocent and the server share the cores, so an attack also passes if no
+turn of the server's event loop takes 100 ms of CPU; then "late" stands beside it.  (Ten
 streams of a server that nobody attacks tell how busy the machine is: twice as much as
-theirs is allowed; where they take more than 20 ms, it is enough that no turn of the
-attacked loop takes 50 ms.  An attack that fails is tried again after the others, and
-once more.)  The memory may grow
-by so many KiB for each connection of the attacker, where that is bounded by what
-README.md says of it, or from before the attack until after its end.
+theirs is allowed.  An attack that fails or is late is tried again after the others, and
+once more.)  The memory may grow by so many KiB for each connection of the attacker, where
+that is bounded by what README.md says of it, or from before the attack until after its
+end.
 
 usage: attacks.py [--only NAME ...] [--seconds S] [--python PYTHON] [--seed N]
 """
@@ -419,10 +420,8 @@ class Outcome:
         self.each = (self._peak - before) / attack.count / KIB
         self.turn = server.ask("longest_turn")["seconds"]
         self.limit = max(LIMIT, 2 * p99(self.calm))
-        # Where the attacker and others leave the machine no core, deliveries are late
-        # whatever the server does.  Then the longest turn of its loop tells.
-        busy = p99(self.calm) > LIMIT / 5
-        fast = p99(self.delays) < self.limit or busy and self.turn < LIMIT / 2
+        self.late = p99(self.delays) >= self.limit
+        fast = not self.late or self.turn < LIMIT
         self.good = fast and not self.faults and self.each < attack.kib
 
     def _what_stays(self, attack, server, before):
@@ -483,7 +482,8 @@ def main():
     while queue:
         attack, attempts = queue.pop(0)
         outcome = Outcome(attack, options)
-        if not outcome.skipped and not outcome.good and attempts > 1:
+        fine = outcome.skipped or (outcome.good and not outcome.late)
+        if not fine and attempts > 1:
             queue.append((attack, attempts - 1))
             continue
         if outcome.skipped:
@@ -496,6 +496,7 @@ def main():
             ),
             f"{outcome.each:.1f} KiB each{' stay' * attack.after}, {attack.kib} allowed",
             f"longest turn {outcome.turn * 1000:.0f} ms of CPU",
+            outcome.late and "late",
             attack.seen and f"once {attack.seen}",
             *outcome.faults[:3],
         ]
