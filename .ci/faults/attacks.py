@@ -4,7 +4,7 @@
 Fifty events a second go to ten streams while a process of its own does its worst.  99 of
 100 deliveries should take less than 100 ms; they take 2 to 8 ms when all is quiet.  The
 attackers, the innocent and the server share the cores, so an attack also passes if no
-turn of the server's event loop takes 100 ms of CPU; then "late" stands beside it.  (Ten
+turn of the server's event loop takes 200 ms of CPU; then "late" stands beside it.  (Ten
 streams of a server that nobody attacks tell how busy the machine is: twice as much as
 theirs is allowed.  An attack that fails or is late is tried again after the others, and
 once more.)  The memory may grow by so many KiB for each connection of the attacker, where
@@ -43,7 +43,8 @@ from common import (
 
 STREAMS = 10  # of the innocent
 PERIOD = 0.02  # seconds between two events
-LIMIT = 0.1  # seconds; 99 of 100 deliveries must be faster
+LIMIT = 0.1  # seconds; 99 of 100 deliveries should be faster
+TURN = 0.2  # seconds; twice the collector's pause over 9,000 streams of 100 channels
 ATTEMPTS = 3  # at each attack, until the server withstands it on a busy machine
 BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -421,7 +422,7 @@ class Outcome:
         self.turn = server.ask("longest_turn")["seconds"]
         self.limit = max(LIMIT, 2 * p99(self.calm))
         self.late = p99(self.delays) >= self.limit
-        fast = not self.late or self.turn < LIMIT
+        fast = not self.late or self.turn < TURN
         self.good = fast and not self.faults and self.each < attack.kib
 
     def _what_stays(self, attack, server, before):
