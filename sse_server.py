@@ -437,10 +437,10 @@ _HEARTBEAT = b":\n"
 #    events after `base`, up to `newest`.  The live subscribers are at position `sent`.
 #
 #    Ctrl-C may interrupt any method between two instructions.  So append() computes
-#    everything first, and its last assignment makes the event exist.  _settle() does what
-#    follows from that: it retains the event and forgets old ones.  What Ctrl-C leaves
-#    undone, the next call of _settle() does.  A call from within, of a signal's handler
-#    or a `__del__`, the broadcaster refuses.
+#    everything first, and its last assignment makes the event exist.  _settle() does
+#    what follows from that: it retains the event and forgets old ones.  What Ctrl-C
+#    leaves undone, the next call of _settle() does.  _Intake refuses a call from within,
+#    of a signal's handler or a `__del__`.
 # ------------------------------------------------------------------------------------
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
@@ -2620,6 +2620,7 @@ _send = socket.socket.send
 
 
 def _send_nothing(target: None, payload: bytes) -> int:
+    """Where no socket may be written to: the transport then takes all of it."""
     return 0
 
 
