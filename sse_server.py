@@ -439,8 +439,8 @@ _HEARTBEAT = b":\n"
 #    Ctrl-C may interrupt any method between two instructions.  So append() computes
 #    everything first, and its last assignment makes the event exist.  _settle() does
 #    what follows from that: it retains the event and forgets old ones.  What Ctrl-C
-#    leaves undone, the next call of _settle() does.  _Intake refuses a call from within,
-#    of a signal's handler or a `__del__`.
+#    leaves undone, the next call of _settle() does.  _Intake refuses a call from
+#    within, of a signal's handler or a `__del__`.
 # ------------------------------------------------------------------------------------
 
 Channels = frozenset[Optional[str]]  # None: the events published without a channel
