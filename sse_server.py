@@ -168,7 +168,7 @@ _MAX_LOGGED_ORIGINS = 100  # of pages that may not read the stream, each logged 
 # parsed: what came while its turn was over, and what came before reading was paused.
 _READ_BYTES = 32 * _KIB
 _TLS_BYTES_PER_LOOK = 4 * _KIB  # encrypted; as requests for new keys, 1 to 2 ms
-_IGNORED_INPUT_SECONDS = 1.0  # pause in reading from a stream that sends too much
+_IGNORED_INPUT_SECONDS = 1.0  # pause in reading from an open stream that sends
 _LARGE_HEAD_SECONDS = 60.0  # from one head that is too large and logged to the next
 # The largest batch for one subscriber.  Larger writes would save few system calls, and
 # a client that stalls makes the server keep this much in memory.
@@ -3198,15 +3198,12 @@ class _Broadcaster:
     def work(self) -> Iterator[bool | None]:
         """Do what there is to do.  A turn may end at each yield, at True it must."""
         while True:
-            if self._heartbeat_due:
-                self._heartbeat_due = False
-                yield from self._write_heartbeats()
-            if self.intake.has_news and self.log.sent == self.log.newest:
-                self.intake.read_news()
-            if self.log.sent < self.log.newest:
-                yield from self._sweep()
-                self._watchers.notify()
-            yield from self._serve_ready()
+            yield from self._serve_live()
+            for _ in self._serve_ready():
+                if self.turn_is_over():
+                    # What is new need not wait until a large batch is compressed.
+                    yield True
+                    yield from self._serve_live()
             self._watchers.notify()
             is_done = self.log.sent == self.log.newest and not self.intake.has_news
             if is_done and not self.registry.count(_READY):
@@ -3218,6 +3215,17 @@ class _Broadcaster:
                 if subscriber.state in (_LIVE, _AHEAD):
                     self.end(subscriber, "the server ends")
                 yield None
+            self._watchers.notify()
+
+    def _serve_live(self) -> Iterator[None]:
+        """Write what is due to those who were given everything before."""
+        if self._heartbeat_due:
+            self._heartbeat_due = False
+            yield from self._write_heartbeats()
+        if self.intake.has_news and self.log.sent == self.log.newest:
+            self.intake.read_news()
+        if self.log.sent < self.log.newest:
+            yield from self._sweep()
             self._watchers.notify()
 
     def _beat(self, seconds: float) -> None:
@@ -3945,11 +3953,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
         if self.state == _LEAVING:
             return
         if self.state in _STREAMING:
-            # One that goes on sending must not take more than its turn.
-            if self.rooms.turns.is_over():
-                self._pause_reading()
-                loop = asyncio.get_running_loop()
-                loop.call_later(_IGNORED_INPUT_SECONDS, self._read_on)
+            self._pause_reading()
+            loop, read_on = asyncio.get_running_loop(), self.rooms.turns.defer
+            loop.call_later(_IGNORED_INPUT_SECONDS, read_on, self)
             return
         self.received += data
         if self.state == _LINGERING:
@@ -3962,10 +3968,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _pause_reading(self) -> None:
         if not self.transport.is_closing():
             self.transport.pause_reading()
-
-    def _read_on(self) -> None:
-        if self.state in _STREAMING and not self.transport.is_closing():
-            self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         """The client will send no more, but may still read."""
@@ -4010,11 +4012,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
         turns = self.rooms.turns
-        if self.state in _STREAMING and self.input_ended:
-            if turns.is_over():
+        if self.state in _STREAMING:
+            if not self.input_ended:
+                self._receive_more()
+            elif turns.is_over():
                 turns.defer(self)
             else:
                 self._end_stream()
+            return
         try:
             self._work_off()
         except Exception:

@@ -7551,6 +7551,27 @@ class CompressionTest(ServerTestCase):
             self.assertEqual(await client.data(1), ["next"])
         self.assertEqual(audience.members, 3)
 
+    async def test_what_is_new_does_not_wait_for_a_large_batch(self):
+        server = await self.start(compress=True)
+        server.publish(os.urandom(512 * KIB).hex())
+        live = await self.zipped(server)
+        await self.until_stats(server, live=1)
+        counts = []  # of events and kilobytes, while the other one is behind
+
+        def is_over():
+            stats = server.stats
+            if stats.behind:
+                if not counts:
+                    server.publish("new")
+                counts.append((stats.events_written, stats.bytes_written // KIB))
+            return True
+
+        inside(server).broadcaster.turn_is_over = is_over
+        late = await self.zipped(server, "/sse?replay=all")
+        self.assertEqual(await live.data(1), ["new"])
+        self.assertEqual((await late.data(2))[1], "new")
+        self.assertIn((1, 0), counts)
+
     async def test_slow_ones_come_back_and_all_get_their_end(self):
         """With the system's own buffers."""
         server = await self.start(compress=True, restart_retry=100)
@@ -9220,10 +9241,10 @@ class ConnectionTest(ServerTestCase):
             data_received(connection, data)
 
         self.change(sse_server._Connection, data_received=receive)
-        client = await self.stream(await self.start())
-        sizes.clear()
-        await client.send(bytes(1024 * KIB))
-        await self.until(lambda: sum(sizes) == 1024 * KIB, "all of it")
+        server = await self.start()
+        request = post("/", bytes(1024 * KIB), token=None)
+        self.assertEqual((await self.ask(server, request)).status, 200)
+        self.assertEqual(sum(sizes), len(request))
         self.assertLessEqual(max(sizes), 32 * KIB)
 
     async def test_pipelined_requests_are_answered_in_order(self):
@@ -10105,21 +10126,33 @@ class StreamTest(ServerTestCase):
         self.assertEqual(await client.data(1), ["a"])
         self.assertEqual(len(client.chunks.chunks), 2)
 
-    async def test_one_that_sends_more_than_its_turn_is_not_read_for_a_second(self):
+    async def test_one_that_sends_is_not_read_for_a_second(self):
         server = await self.start()
         await self.stream(server)
         (connection,) = self.in_state("live")
-        for is_over in (False, True):
-            turns = mock.patch.object(
-                inside(server).turns, "is_over", lambda o=is_over: o
-            )
-            with turns:
-                connection.data_received(b"x")
-            self.assertEqual(connection.transport.is_reading(), not is_over)
+        connection.data_received(b"x")
         await self.pass_time(0.5)
         self.assertFalse(connection.transport.is_reading())
         await self.pass_time(0.6)
         self.assertTrue(connection.transport.is_reading())
+
+    async def test_those_that_sent_are_read_again_in_turns(self):
+        server = await self.start()
+        for _ in range(3):
+            await self.stream(server)
+        connections = self.in_state("live")
+        for connection in connections:
+            connection.data_received(b"x")
+        clock = itertools.count()  # each look at it takes the time of a turn
+        fake = types.SimpleNamespace(monotonic=lambda: next(clock), time=time.time)
+        self.change(sse_server, time=fake, _REQUEST_SECONDS=2)
+        for connection in connections:
+            inside(server).turns.defer(connection)
+        read = []
+        while sum(read[-1:]) < 3:
+            await asyncio.sleep(0)
+            read.append(sum(c.transport.is_reading() for c in connections))
+        self.assertEqual(sorted({*read} - {0}), [1, 2, 3])
 
     async def test_what_the_client_sends_with_the_request_is_ignored(self):
         server = await self.start()
