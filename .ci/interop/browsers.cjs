@@ -1,6 +1,6 @@
 /* Chromium and Firefox against the server: EventSource, fetch, and the server's page.
  *
- * usage: browsers.cjs [--only TEXT] [--screenshots FOLDER]
+ * usage: browsers.cjs [--only TEXT] [--restarts NUMBER] [--screenshots FOLDER]
  *        (with the environment that install.sh prints)
  */
 "use strict";
@@ -30,7 +30,11 @@ function alone(report, { name, browser }, check, options) {
 
 async function main() {
   const { values: options } = parseArgs({
-    options: { only: { type: "string", default: "" }, screenshots: { type: "string" } },
+    options: {
+      only: { type: "string", default: "" },
+      restarts: { type: "string", default: "20" },
+      screenshots: { type: "string" },
+    },
   });
   if (options.screenshots) fs.mkdirSync(options.screenshots, { recursive: true });
   const chosen = (checks) =>

@@ -2,6 +2,9 @@
  * both browsers, in a page and against servers of its own. */
 "use strict";
 
+const fs = require("node:fs");
+const os = require("node:os");
+const path = require("node:path");
 const { expect, same, until, startDemo } = require("./harness.cjs");
 
 /** In the page: an EventSource that keeps a record of all that happens to it. */
@@ -145,6 +148,42 @@ async function resumesOverACrash(tools) {
   await seen(page, 2);
   const wanted = ["one", "two"].map((data, n) => ["message", data, `${n + 1}`]);
   same(await eventsOf(page), wanted, "events");
+}
+
+/** With a history file nobody notices a restart, be it in order or by SIGKILL. */
+async function noticesNoRestart({ page, startServer, startRelay, options }) {
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), "sse-history-"));
+  const settings = { retry: 0.05, restart_retry: 0.05 };
+  settings.history_file = path.join(folder, "events.db");
+  let server = await startServer(settings);
+  const relay = await startRelay(server);
+  await page.goto(relay.origin);
+  await watch(page, relay.url, "state");
+  const wanted = [];
+  const publish = async (type, data) => {
+    const [id] = await server.publish({ data, event: type, retain: type === "state" });
+    wanted.push([type, data, id]);
+  };
+  for (let restart = 1; restart <= Number(options.restarts); restart++) {
+    await publish("state", `${restart}`);
+    await publish("message", `before restart ${restart}`);
+    const release = relay.hold(); // who comes back waits until it is there
+    await server.stop(restart % 2 ? "SIGTERM" : "SIGKILL");
+    server = await startServer({ ...settings, port: server.port });
+    await publish("message", `before anybody is back from restart ${restart}`);
+    release();
+    await opened(page, restart + 1);
+  }
+  await seen(page, wanted.length);
+  same(await eventsOf(page), wanted, "events");
+  await page.evaluate(() => window.source.close());
+  await watch(page, relay.url, "state");
+  await seen(page, 1);
+  const [[type, data]] = await eventsOf(page);
+  same([type, data], ["state", options.restarts], "what a new client gets first");
+  await server.stop();
+  fs.rmSync(folder, { recursive: true });
+  return `${options.restarts} restarts, ${wanted.length} events`;
 }
 
 /** The connection is reset at arbitrary bytes while events are being published. */
@@ -357,6 +396,7 @@ module.exports = {
     resumesOverARestart,
     isToldOfAGapAfterARestart,
     resumesOverACrash,
+    noticesNoRestart,
     losesNothingOverDroppedConnections,
     stopsForGoodWhenTurnedAway,
     publishesFromAnAllowedOrigin,

@@ -13,7 +13,7 @@ const puppeteer = require("puppeteer-core");
 
 const PYTHON = process.env.INTEROP_PYTHON ?? "python3";
 const PATIENCE = 20_000; // ms that anything awaited may take on a busy machine
-const CASE = 120_000; // ms for a case: a page that hangs must not hang the checks
+const CASE = 300_000; // ms for a case: a page that hangs must not hang the checks
 
 function expect(condition, problem) {
   if (!condition) throw new Error(problem);
