@@ -4698,9 +4698,15 @@ class _Call(_Reader):
             self._watching = loop.create_task(self._await_departure())
 
     async def _await_departure(self) -> None:
+        ends = 0  # of the body; one that is repeated would stop the event loop
         try:
-            while (await self._receive())["type"] != "http.disconnect":
-                pass  # what it sends is ignored
+            while ends < 2:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    break
+                ends += not message.get("more_body", False)
+            else:  # nobody could tell that it leaves
+                logger.error("%s: receive() repeats the request", self.peer)
         except OSError as error:
             logger.debug("%s: it has left: %r", self.peer, error)
         except Exception:  # nobody could tell that it leaves

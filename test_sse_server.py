@@ -13045,6 +13045,19 @@ class ASGITest(ServerTestCase):
             self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
             self.assertEqual(len(self.logged(logging.ERROR)), errors)
 
+    async def test_a_receive_that_repeats_the_request(self):
+        """So middlewares do that have read it: the event loop would stand still."""
+        server = await self.start()
+        receive = mock.AsyncMock(side_effect=100 * WITHOUT_BODY)
+
+        async def application(scope, _, send):
+            await server(scope, receive, send)
+
+        await asyncio.wait_for(self.call(application).task, DEADLINE)
+        self.assertEqual(receive.await_count, 2)
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+        self.assertEqual(len(self.logged(logging.ERROR)), 1)
+
     async def test_one_that_is_cancelled_is_gone(self):
         server = await self.start()
         call = self.call(server)
