@@ -1586,15 +1586,20 @@ def _check_fields(request: Request) -> None:
             raise HTTPError(400, f"{fault}: chunked is not last")
         if value.lower() != b"chunked":
             raise HTTPError(501, fault)
+    _check_lengths(lengths)
+    expectations = request.tokens(b"expect") - {b""}
+    if expectations - {b"100-continue"}:
+        raise HTTPError(417, f"Expect {_quote(b', '.join(sorted(expectations)))}")
+
+
+def _check_lengths(lengths: list[bytes]) -> None:
+    """Require one number, however often it is repeated (RFC 9110, 8.6)."""
     different = {part.strip(b" \t") for value in lengths for part in value.split(b",")}
     if len(different) > 1:
         raise HTTPError(400, "two differing values of Content-Length")
     for value in different:
         if not value.isdigit():  # of bytes: ASCII digits only
             raise HTTPError(400, f"malformed Content-Length {_quote(value)}")
-    expectations = request.tokens(b"expect") - {b""}
-    if expectations - {b"100-continue"}:
-        raise HTTPError(417, f"Expect {_quote(b', '.join(sorted(expectations)))}")
 
 
 def _quote(text: bytes) -> str:
@@ -4546,7 +4551,7 @@ class _Call(_Reader):
         self._rooms = rooms
         self._receive, self._send = receive, send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._has_body = request.has_body  # that was not received to its end
+        self._has_body = False  # that was not received to its end
         self._is_over = False  # nothing more can be sent: the client left, or was cut
         # Who does what must be done before the answer is known.
         self._work: asyncio.Task[Any] | None = None
@@ -4585,6 +4590,8 @@ class _Call(_Reader):
         permit: _Permit | HTTPError | None = None
         body: bytes | None = None
         try:
+            _check_lengths(request.values(b"content-length"))  # perhaps nobody has
+            self._has_body = request.has_body
             while True:
                 decision = site.decide(request, permit, body, is_full)
                 if isinstance(decision, _Question):

@@ -12897,6 +12897,18 @@ class ASGITest(ServerTestCase):
         fields = [SECRET, length, "Expect: 100-continue"]  # it waits for the answer
         self.assertEqual((await self.call(server, *fields, **options).answer())[0], 413)
 
+    async def test_a_length_that_is_no_number(self):
+        """Not every server looks at it."""
+        server = await self.start(publish_token="secret")
+        for lengths, fault in (
+            (["x"], b"malformed Content-Length 'x'\n"),
+            (["1", "2"], b"two differing values of Content-Length\n"),
+        ):
+            fields = [f"Content-Length: {length}" for length in lengths]
+            call = self.call(server, SECRET, *fields, method="POST")
+            self.assertEqual(await call.answer(), (400, fault))
+        self.assertEqual(len(inside(server).registry), 0)
+
     async def test_from_http_2_on_a_body_needs_no_length(self):
         server = await self.start(publish_token="secret")
         stream = self.call(server)
