@@ -3003,6 +3003,7 @@ class _Intake:
         if loop and (loop.is_closed() or os.getpid() != self.bell.process):
             return False  # in a forked child, nobody may ever release the lock
         with self.lock:
+            loop = self.bell.loop  # it may have begun meanwhile
             before, has_more, batches = self.log.newest, True, 0
             try:
                 while has_more and not (loop and batches == _FILE_BATCHES_PER_REQUEST):

@@ -8360,6 +8360,36 @@ class HistoryFileTest(ServerTestCase):
         client = await self.stream(servers[1], f"/sse?last_event_id={ids[97]}")
         self.assertEqual(await client.data(1), ["199"])
 
+    async def test_a_thread_takes_in_something_while_the_server_starts(self):
+        """It waits for the lock, and begins when streams are open."""
+        self.stop_looking()
+        server, other = self.new_server(), await self.start()
+        waits, may_go_on = asyncio.Event(), threading.Event()
+        loop, main = asyncio.get_running_loop(), threading.current_thread()
+        lock = inside(server).intake.lock
+
+        class Lock:
+            def __enter__(self):
+                if threading.current_thread() is not main:
+                    loop.call_soon_threadsafe(waits.set)
+                    may_go_on.wait(DEADLINE)
+                lock.acquire()
+
+            def __exit__(self, *raised):
+                lock.release()
+
+        inside(server).intake.lock = Lock()
+        counting = asyncio.ensure_future(asyncio.to_thread(lambda: server.stats))
+        self.addCleanup(may_go_on.set)
+        await waits.wait()
+        await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        client = await self.stream(server)
+        other.publish("a")
+        may_go_on.set()
+        self.assertEqual((await counting).published, 1)
+        self.assertEqual(await client.data(1), ["a"])
+
     async def test_without_a_stream_it_looks_seldom(self):
         server = await self.start()
         loop = asyncio.get_running_loop()
