@@ -4894,6 +4894,10 @@ class _Termination:
                 self.loop.add_signal_handler(number, int)
         signal.signal(number, _end_blocks)
 
+    def is_leaving(self) -> None:
+        """The block has come to its end: a signal must not break off what follows."""
+        self.leave = int  # it does nothing
+
     def leave_in_loop(self) -> None:
         self.log()
         self.leave()
@@ -5874,6 +5878,7 @@ class SSEServer:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
+        self._terminations[-1].is_leaving()
         try:
             await self.close()
         finally:
@@ -5889,6 +5894,7 @@ class SSEServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self._termination.is_leaving()
         self._termination.log()
         try:
             self.stop()

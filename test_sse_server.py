@@ -13656,6 +13656,20 @@ raw = io.BufferedWriter(Raw(2, "w", closefd=False))
 stream = io.TextIOWrapper(raw, line_buffering=True)
 logging.basicConfig(format="%(message)s", level=logging.INFO, stream=stream)
 """
+    ENDING = """
+import asyncio, sys, sse_server
+def publish(server):
+    print(server.port, flush=True)
+    sys.stdin.readline()
+    for _ in range(8):
+        server.publish(2**20 * "x")
+async def main():
+    async with sse_server.SSEServer("127.0.0.1", 0, shutdown_timeout=60) as server:
+        await asyncio.to_thread(publish, server)
+def in_thread():
+    with sse_server.SSEServer("127.0.0.1", 0, shutdown_timeout=60) as server:
+        publish(server)
+"""
     FORKED = """
 import multiprocessing, os, signal, time
 multiprocessing.set_start_method("fork")
@@ -13722,6 +13736,19 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
         await asyncio.wait_for(process.stdout.readline(), DEADLINE)
         process.send_signal(signal.SIGTERM)
         self.assertEqual(await self.finish(process), (-signal.SIGTERM, ""))
+
+    async def test_a_signal_that_comes_when_the_block_ends_by_itself(self):
+        """What ends it goes on: a client that is behind gets everything."""
+        for call in ("asyncio.run(main())", "in_thread()"):
+            with self.subTest(call=call):
+                process = await self.run_command(program=["-c", self.ENDING + call])
+                port = int(await process.stdout.readline())
+                client, other = [await self.watch(port) for _ in range(2)]
+                process.stdin.write(b"\n")
+                self.assertEqual(len(await other.rest()), 8)  # the server ends
+                process.send_signal(signal.SIGTERM)
+                self.assertEqual(len(await client.rest()), 8)
+                self.assertEqual(await self.finish(process), (0, ""))
 
     async def test_a_signal_that_comes_while_something_is_logged(self):
         """A stream's buffer refuses to be written to by who has interrupted a write."""
