@@ -6645,15 +6645,17 @@ def _read_lines(max_bytes: int) -> Iterator[bytearray]:
         os.set_blocking(descriptor, True)
     mark = b"\xef\xbb\xbf"  # a byte order mark, which may begin the input
     received, line, size = b"\n", bytearray(), 0
+    by_cr = False  # what was received last ends a line by a CR; a LF belongs to it
     while received:
-        before, received = received, os.read(descriptor, 64 * _KIB)
-        halved = before.endswith(b"\r") and received.startswith(b"\n")  # a CRLF
+        received = os.read(descriptor, 64 * _KIB)
+        halved = by_cr and received.startswith(b"\n")
         # The end of the input ends a line as a CR does.
         for part in received[halved:].splitlines(True) if received else [b"\r"]:
             text = part.rstrip(b"\r\n")
             size += len(text)
             if size <= max_bytes:
                 line += text
+            by_cr = part.endswith(b"\r") and size > 0
             if text == part:
                 continue
             if size > max_bytes:

@@ -14202,13 +14202,25 @@ class StandardInputTest(CommandLineTestCase):
             (b"\r#   1 %\r##", ["#   1 %"]),
             (b"  2 %\r", ["##  2 %"]),
             (b"\r###  3 %\r\r", ["###  3 %"]),
-            (b"\nready\r", ["ready"]),
+            (b"\nready\r", ["", "ready"]),
             (b"\n\r\n\n\rlast", ["", ""]),
         ):
             process.stdin.write(written)
             self.assertEqual(await client.data(len(seen)), seen)
         process.stdin.close()
         self.assertEqual(await client.data(1), ["last"])
+
+    def test_the_lines_are_the_same_however_the_input_comes_in_pieces(self):
+        content = b"\r\n\r\na\r\n\r\n\n\rb\r\r\r\nc\n\r\n\r"
+        lines = [b"", b"", b"a", b"", b"", b"b", b"", b"c", b""]
+        for pieces in slicings(content):
+            read = mock.Mock(side_effect=[*pieces, b""])
+            with (
+                mock.patch.object(os, "read", read),
+                mock.patch.object(os, "set_blocking"),
+                mock.patch.object(sys, "stdin", mock.Mock()),
+            ):
+                self.assertEqual([*sse_server._read_lines(10)], lines, pieces)
 
     async def test_a_byte_order_mark_at_the_begin_is_dropped(self):
         process, port = await self.serve("-")
