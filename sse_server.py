@@ -4912,10 +4912,13 @@ class _Termination:
         for number, (handler, blocks) in list(_handled.items()):
             if self in blocks:
                 blocks.remove(self)
+                present = signal.getsignal(number)
                 if blocks:
-                    handler = signal.getsignal(number)
+                    handler = present
                 else:
                     del _handled[number]
+                if present not in (_end_blocks, signal.SIG_DFL):
+                    continue  # the program has set its own within the block
                 if self.loop and self.loop not in [block.loop for block in blocks]:
                     with contextlib.suppress(NotImplementedError):
                         self.loop.remove_signal_handler(number)

@@ -13777,6 +13777,20 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
             self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
         self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
 
+    async def test_a_handler_that_is_set_within_the_block_stays(self):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.addCleanup(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+        loop, came = asyncio.get_running_loop(), asyncio.Event()
+        async with SSEServer(port=None):
+            loop.add_signal_handler(signal.SIGTERM, came.set)
+        self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(came.wait(), DEADLINE)
+        loop.remove_signal_handler(signal.SIGTERM)
+        with SSEServer(port=None):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_IGN)
+
     @unittest.skipUnless(hasattr(os, "fork"), "no fork")
     async def test_a_forked_child_is_ended_by_sigterm_and_its_parent_is_not(self):
         process, client, (status,) = await self.run_program(self.FORKED)
