@@ -1182,6 +1182,10 @@ class _LogFile:
             text = str(error)
             found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
             self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
+        except _LogFileError:
+            raise
+        except OSError as error:
+            self._refuse(f"{error.strerror}; {_FILE_ADVICE['unable to open']}")
 
     def _identify(self) -> tuple[int, int, int]:
         """What others would open now: the file and its WAL."""

@@ -2580,6 +2580,26 @@ class LogFileTest(LogFileTestCase):
                     self.assertEqual(new.add("event", b"more"), 2)
                     self.assertEqual(self.bodies(self.file()), ["new", "more"])
 
+    @unittest.skipUnless(os.name == "posix", "an open file cannot be moved")
+    def test_a_file_that_is_out_of_reach_for_a_while(self):
+        folder, away = os.path.dirname(self.path), os.path.dirname(self.path) + "_"
+        file = self.file()
+        file.add("event", b"1")
+        os.rename(folder, away)
+        try:
+            with open(folder, "w"):
+                pass
+            for use in (lambda: file.add("event"), file.changed):
+                once = mock.patch.object(file, "_check_due", 0.0)
+                with once, self.assertRaises(sse_server._LogFileError) as caught:
+                    use()
+                self.assertIn("Not a directory; let this user", str(caught.exception))
+            os.unlink(folder)
+        finally:
+            os.rename(away, folder)
+        file.add("event", b"2")
+        self.assertEqual(self.bodies(file), ["1", "2"])
+
     def test_a_full_disk_is_an_error_and_nothing_is_added(self):
         file = self.file()
         file.add("event", b"1")
