@@ -1182,6 +1182,10 @@ class _LogFile:
             text = str(error)
             found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
             self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
+        except _LogFileError:
+            raise
+        except OSError as error:
+            self._refuse(f"{error.strerror}; {_FILE_ADVICE['unable to open']}")
 
     def _identify(self) -> tuple[int, int, int]:
         """What others would open now: the file and its WAL."""
@@ -1586,15 +1590,20 @@ def _check_fields(request: Request) -> None:
             raise HTTPError(400, f"{fault}: chunked is not last")
         if value.lower() != b"chunked":
             raise HTTPError(501, fault)
+    _check_lengths(lengths)
+    expectations = request.tokens(b"expect") - {b""}
+    if expectations - {b"100-continue"}:
+        raise HTTPError(417, f"Expect {_quote(b', '.join(sorted(expectations)))}")
+
+
+def _check_lengths(lengths: list[bytes]) -> None:
+    """Require one number, however often it is repeated (RFC 9110, 8.6)."""
     different = {part.strip(b" \t") for value in lengths for part in value.split(b",")}
     if len(different) > 1:
         raise HTTPError(400, "two differing values of Content-Length")
     for value in different:
         if not value.isdigit():  # of bytes: ASCII digits only
             raise HTTPError(400, f"malformed Content-Length {_quote(value)}")
-    expectations = request.tokens(b"expect") - {b""}
-    if expectations - {b"100-continue"}:
-        raise HTTPError(417, f"Expect {_quote(b', '.join(sorted(expectations)))}")
 
 
 def _quote(text: bytes) -> str:
@@ -2998,6 +3007,7 @@ class _Intake:
         if loop and (loop.is_closed() or os.getpid() != self.bell.process):
             return False  # in a forked child, nobody may ever release the lock
         with self.lock:
+            loop = self.bell.loop  # it may have begun meanwhile
             before, has_more, batches = self.log.newest, True, 0
             try:
                 while has_more and not (loop and batches == _FILE_BATCHES_PER_REQUEST):
@@ -4551,7 +4561,7 @@ class _Call(_Reader):
         self._rooms = rooms
         self._receive, self._send = receive, send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._has_body = request.has_body  # that was not received to its end
+        self._has_body = False  # that was not received to its end
         self._is_over = False  # nothing more can be sent: the client left, or was cut
         # Who does what must be done before the answer is known.
         self._work: asyncio.Task[Any] | None = None
@@ -4590,6 +4600,8 @@ class _Call(_Reader):
         permit: _Permit | HTTPError | None = None
         body: bytes | None = None
         try:
+            _check_lengths(request.values(b"content-length"))  # perhaps nobody has
+            self._has_body = request.has_body
             while True:
                 decision = site.decide(request, permit, body, is_full)
                 if isinstance(decision, _Question):
@@ -4703,9 +4715,15 @@ class _Call(_Reader):
             self._watching = loop.create_task(self._await_departure())
 
     async def _await_departure(self) -> None:
+        ends = 0  # of the body; one that is repeated would stop the event loop
         try:
-            while (await self._receive())["type"] != "http.disconnect":
-                pass  # what it sends is ignored
+            while ends < 2:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    break
+                ends += not message.get("more_body", False)
+            else:  # nobody could tell that it leaves
+                logger.error("%s: receive() repeats the request", self.peer)
         except OSError as error:
             logger.debug("%s: it has left: %r", self.peer, error)
         except Exception:  # nobody could tell that it leaves
@@ -4885,6 +4903,10 @@ class _Termination:
                 self.loop.add_signal_handler(number, int)
         signal.signal(number, _end_blocks)
 
+    def is_leaving(self) -> None:
+        """The block has come to its end: a signal must not break off what follows."""
+        self.leave = int  # it does nothing
+
     def leave_in_loop(self) -> None:
         self.log()
         self.leave()
@@ -4899,10 +4921,13 @@ class _Termination:
         for number, (handler, blocks) in list(_handled.items()):
             if self in blocks:
                 blocks.remove(self)
+                present = signal.getsignal(number)
                 if blocks:
-                    handler = signal.getsignal(number)
+                    handler = present
                 else:
                     del _handled[number]
+                if present not in (_end_blocks, signal.SIG_DFL):
+                    continue  # the program has set its own within the block
                 if self.loop and self.loop not in [block.loop for block in blocks]:
                     with contextlib.suppress(NotImplementedError):
                         self.loop.remove_signal_handler(number)
@@ -5865,6 +5890,7 @@ class SSEServer:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
+        self._terminations[-1].is_leaving()
         try:
             await self.close()
         finally:
@@ -5880,6 +5906,7 @@ class SSEServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self._termination.is_leaving()
         self._termination.log()
         try:
             self.stop()
@@ -6630,15 +6657,17 @@ def _read_lines(max_bytes: int) -> Iterator[bytearray]:
         os.set_blocking(descriptor, True)
     mark = b"\xef\xbb\xbf"  # a byte order mark, which may begin the input
     received, line, size = b"\n", bytearray(), 0
+    by_cr = False  # what was received last ends a line by a CR; a LF belongs to it
     while received:
-        before, received = received, os.read(descriptor, 64 * _KIB)
-        halved = before.endswith(b"\r") and received.startswith(b"\n")  # a CRLF
+        received = os.read(descriptor, 64 * _KIB)
+        halved = by_cr and received.startswith(b"\n")
         # The end of the input ends a line as a CR does.
         for part in received[halved:].splitlines(True) if received else [b"\r"]:
             text = part.rstrip(b"\r\n")
             size += len(text)
             if size <= max_bytes:
                 line += text
+            by_cr = part.endswith(b"\r") and size > 0
             if text == part:
                 continue
             if size > max_bytes:

@@ -2580,6 +2580,26 @@ class LogFileTest(LogFileTestCase):
                     self.assertEqual(new.add("event", b"more"), 2)
                     self.assertEqual(self.bodies(self.file()), ["new", "more"])
 
+    @unittest.skipUnless(os.name == "posix", "an open file cannot be moved")
+    def test_a_file_that_is_out_of_reach_for_a_while(self):
+        folder, away = os.path.dirname(self.path), os.path.dirname(self.path) + "_"
+        file = self.file()
+        file.add("event", b"1")
+        os.rename(folder, away)
+        try:
+            with open(folder, "w"):
+                pass
+            for use in (lambda: file.add("event"), file.changed):
+                once = mock.patch.object(file, "_check_due", 0.0)
+                with once, self.assertRaises(sse_server._LogFileError) as caught:
+                    use()
+                self.assertIn("Not a directory; let this user", str(caught.exception))
+            os.unlink(folder)
+        finally:
+            os.rename(away, folder)
+        file.add("event", b"2")
+        self.assertEqual(self.bodies(file), ["1", "2"])
+
     def test_a_full_disk_is_an_error_and_nothing_is_added(self):
         file = self.file()
         file.add("event", b"1")
@@ -8381,6 +8401,36 @@ class HistoryFileTest(ServerTestCase):
         client = await self.stream(servers[1], f"/sse?last_event_id={ids[97]}")
         self.assertEqual(await client.data(1), ["199"])
 
+    async def test_a_thread_takes_in_something_while_the_server_starts(self):
+        """It waits for the lock, and begins when streams are open."""
+        self.stop_looking()
+        server, other = self.new_server(), await self.start()
+        waits, may_go_on = asyncio.Event(), threading.Event()
+        loop, main = asyncio.get_running_loop(), threading.current_thread()
+        lock = inside(server).intake.lock
+
+        class Lock:
+            def __enter__(self):
+                if threading.current_thread() is not main:
+                    loop.call_soon_threadsafe(waits.set)
+                    may_go_on.wait(DEADLINE)
+                lock.acquire()
+
+            def __exit__(self, *raised):
+                lock.release()
+
+        inside(server).intake.lock = Lock()
+        counting = asyncio.ensure_future(asyncio.to_thread(lambda: server.stats))
+        self.addCleanup(may_go_on.set)
+        await waits.wait()
+        await server.__aenter__()
+        self.addAsyncCleanup(self._stop, server)
+        client = await self.stream(server)
+        other.publish("a")
+        may_go_on.set()
+        self.assertEqual((await counting).published, 1)
+        self.assertEqual(await client.data(1), ["a"])
+
     async def test_without_a_stream_it_looks_seldom(self):
         server = await self.start()
         loop = asyncio.get_running_loop()
@@ -12930,6 +12980,18 @@ class ASGITest(ServerTestCase):
         fields = [SECRET, length, "Expect: 100-continue"]  # it waits for the answer
         self.assertEqual((await self.call(server, *fields, **options).answer())[0], 413)
 
+    async def test_a_length_that_is_no_number(self):
+        """Not every server looks at it."""
+        server = await self.start(publish_token="secret")
+        for lengths, fault in (
+            (["x"], b"malformed Content-Length 'x'\n"),
+            (["1", "2"], b"two differing values of Content-Length\n"),
+        ):
+            fields = [f"Content-Length: {length}" for length in lengths]
+            call = self.call(server, SECRET, *fields, method="POST")
+            self.assertEqual(await call.answer(), (400, fault))
+        self.assertEqual(len(inside(server).registry), 0)
+
     async def test_from_http_2_on_a_body_needs_no_length(self):
         server = await self.start(publish_token="secret")
         stream = self.call(server)
@@ -13077,6 +13139,19 @@ class ASGITest(ServerTestCase):
             await asyncio.wait_for(self.call(application).task, DEADLINE)
             self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
             self.assertEqual(len(self.logged(logging.ERROR)), errors)
+
+    async def test_a_receive_that_repeats_the_request(self):
+        """So middlewares do that have read it: the event loop would stand still."""
+        server = await self.start()
+        receive = mock.AsyncMock(side_effect=100 * WITHOUT_BODY)
+
+        async def application(scope, _, send):
+            await server(scope, receive, send)
+
+        await asyncio.wait_for(self.call(application).task, DEADLINE)
+        self.assertEqual(receive.await_count, 2)
+        self.assertEqual((server.stats.live, server.stats.behind), (0, 0))
+        self.assertEqual(len(self.logged(logging.ERROR)), 1)
 
     async def test_one_that_is_cancelled_is_gone(self):
         server = await self.start()
@@ -13634,6 +13709,20 @@ raw = io.BufferedWriter(Raw(2, "w", closefd=False))
 stream = io.TextIOWrapper(raw, line_buffering=True)
 logging.basicConfig(format="%(message)s", level=logging.INFO, stream=stream)
 """
+    ENDING = """
+import asyncio, sys, sse_server
+def publish(server):
+    print(server.port, flush=True)
+    sys.stdin.readline()
+    for _ in range(8):
+        server.publish(2**20 * "x")
+async def main():
+    async with sse_server.SSEServer("127.0.0.1", 0, shutdown_timeout=60) as server:
+        await asyncio.to_thread(publish, server)
+def in_thread():
+    with sse_server.SSEServer("127.0.0.1", 0, shutdown_timeout=60) as server:
+        publish(server)
+"""
     FORKED = """
 import multiprocessing, os, signal, time
 multiprocessing.set_start_method("fork")
@@ -13701,6 +13790,19 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
         process.send_signal(signal.SIGTERM)
         self.assertEqual(await self.finish(process), (-signal.SIGTERM, ""))
 
+    async def test_a_signal_that_comes_when_the_block_ends_by_itself(self):
+        """What ends it goes on: a client that is behind gets everything."""
+        for call in ("asyncio.run(main())", "in_thread()"):
+            with self.subTest(call=call):
+                process = await self.run_command(program=["-c", self.ENDING + call])
+                port = int(await process.stdout.readline())
+                client, other = [await self.watch(port) for _ in range(2)]
+                process.stdin.write(b"\n")
+                self.assertEqual(len(await other.rest()), 8)  # the server ends
+                process.send_signal(signal.SIGTERM)
+                self.assertEqual(len(await client.rest()), 8)
+                self.assertEqual(await self.finish(process), (0, ""))
+
     async def test_a_signal_that_comes_while_something_is_logged(self):
         """A stream's buffer refuses to be written to by who has interrupted a write."""
         process, client, _ = await self.run_program(self.LOGGING + self.FOREVER)
@@ -13727,6 +13829,20 @@ with sse_server.SSEServer("127.0.0.1", 0) as server:
         with SSEServer("127.0.0.1", 0):
             self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
         self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
+
+    async def test_a_handler_that_is_set_within_the_block_stays(self):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.addCleanup(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+        loop, came = asyncio.get_running_loop(), asyncio.Event()
+        async with SSEServer(port=None):
+            loop.add_signal_handler(signal.SIGTERM, came.set)
+        self.assertNotEqual(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(came.wait(), DEADLINE)
+        loop.remove_signal_handler(signal.SIGTERM)
+        with SSEServer(port=None):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.assertEqual(signal.getsignal(signal.SIGTERM), signal.SIG_IGN)
 
     @unittest.skipUnless(hasattr(os, "fork"), "no fork")
     async def test_a_forked_child_is_ended_by_sigterm_and_its_parent_is_not(self):
@@ -14153,13 +14269,25 @@ class StandardInputTest(CommandLineTestCase):
             (b"\r#   1 %\r##", ["#   1 %"]),
             (b"  2 %\r", ["##  2 %"]),
             (b"\r###  3 %\r\r", ["###  3 %"]),
-            (b"\nready\r", ["ready"]),
+            (b"\nready\r", ["", "ready"]),
             (b"\n\r\n\n\rlast", ["", ""]),
         ):
             process.stdin.write(written)
             self.assertEqual(await client.data(len(seen)), seen)
         process.stdin.close()
         self.assertEqual(await client.data(1), ["last"])
+
+    def test_the_lines_are_the_same_however_the_input_comes_in_pieces(self):
+        content = b"\r\n\r\na\r\n\r\n\n\rb\r\r\r\nc\n\r\n\r"
+        lines = [b"", b"", b"a", b"", b"", b"b", b"", b"c", b""]
+        for pieces in slicings(content):
+            read = mock.Mock(side_effect=[*pieces, b""])
+            with (
+                mock.patch.object(os, "read", read),
+                mock.patch.object(os, "set_blocking"),
+                mock.patch.object(sys, "stdin", mock.Mock()),
+            ):
+                self.assertEqual([*sse_server._read_lines(10)], lines, pieces)
 
     async def test_a_byte_order_mark_at_the_begin_is_dropped(self):
         process, port = await self.serve("-")
