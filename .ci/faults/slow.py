@@ -198,8 +198,9 @@ def stdin(report, options):
         clients = [Client(address, timeout=60).open() for _ in range(3)]
         rates = [None, None, SLOW_RATE]
         following = common.Child(common.follow, clients, 80, rates, LINES)
-        with process.stdin, subprocess.Popen(["seq", str(LINES)], stdout=process.stdin):
-            faults, gaps = following.result()
+        feed = subprocess.Popen(["seq", str(LINES)], stdout=process.stdin)
+        faults, gaps = following.result()
+        feed.wait(10)
         lines = f"{LINES} lines to 3 clients, one of them slow, in order"
         report.faultless(f"{name}: {lines}", faults + ["a gap"] * gaps)
         grown = server.rss() - before
