@@ -49,14 +49,7 @@ class Swarms:
             seed = f"{options.seed}-{ids}-{number}"
             flock = swarm.Swarm(address, count, seed, seen)
             flock.run(self._calm.is_set)
-            record = swarm.Record(records)
-            counts, wrong = collections.Counter(published=len(record)), []
-            for client in flock.clients:
-                counts.update(client.counts)
-                counts.update(item[0] for item in client.transcript)
-                faults = swarm.verify(client.transcript, client.channels, record)
-                wrong += [f"{client.channels} {fault}" for fault in faults]
-            return counts, wrong
+            return swarm.verified(flock, records)
 
         self._children = [Child(run, n, seen) for n, seen in enumerate(self._seen)]
 
@@ -68,15 +61,15 @@ class Swarms:
     def finish(self, report, name):
         """The storm is over: report what was wrong; all counts."""
         self._calm.set()
-        results = [child.result(300) for child in self._children]
-        counts = sum((result[0] for result in results), collections.Counter())
+        counts, faults = collections.Counter(), []
+        for child in self._children:
+            more, wrong = child.result(300)
+            counts.update(more)
+            faults += wrong
         counts["published"] //= SWARMS
         report.note(", ".join(f"{what} {n}" for what, n in sorted(counts.items())))
-        report.faultless(
-            f"{name}: order, holes, gaps, state",
-            [fault for result in results for fault in result[1]],
-            f"{counts['event']} deliveries, {counts['gap']} gaps",
-        )
+        text = f"{counts['event']} deliveries, {counts['gap']} gaps"
+        report.faultless(f"{name}: order, holes, gaps, state", faults, text)
         return counts
 
 
@@ -115,9 +108,8 @@ def watch(server, swarms, options):
     while True:
         time.sleep(1)  # the soak's length, not a synchronisation
         usages.append(server.ask("usage"))
-        seconds = time.monotonic() - start
-        enough = swarms.deliveries >= options.deliveries
-        if (seconds > options.seconds and enough) or seconds > 4 * options.seconds:
+        wanted = options.seconds * (1 if swarms.deliveries >= options.deliveries else 4)
+        if time.monotonic() - start > wanted:
             return usages
 
 

@@ -36,8 +36,8 @@ AWAY = ("reset", "close", "wait")
 class Chaotic:
     """One client: a mood, a connection or none, and its transcript."""
 
-    def __init__(self, swarm, number, chance):
-        self.channels = CHANNEL_SETS[number % len(CHANNEL_SETS)]
+    def __init__(self, swarm, number, channels, chance):
+        self.channels = channels
         self.transcript = []
         self.counts = collections.Counter()
         self.seen = 0  # events
@@ -146,15 +146,16 @@ class Chaotic:
 class Swarm:
     """Runs the clients in one selector loop until told that the storm is over."""
 
-    def __init__(self, address, count, seed, seen):
+    def __init__(self, address, count, seed, seen, channel_sets=CHANNEL_SETS):
         self.address = address
         self._seen = seen  # shared with who waits for enough
         self._selector = selectors.DefaultSelector()
         self._watched = set()
-        self.clients = [
-            Chaotic(self, number, random.Random(f"{seed}-{number}"))
-            for number in range(count)
-        ]
+        self.clients = []
+        for number in range(count):
+            channels = channel_sets[number % len(channel_sets)]
+            chance = random.Random(f"{seed}-{number}")
+            self.clients.append(Chaotic(self, number, channels, chance))
 
     def watch(self, client, wanted):
         if wanted and client not in self._watched:
@@ -258,6 +259,18 @@ def lines_of(path):
 def parse_id(name):
     epoch, _, number = name.rpartition("-")
     return epoch, int(number)
+
+
+def verified(swarm, records):
+    """What the clients did and saw, counted, and what is wrong in it."""
+    record = Record(records)
+    counts, wrong = collections.Counter(published=len(record)), []
+    for client in swarm.clients:
+        counts.update(client.counts)
+        counts.update(item[0] for item in client.transcript)
+        faults = verify(client.transcript, client.channels, record)
+        wrong += [f"{client.channels} {fault}" for fault in faults]
+    return counts, wrong
 
 
 def verify(transcript, channels, record):
