@@ -13,16 +13,7 @@ import sys
 import time
 
 from fleet import Adding, Fleet
-from harness import (
-    Report,
-    Workshop,
-    arguments,
-    enter_private_network,
-    expect,
-    nginx,
-    raise_descriptor_limit,
-    redis_server,
-)
+from harness import Report, Workshop, arguments, common, expect, nginx, redis_server
 
 # Clients, events a second, seconds.
 SIZES = {"small": (400, 100, 18), "full": (2000, 200, 40)}
@@ -30,7 +21,6 @@ PORT = 8080  # where the clients connect
 FLEETS = 2  # processes of clients
 DOWN_SECONDS = 2.0  # that a killed process is away
 OUTAGE_SECONDS = 5.0
-CATCH_UP_SECONDS = 120.0  # for the last client to have the last event
 
 
 def incidents(fleet, publisher, feeds, broker):
@@ -66,17 +56,13 @@ def run(report, name, workshop, size, ports, block=None):
         feeds = [enter(workshop.python("redis_feed.py", p, port=p)) for p in ports]
         if block:
             enter(nginx(workshop, block, PORT))
-        fleet = enter(Fleet(FLEETS, clients // FLEETS, total, [[PORT]] * FLEETS))
-        fleet.all("open")
-        with Adding(total, rate) as publisher:
-            incidents(fleet, publisher, feeds, broker)
-            publisher.reached(1)
-        fleet.all("complete", CATCH_UP_SECONDS)
-        counts = {n: fleet.count(n) for n in ("repeated", "missing", "gaps", "cut")}
+        fleet = enter(Fleet(FLEETS, clients // FLEETS, total, [PORT]))
+        publisher = Adding(total, rate)
+        wrong = lambda: incidents(fleet, publisher, feeds, broker)
+        counts = fleet.lives_through(publisher, wrong)
+        seconds = time.monotonic() - started
         notes.append(f"{clients} clients x {total} events at {rate}/s; {counts}")
-        notes.append(
-            f"{publisher.errors} failed XADD, {time.monotonic() - started:.0f} s"
-        )
+        notes.append(f"{publisher.errors} failed XADD, {seconds:.0f} s")
         faults = counts["repeated"] + counts["missing"] + counts["gaps"]
         expect(faults == 0, f"{faults} wrong")
         expect(counts["cut"] > 0 and publisher.errors > 0, "nothing went wrong")

@@ -1,43 +1,148 @@
-"""Several processes of watchers.py as one, and publishers of what they check."""
+"""Many clients, in a few processes, and publishers of what they check.
 
+Each client follows the stream, comes back when it is cut, and checks that the events are
+the numbers from 1 on, in order, none twice, no gap.  It speaks HTTP/1.0, to which the
+stream is sent without chunks around it, so that an event is whole when its empty line is
+there.
+"""
+
+import asyncio
 import contextlib
-import json
-import subprocess
-import sys
+import ctypes
+import multiprocessing.sharedctypes
+import random
+import re
 import threading
 import time
+import urllib.request
 
 import redis
-from harness import HERE, PATIENCE, expect, until
+from harness import PATIENCE, common, expect, until
+
+# What counts in a stream: an event's number, or a gap.
+WHAT_COUNTS = re.compile(rb"^data: (\d+)$|^event: gap$", re.MULTILINE)
+CONNECTING = 200  # connections begun and not yet answered
+RECONNECT_SECONDS = (0.2, 0.6)  # sooner than a browser: what is cut comes back at once
+CATCH_UP_SECONDS = 120.0  # for the last client to have the last event
+
+
+class State(ctypes.Structure):
+    """The counts of a process of clients, which another one reads.
+
+    "silent": holes that no gap had announced.
+    """
+
+    NAMES = ("open", "complete", "repeated", "missing", "gaps", "cut", "silent")
+    _fields_ = [(name, ctypes.c_long) for name in NAMES]
+
+
+class Client(asyncio.Protocol):
+    """One stream, over as many connections as it takes."""
+
+    def __init__(self, ports, target, total, state, room):
+        self._ports, self._total = ports, total  # it comes back at any of the ports
+        self._target = target
+        self._state, self._room = state, room  # shared with the others
+        self._last_id = ""
+        self._gap = False  # since the last event
+        self._expected = 1
+
+    async def follow(self):
+        while True:
+            async with self._room:
+                self._received, self._open = b"", False
+                self._answered, self._lost = asyncio.Event(), asyncio.Event()
+                try:
+                    await asyncio.get_running_loop().create_connection(
+                        lambda: self, "127.0.0.1", random.choice(self._ports)
+                    )
+                    await self._answered.wait()
+                except OSError:
+                    self._lost.set()
+            await self._lost.wait()
+            await asyncio.sleep(random.uniform(*RECONNECT_SECONDS))
+
+    def connection_made(self, transport):
+        self._transport = transport
+        asked = {"last_id": self._last_id, "target": self._target}
+        transport.write(common.request("1.0", **asked))
+
+    def connection_lost(self, error):
+        """Cut, refused, or the answer of a proxy whose servers are away."""
+        self._state.open -= self._open
+        self._state.cut += self._open
+        self._answered.set()
+        self._lost.set()
+
+    def data_received(self, data):
+        self._received += data
+        if not self._open:
+            head, end, rest = self._received.partition(b"\r\n\r\n")
+            if not end:
+                return
+            # nginx, while no server is there, answers with an empty stream.
+            if b" 200 " not in head.split(b"\r\n")[0]:
+                self._transport.abort()
+                return
+            self._open, self._received = True, rest
+            self._state.open += 1
+            self._answered.set()
+        whole, end, rest = self._received.rpartition(b"\n\n")
+        if end:
+            self._received = rest
+            self._take(whole)
+
+    def _take(self, events):
+        ids = re.findall(rb"^id: (.*)$", events, re.MULTILINE)
+        self._last_id = ids[-1].decode() if ids else self._last_id
+        state = self._state
+        for found in WHAT_COUNTS.finditer(events):
+            if not found[1]:
+                state.gaps += 1
+                self._gap = True
+                continue
+            number = int(found[1])
+            missing = number - self._expected
+            state.silent += missing > 0 and not self._gap
+            self._gap = False
+            if missing < 0:
+                state.repeated += 1
+                continue
+            state.missing += missing
+            self._expected = number + 1
+            state.complete += number == self._total
+
+
+async def follow(clients, *what):
+    room = asyncio.Semaphore(CONNECTING)
+    await asyncio.gather(*(Client(*what, room).follow() for _ in range(clients)))
 
 
 class Fleet:
     """The clients of several processes; their states are added up."""
 
-    def __init__(self, processes, clients, total, ports):
+    def __init__(self, processes, clients, total, ports, target="/sse"):
+        common.raise_descriptor_limit()
         self.clients = processes * clients
-        self._states = [{} for _ in range(processes)]
-        self.processes = []
-        self._readers = []
-        for number in range(processes):
-            options = [ports[number], clients, total]
-            process = subprocess.Popen(
-                [sys.executable, HERE / "watchers.py", json.dumps(options)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            self.processes.append(process)
-            reader = threading.Thread(target=self._read, args=(number, process))
-            reader.start()
-            self._readers.append(reader)
-
-    def _read(self, number, process):
-        for line in process.stdout:
-            self._states[number] = json.loads(line)
+        new_state = multiprocessing.sharedctypes.RawValue
+        self._states = [new_state(State) for _ in range(processes)]
+        what = ports, target, total
+        run = lambda state: asyncio.run(follow(clients, *what, state))
+        self._children = [common.Child(run, state) for state in self._states]
 
     def count(self, name):
-        expect(all(p.poll() is None for p in self.processes), "a watchers.py ended")
-        return sum(state.get(name, 0) for state in self._states)
+        alive = all(child.process.is_alive() for child in self._children)
+        expect(alive, "a process of clients ended")
+        return sum(getattr(state, name) for state in self._states)
+
+    def lives_through(self, publisher, incidents):
+        """Until each client has all that is published meanwhile; the counts."""
+        self.all("open")
+        with publisher:
+            incidents()
+            publisher.reached(1)
+        self.all("complete", CATCH_UP_SECONDS)
+        return {name: self.count(name) for name in State.NAMES[2:]}
 
     def all(self, name, within=PATIENCE):
         until(
@@ -50,12 +155,9 @@ class Fleet:
         return self
 
     def __exit__(self, *_):
-        for process in self.processes:
-            process.stdin.close()
-        for process, reader in zip(self.processes, self._readers):
-            process.wait()
-            reader.join()
-            process.stdout.close()
+        for child in self._children:
+            child.process.kill()
+            child.process.join()
 
 
 class Publisher(threading.Thread):
@@ -100,6 +202,30 @@ class Publisher(threading.Thread):
         self.join()
 
 
+def post(url, data):
+    headers = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, str(data).encode(), headers)
+    urllib.request.urlopen(request, timeout=PATIENCE).close()
+
+
+class Posting(Publisher):
+    """One whose answer is lost may or may not have come: it is not repeated, and the
+    origin's next start is announced by a gap."""
+
+    failures = OSError
+
+    def __init__(self, total, rate, url):
+        super().__init__(total, rate)
+        self._url = url
+
+    def publish(self, number):
+        post(self._url, number)
+
+    def newest(self):
+        last = self.number + 1 == self.total
+        return self.number + (not last)  # that one is waited for
+
+
 class Adding(Publisher):
     """Adds them to a stream of Redis.  An XADD whose answer was lost may or may not have
     happened, so after an error it looks at the end of the stream."""
@@ -110,9 +236,6 @@ class Adding(Publisher):
         super().__init__(total, rate)
         how = {"decode_responses": True, "retry": None, "socket_timeout": PATIENCE}
         self._client = redis.Redis(**how)
-        # Number 1, from which on every client has an id to come back with.
-        self.publish(1)
-        self.number = 1
 
     def publish(self, number):
         self._client.xadd("events", {"data": number})

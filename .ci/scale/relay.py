@@ -14,49 +14,16 @@ import signal
 import sys
 import threading
 import time
-import urllib.request
 
-from fleet import Fleet, Publisher
-from harness import (
-    PATIENCE,
-    Report,
-    Stream,
-    Workshop,
-    arguments,
-    common,
-    enter_private_network,
-    expect,
-    raise_descriptor_limit,
-    until,
-)
+from fleet import Fleet, Posting, post
+from harness import PATIENCE, Report, Stream, Workshop, arguments, common, expect, until
 
 # Clients, events a second, seconds.
 SIZES = {"small": (1000, 100, 24), "full": (4000, 200, 60)}
 ORIGIN, RELAYS, BETWEEN = 8080, 8081, 8090  # ports
+STREAM = f"http://localhost:{ORIGIN}/sse"
 FLEETS = 2  # processes of clients
 HEARTBEAT, SILENCE, STOPPED = 0.5, 1.5, 2.5  # seconds
-CATCH_UP_SECONDS = 120.0
-
-
-class Posting(Publisher):
-    """One whose answer is lost may or may not have come: it is not repeated, and the
-    origin's next start is announced by a gap."""
-
-    failures = OSError
-
-    def publish(self, number):
-        post(number)
-
-    def newest(self):
-        last = self.number + 1 == self.total
-        return self.number + (not last)  # that one is waited for
-
-
-def post(data, query=""):
-    url = f"http://localhost:{ORIGIN}/sse{query}"
-    bearer = {"Authorization": "Bearer secret"}
-    request = urllib.request.Request(url, str(data).encode(), bearer)
-    urllib.request.urlopen(request, timeout=PATIENCE).close()
 
 
 class Between(threading.Thread):
@@ -135,16 +102,13 @@ def mistreated(report, workshop, clients, rate, seconds):
         origin = stack.enter_context(origin_of(workshop))
         between = Between()
         between.start()
-        post(0)
+        post(STREAM, 0)
         relays = [stack.enter_context(relay_of(workshop)) for _ in range(4)]
+        ports = [RELAYS] * 4 + [ORIGIN]
         fleet = stack.enter_context(Fleet(FLEETS, clients // FLEETS, total, ports))
-        fleet.all("open")
-        with Posting(total, rate) as publisher:
-            incidents(publisher, origin, relays, between)
-            publisher.reached(1)
-        fleet.all("complete", CATCH_UP_SECONDS)
-        names = ("repeated", "silent", "missing", "gaps", "cut")
-        counts = {name: fleet.count(name) for name in names}
+        publisher = Posting(total, rate, STREAM)
+        wrong = lambda: incidents(publisher, origin, relays, between)
+        counts = fleet.lives_through(publisher, wrong)
         notes.append(f"{fleet.clients} clients x {total} events at {rate}/s")
         notes.append(", ".join(f"{name} {count}" for name, count in counts.items()))
         notes.append(f"{publisher.errors} failed posts, {between.cuts} events cut")
@@ -199,10 +163,9 @@ def keeps_state(report, workshop):
         report.case("a relay retains what it is told, and is told of gaps"),
         origin_of(workshop) as origin,
     ):
-        state = lambda text: post(text, "?event=state&retain=1")
+        state = lambda text: post(f"{STREAM}?event=state&retain=1", text)
         state("one")
-        url = f"http://localhost:{ORIGIN}/sse"
-        with relay_of(workshop, url=url, RETAIN="state"):
+        with relay_of(workshop, url=STREAM, RETAIN="state"):
             with Stream(RELAYS) as stream:
                 expect(stream.next()["data"] == "one", "not what was retained")
                 killed(origin)
