@@ -12,8 +12,10 @@ import signal
 import sys
 import time
 
+import common
+from common import Report, expect
 from fleet import Adding, Fleet
-from harness import Report, Workshop, arguments, common, expect, nginx, redis_server
+from harness import Workshop, arguments, nginx, redis_server
 
 # Clients, events a second, seconds.
 SIZES = {"small": (400, 100, 18), "full": (2000, 200, 40)}
@@ -80,8 +82,8 @@ def behind_nginx(workshop, ports):
 
 def main():
     options = arguments(__doc__)
-    enter_private_network()
-    raise_descriptor_limit()
+    common.enter_private_network()
+    common.raise_descriptor_limit()
     size = SIZES[options.size]
     report = Report("cluster")
     with Workshop() as workshop:

@@ -16,8 +16,9 @@ import threading
 import time
 import urllib.request
 
+import common
 import redis
-from harness import PATIENCE, common, expect, until
+from common import PATIENCE, expect, until
 
 # What counts in a stream: an event's number, or a gap.
 WHAT_COUNTS = re.compile(rb"^data: (\d+)$|^event: gap$", re.MULTILINE)

@@ -16,8 +16,10 @@ import signal
 import sys
 import time
 
+import common
 import swarm
-from harness import Report, Workshop, arguments, common, expect
+from common import Report, expect
+from harness import Workshop, arguments
 
 # Clients, events a second, seconds of each part, restarts.
 SIZES = {"small": (40, 200, 6, 10), "full": (400, 500, 60, 100)}

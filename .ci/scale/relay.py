@@ -15,8 +15,10 @@ import sys
 import threading
 import time
 
+import common
+from common import PATIENCE, Report, expect, until
 from fleet import Fleet, Posting, post
-from harness import PATIENCE, Report, Stream, Workshop, arguments, common, expect, until
+from harness import Stream, Workshop, arguments
 
 # Clients, events a second, seconds.
 SIZES = {"small": (1000, 100, 24), "full": (4000, 200, 60)}
@@ -96,7 +98,6 @@ def incidents(publisher, origin, relays, between):
 
 def mistreated(report, workshop, clients, rate, seconds):
     total = rate * seconds
-    ports = [[RELAYS] * 4 + [ORIGIN]] * FLEETS
     name = "four relays of one origin: nothing lost in silence, nothing twice"
     with report.case(name) as notes, contextlib.ExitStack() as stack:
         origin = stack.enter_context(origin_of(workshop))
@@ -179,8 +180,8 @@ def keeps_state(report, workshop):
 
 def main():
     options = arguments(__doc__)
-    enter_private_network()
-    raise_descriptor_limit()
+    common.enter_private_network()
+    common.raise_descriptor_limit()
     report = Report("relay")
     with Workshop() as workshop:
         keeps_state(report, workshop)
