@@ -280,14 +280,6 @@ class Program:
         pages = int(pathlib.Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGESIZE")
 
-    def signal(self, number):
-        self.process.send_signal(number)
-
-    def kill(self):
-        """As the kernel does when memory is short: no farewell."""
-        self.process.kill()
-        self.process.wait()
-
     def stop(self, number=signal.SIGTERM):
         """As a service manager does; the exit status.  By force if it is too late."""
         if self.process.poll() is None:
@@ -297,6 +289,14 @@ class Program:
         except subprocess.TimeoutExpired:
             self.kill()
             raise Failure(f"{self.command[:3]} did not end at {number!r}") from None
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def kill(self):
+        """As the kernel does when memory is short: no farewell."""
+        self.process.kill()
+        self.process.wait()
 
     def __enter__(self):
         return self

@@ -2,26 +2,23 @@
  * both browsers, in a page and against servers of its own. */
 "use strict";
 
-const { expect, same, until, startDemo } = require("./harness.cjs");
+const { expect, same, sleep, startDemo, until } = require("./harness.cjs");
 
 /** In the page: an EventSource that keeps a record of all that happens to it. */
-async function connect(page, url, ...names) {
-  await page.evaluate(
-    (address, types) => {
-      const source = new EventSource(address);
-      const record = [];
-      source.onopen = () => record.push(["open"]);
-      source.onerror = () => record.push(["error", source.readyState]);
-      for (const type of ["message", "gap", ...types]) {
-        source.addEventListener(type, (event) => {
-          record.push([event.type, event.data, event.lastEventId]);
-        });
-      }
-      Object.assign(window, { source, record });
-    },
-    url,
-    names,
-  );
+function connect(page, url, ...names) {
+  const begin = (address, types) => {
+    const source = new EventSource(address);
+    const record = [];
+    source.onopen = () => record.push(["open"]);
+    source.onerror = () => record.push(["error", source.readyState]);
+    for (const type of ["message", "gap", ...types]) {
+      source.addEventListener(type, (event) => {
+        record.push([event.type, event.data, event.lastEventId]);
+      });
+    }
+    Object.assign(window, { source, record });
+  };
+  return page.evaluate(begin, url, names);
 }
 
 /** The same, once it is open: what is published from then on must be seen. */
@@ -45,27 +42,22 @@ async function eventsOf(page) {
   return (await recordOf(page)).filter(([type]) => !["open", "error"].includes(type));
 }
 
-/** Wait until the record has so many entries whose type does, or does not, match. */
-async function entries(page, count, pattern, matching) {
-  const counted = () =>
-    page.evaluate(
-      (source, wanted) => {
-        const types = new RegExp(source);
-        return window.record.filter(([type]) => types.test(type) === wanted).length;
-      },
-      pattern,
-      matching,
-    );
-  const what = `${count} ${matching ? pattern : "events"}`;
-  await until(async () => (await counted()) >= count, what).catch(async (problem) => {
+/** Wait until the record has so many entries of the type: "event", "open" or "error". */
+async function entries(page, count, kind) {
+  const counted = (kind) =>
+    window.record.filter(([type]) =>
+      kind === "event" ? !["open", "error"].includes(type) : type === kind,
+    ).length;
+  const came = async () => (await page.evaluate(counted, kind)) >= count;
+  await until(came, `${count} x ${kind}`).catch(async (problem) => {
     const record = JSON.stringify(await recordOf(page));
     throw new Error(`${problem.message}; recorded: ${record.slice(0, 1000)}`);
   });
 }
 
-const seen = (page, count) => entries(page, count, "^(open|error)$", false);
-const opened = (page, count) => entries(page, count, "^open$", true);
-const failed = (page) => entries(page, 1, "^error$", true);
+const seen = (page, count) => entries(page, count, "event");
+const opened = (page, count) => entries(page, count, "open");
+const failed = (page) => entries(page, 1, "error");
 
 async function opensBeforeTheFirstEvent(tools) {
   const { page } = tools;
@@ -135,16 +127,15 @@ async function isToldOfAGapAfterARestart(tools) {
 }
 
 async function resumesOverACrash(tools) {
-  const { page, startServer } = tools;
   const server = await watching(tools, { retry: 4 });
-  await server.publish({ data: "one", id: "1" });
-  await seen(page, 1);
+  const [one, two] = ["1", "2"].map((id) => ({ data: `number ${id}`, id }));
+  await server.publish(one);
+  await seen(tools.page, 1);
   await server.stop("SIGKILL");
-  const again = await startServer({ port: server.port });
-  await again.publish({ data: "one", id: "1" }, { data: "two", id: "2" });
-  await seen(page, 2);
-  const wanted = ["one", "two"].map((data, n) => ["message", data, `${n + 1}`]);
-  same(await eventsOf(page), wanted, "events");
+  await (await tools.startServer({ port: server.port })).publish(one, two);
+  await seen(tools.page, 2);
+  const wanted = [one, two].map(({ data, id }) => ["message", data, id]);
+  same(await eventsOf(tools.page), wanted, "events");
 }
 
 /** The connection is reset at arbitrary bytes while events are being published. */
@@ -210,32 +201,33 @@ async function stopsForGoodWhenTurnedAway({ page, startServer, startRelay }) {
   relay.cut();
   const closed = () => page.evaluate(() => window.source.readyState === 2);
   await until(closed, "the EventSource is closed");
-  const accepted = relay.accepted;
-  // Ten times the reconnection time, in which nothing may happen.
-  await new Promise((resolve) => setTimeout(resolve, 1000));
+  const { accepted } = relay;
+  await sleep(1000); // ten times the reconnection time, in which nothing may happen
   same(relay.accepted, accepted, "connections afterwards");
 }
-
-const PUBLIC = { publish_token: "secret" };
 
 /** In the page: publish by fetch; resolves to status and text, or the error's name. */
 const post = (page, url) =>
   page.evaluate(async (address) => {
+    const headers = { Authorization: "Bearer secret" };
+    const how = { method: "POST", headers, body: "from a page" };
     try {
-      const response = await fetch(`${address}?event=news`, {
-        method: "POST",
-        headers: { Authorization: "Bearer secret" },
-        body: "from a page",
-      });
+      const response = await fetch(`${address}?event=news`, how);
       return [response.status, (await response.text()).trim()];
     } catch (error) {
       return [error.name];
     }
   }, url);
 
-async function publishesFromAnAllowedOrigin({ page, startServer, startHome }) {
+/** A server that a page of another origin may use. */
+async function startPublic({ startServer, startHome }) {
   const home = await startHome();
-  const server = await startServer({ ...PUBLIC, cors_origins: [home.origin] });
+  const options = { publish_token: "secret", cors_origins: [home.origin] };
+  return { home, server: await startServer(options) };
+}
+
+async function publishesFromAnAllowedOrigin({ page, ...tools }) {
+  const { home, server } = await startPublic(tools);
   await page.goto(home.origin);
   await watch(page, server.url, "news");
   const [status, id] = await post(page, server.url);
@@ -244,9 +236,8 @@ async function publishesFromAnAllowedOrigin({ page, startServer, startHome }) {
   same(await eventsOf(page), [["news", "from a page", id]], "events");
 }
 
-async function isRefusedFromAnotherOrigin({ page, startServer, startHome }) {
-  const home = await startHome();
-  const server = await startServer({ ...PUBLIC, cors_origins: [home.origin] });
+async function isRefusedFromAnotherOrigin({ page, ...tools }) {
+  const { home, server } = await startPublic(tools);
   const before = await server.ask("last_event_id");
   await page.goto(home.origin.replace("localhost", "127.0.0.1"));
   same(await post(page, server.url), ["TypeError"], "fetch");
@@ -261,12 +252,11 @@ async function allSeeTheSameDemo(browsers) {
   const demo = await startDemo();
   const pages = await Promise.all(browsers.map(({ browser }) => browser.newPage()));
   try {
-    await Promise.all(
-      pages.map(async (page) => {
-        await page.goto(demo.origin);
-        await watch(page, demo.url);
-      }),
-    );
+    const visit = async (page) => {
+      await page.goto(demo.origin);
+      await watch(page, demo.url);
+    };
+    await Promise.all(pages.map(visit));
     await Promise.all(pages.map((page) => seen(page, 4)));
     const lists = await Promise.all(pages.map(eventsOf));
     // Each opened in its own time: they are compared from the later one's first event.
@@ -289,18 +279,18 @@ async function allSeeTheSameDemo(browsers) {
   }
 }
 
-/** In the page: the milliseconds from publish to onmessage, of events one by one. */
-async function delaysOf(page, server, count) {
+/** The median of the milliseconds from publish to onmessage, of events one by one. */
+async function delayOf(page, server, count) {
   for (let number = 0; number < count; number += 1) {
     await server.publish({ data: { number, sent: Date.now(), text: "x".repeat(99) } });
     await seen(page, number + 1);
   }
-  return page.evaluate(() =>
-    window.record.filter(([type]) => type === "message").map(([, data], number) => {
-      if (JSON.parse(data).number !== number) throw new Error(`${number}: ${data}`);
-      return window.times[number] - JSON.parse(data).sent;
-    }),
-  );
+  const times = await page.evaluate(() => window.times);
+  const delays = (await eventsOf(page)).map(([, data], number) => {
+    same(JSON.parse(data).number, number, "the number of an event");
+    return times[number] - JSON.parse(data).sent;
+  });
+  return delays.sort((a, b) => a - b)[count >> 1];
 }
 
 async function readsWhatIsCompressed({ page, startServer }) {
@@ -315,8 +305,7 @@ async function readsWhatIsCompressed({ page, startServer }) {
     });
     const { streams } = await server.ask("compressed");
     same(streams, Number(compress), "compressed streams");
-    const delays = (await delaysOf(page, server, 40)).sort((a, b) => a - b);
-    medians.push(delays[20]);
+    medians.push(await delayOf(page, server, 40));
     if (compress) await joinsLate(page, server);
     await page.evaluate(() => window.source.close());
   }
@@ -327,17 +316,10 @@ async function readsWhatIsCompressed({ page, startServer }) {
 /** A `fetch` that begins when others have read much already. */
 async function joinsLate(page, server) {
   await page.evaluate(async (address) => {
-    const reader = (await fetch(address)).body.getReader();
-    const decoder = new TextDecoder();
+    const { body } = await fetch(address);
     window.fetched = "";
-    const pump = async () => {
-      for (;;) {
-        const { value, done } = await reader.read();
-        if (done) break;
-        window.fetched += decoder.decode(value, { stream: true });
-      }
-    };
-    pump();
+    const write = (text) => void (window.fetched += text);
+    body.pipeThrough(new TextDecoderStream()).pipeTo(new WritableStream({ write }));
   }, server.url);
   await until(async () => (await server.ask("compressed")).streams === 2, "a fetch");
   for (const word of ["one", "two", "three"]) {

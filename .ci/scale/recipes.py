@@ -93,7 +93,9 @@ def tells_of_what_was_forgotten(report, database, process):
         with Stream(one, ids[-2]) as late:
             expect_events(late.take(1), "6")
     with (
-        report.case(f"{database.name}: what was seen before it was forgotten is no gap"),
+        report.case(
+            f"{database.name}: what was seen before it was forgotten is no gap"
+        ),
         Stream(one, ids[-1]) as stream,
         Stream(two, ids[-1]) as other,
     ):
@@ -229,31 +231,33 @@ def postgres_checks(report, workshop):
         server.start()
         until(can_ask, "PostgreSQL answers again")
 
-    with postgres_server(workshop) as server:
-        with psycopg.connect(autocommit=True) as sql:
-            sql.execute(workshop.recipe("postgres.sql"))
-            sequence_loses(report, sql)
-            ids = [add(text) for text in "abcde"]
-            database = Database("postgres", (8083, 8084), add, forget, restart)
-            with feed(8083) as one, feed(8084):
-                resumes_anywhere(report, database, ids)
-                postgres_follows(report, sql)
-                postgres_order(report, sql)
-                tells_of_what_was_forgotten(report, database, one)
-                misses_nothing_over_a_restart(report, database)
+    with postgres_server(workshop) as server, psycopg.connect(autocommit=True) as sql:
+        sql.execute(workshop.recipe("postgres.sql"))
+        sequence_loses(report, sql)
+        ids = [add(text) for text in "abcde"]
+        database = Database("postgres", (8083, 8084), add, forget, restart)
+        with feed(8083) as one, feed(8084):
+            resumes_anywhere(report, database, ids)
+            postgres_follows(report, sql)
+            postgres_order(report, sql)
+            tells_of_what_was_forgotten(report, database, one)
+            misses_nothing_over_a_restart(report, database)
 
 
 def postgres_follows(report, sql):
-    with report.case("postgres: follows the table, at once"):
-        with Stream(8083) as stream, Stream(8083, query="?channel=a") as channel:
-            for number in range(1, 6):
-                start = time.monotonic()
-                id = publish_row(sql, f"row {number}", "reading")
-                event = {"id": str(id), "event": "reading", "data": f"row {number}"}
-                expect(stream.next() == event, f"not row {number}")
-                expect(time.monotonic() - start < 5, "only after the poll of 10 s")
-            publish_row(sql, "sixth", None, "a")
-            expect(channel.data(1) == ["sixth"], "not the channel's")
+    with (
+        report.case("postgres: follows the table, at once"),
+        Stream(8083) as stream,
+        Stream(8083, query="?channel=a") as channel,
+    ):
+        for number in range(1, 6):
+            start = time.monotonic()
+            id = publish_row(sql, f"row {number}", "reading")
+            event = {"id": str(id), "event": "reading", "data": f"row {number}"}
+            expect(stream.next() == event, f"not row {number}")
+            expect(time.monotonic() - start < 5, "only after the poll of 10 s")
+        publish_row(sql, "sixth", None, "a")
+        expect(channel.data(1) == ["sixth"], "not the channel's")
 
 
 def postgres_order(report, sql):
