@@ -108,10 +108,7 @@ def measure_delay(server, client, seconds=3.0):
 def exhaustion(report, options):
     limits = {"descriptors": DESCRIPTORS, "max_connections": 10_000}
     what = "descriptors used up"
-    with (
-        Server(options.python, **limits) as server,
-        Client(server.address) as first,
-    ):
+    with Server(options.python, **limits) as server, Client(server.address) as first:
         usual = measure_delay(server, first.open())
         knocking = []
         for _ in range(KNOCKING):

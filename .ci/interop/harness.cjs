@@ -4,10 +4,8 @@
 
 const { execFileSync, spawn } = require("node:child_process");
 const { once } = require("node:events");
-const fs = require("node:fs");
 const http = require("node:http");
 const net = require("node:net");
-const os = require("node:os");
 const path = require("node:path");
 const readline = require("node:readline");
 const { setTimeout: sleep } = require("node:timers/promises");
@@ -168,47 +166,56 @@ async function startHome() {
 
 // Nothing but this machine is looked up or reached.
 const ONLY_HERE = "MAP * ~NOTFOUND , EXCLUDE localhost , EXCLUDE 127.0.0.1";
-const CHROMIUM = {
-  args: [
-    ...["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
-    ...["--disable-background-networking", "--disable-component-update"],
-    ...["--disable-sync", `--host-resolver-rules=${ONLY_HERE}`],
-  ],
-};
 const NOWHERE = "127.0.0.1"; // everything else goes to a proxy that is not there
-const FIREFOX = {
-  extraPrefsFirefox: {
-    ...{ "network.proxy.type": 1, "network.proxy.allow_hijacking_localhost": false },
-    ...{ "network.proxy.http": NOWHERE, "network.proxy.http_port": 9 },
-    ...{ "network.proxy.ssl": NOWHERE, "network.proxy.ssl_port": 9 },
+const BROWSERS = {
+  Chromium: {
+    browser: "chrome",
+    args: [
+      ...["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
+      ...["--disable-background-networking", "--disable-component-update"],
+      ...["--disable-sync", `--host-resolver-rules=${ONLY_HERE}`],
+    ],
+  },
+  Firefox: {
+    browser: "firefox",
+    extraPrefsFirefox: {
+      ...{ "network.proxy.type": 1, "network.proxy.allow_hijacking_localhost": false },
+      ...{ "network.proxy.http": NOWHERE, "network.proxy.http_port": 9 },
+      ...{ "network.proxy.ssl": NOWHERE, "network.proxy.ssl_port": 9 },
+    },
   },
 };
+const PROGRAMS = { chrome: "chromium", firefox: "firefox-esr" };
+
+async function startBrowser(name) {
+  const program = PROGRAMS[BROWSERS[name].browser];
+  return puppeteer.launch({
+    ...BROWSERS[name],
+    executablePath: execFileSync("which", [program], { encoding: "utf8" }).trim(),
+    headless: true,
+    protocolTimeout: 60_000,
+    env: { ...process.env, TZ: "Asia/Kolkata" }, // far from UTC, and no summer time
+  });
+}
 
 /** Start both; resolves to [{name, browser, close}]. */
 const startBrowsers = () =>
-  Promise.all([
-    startBrowser("Chromium", "chrome", "chromium", CHROMIUM),
-    startBrowser("Firefox", "firefox", "firefox-esr", FIREFOX),
-  ]);
+  Promise.all(
+    Object.keys(BROWSERS).map(async (name) => {
+      const browser = await startBrowser(name);
+      console.log(`${name}: ${await browser.version()}`);
+      const close = () =>
+        within(PATIENCE, browser.close()).catch(() => browser.process().kill("SIGKILL"));
+      return { name, browser, close };
+    }),
+  );
 
-async function startBrowser(name, kind, program, options) {
-  const profile = fs.mkdtempSync(path.join(os.tmpdir(), `sse-${kind}-`));
-  const browser = await puppeteer.launch({
-    browser: kind,
-    executablePath: execFileSync("which", [program], { encoding: "utf8" }).trim(),
-    headless: true,
-    userDataDir: profile,
-    protocolTimeout: 60_000,
-    env: { ...process.env, TZ: "Asia/Kolkata" }, // far from UTC, and no summer time
-    ...options,
-  });
-  console.log(`${name}: ${await browser.version()}`);
-  const close = async () => {
-    const closed = within(PATIENCE, browser.close());
-    await closed.catch(() => browser.process().kill("SIGKILL"));
-    fs.rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
-  };
-  return { name, browser, close };
+/** An empty page of this origin, whatever the server has there. */
+async function openEmpty(page, origin) {
+  page.once("request", (request) => request.respond({ contentType: "text/html" }));
+  await page.setRequestInterception(true);
+  await page.goto(`${origin}/`);
+  await page.setRequestInterception(false);
 }
 
 /** Prints PASS or FAIL for each case, and the closing line. */
@@ -262,4 +269,7 @@ async function inPage(browser, check) {
   }
 }
 
-module.exports = { expect, same, sleep, until, inPage, startBrowsers, startDemo, Report };
+module.exports = {
+  ...{ expect, same, sleep, until, inPage, Report },
+  ...{ BROWSERS, openEmpty, startBrowser, startBrowsers },
+};

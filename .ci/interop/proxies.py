@@ -19,7 +19,7 @@ import tempfile
 import time
 
 import smuggling
-from clients import BROWSER, Client
+from clients import Client
 from common import (
     Failure,
     Program,
@@ -353,7 +353,7 @@ async def all_come_back(start, block, notes, guarded=True):
         running = fronted(start, block, retry=0.3, hosts=["*"], replay=10)
         proxy, server = await stack.enter_async_context(running)
         clients = []
-        for library in ("eventsource", "undici", BROWSER):
+        for library in ("eventsource", "undici", "Chromium"):
             client = Client.watching(library, proxy.url)
             clients.append(await stack.enter_async_context(client))
         await watched_by(server, len(clients))
