@@ -665,18 +665,6 @@ class Crowd:
         return next((outcome for outcome in outcomes if outcome is not None), None)
 
 
-def follow(clients, seconds, rates, last, number=None):
-    """The clients' events to the last, in order: what was wrong, and how many gaps."""
-    orders = []
-
-    def taker(client):
-        orders.append(Order(number, last))
-        return orders[-1]
-
-    faults = Crowd(clients, taker, rates).run(seconds)
-    return faults, sum(order.gaps for order in orders)
-
-
 class Cutting:
     """A relay of streams: in the middle of an event's data it resets those connections
     of which `is_due(number, events)` says so."""
@@ -708,13 +696,12 @@ class Cutting:
 class Order:
     """Takes numbered events: none twice, each hole announced by one gap.
 
-    number: a function of an event; `last` as a number: what ends it.
+    last: the number that ends it.
     """
 
-    def __init__(self, number=None, last=None):
+    def __init__(self, last=None):
         self.events = self.gaps = 0
         self.number = None  # of the last event
-        self._number = number or (lambda event: int(event[2].split(b" ")[0]))
         self._last = last
         self._lost = False  # a gap was announced right before
 
@@ -725,7 +712,7 @@ class Order:
             self.gaps += 1
             twice, self._lost = self._lost, True
             return f"two gaps after {self.number}" if twice else None
-        before, self.number = self.number, self._number(event)
+        before, self.number = self.number, int(event[2].split(b" ")[0])
         follows = before is None or self.number == before + 1
         if not follows and not (self._lost and self.number > before):
             return f"{self.number} after {before}"

@@ -32,7 +32,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 CI = pathlib.Path(__file__).resolve().parent
@@ -163,24 +162,6 @@ class Commands:
                 self.server.publish({"number": number, "wave": wave})
                 number += 1
             await asyncio.sleep(PUMP_SECONDS)
-
-    async def race(self, threads, events, size):
-        """Publish from many threads as fast as they can, each its own events."""
-
-        def publish_all(thread):
-            for number in range(events):
-                self.server.publish(f"{thread} {number} {'x' * size}")
-
-        started, peak = time.monotonic(), 0
-        crew = [threading.Thread(target=publish_all, args=(t,)) for t in range(threads)]
-        for thread in crew:
-            thread.start()
-        while any(thread.is_alive() for thread in crew):
-            await asyncio.sleep(0.05)
-            peak = max(peak, self.usage()["rss"])
-        seconds = time.monotonic() - started
-        await self.server.drain()
-        return {"seconds": seconds, "peak": max(peak, self.usage()["rss"])}
 
 
 class TimedLoop(asyncio.SelectorEventLoop):

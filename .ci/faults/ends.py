@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What has an end: the server itself, its descriptors, the history of a log.
+"""What has an end: the server itself, and its descriptors.
 
 ending       SIGTERM, SIGINT and close() with 500 open streams, 20 of them stalled: exit
              status 0 within shutdown_timeout and a second; every client that reads is
@@ -8,10 +8,6 @@ ending       SIGTERM, SIGINT and close() with 500 open streams, 20 of them stall
 exhaustion   With the process's descriptors used up and max_connections set above them the
              server neither spins nor dies and goes on serving those it has; it accepts
              again when there is room.
-race         Eight threads publish as fast as they can, to no client, one, and 1,000.
-clock        The clock is set back and forth: what matters is the monotonic one.
-
-(That nothing is left of those who come and go, soak.py proves.)
 
 usage: ends.py [--only NAME ...] [--seed N] [--python PYTHON]
 """
@@ -20,22 +16,14 @@ import random
 import signal
 import sys
 import time
-from unittest import mock
 
 import common
-from common import KIB, MIB, Client, Server, until
-
-sys.path.insert(0, str(common.MODULE.parent))
-import sse_server
+from common import KIB, Client, Server, until
 
 STREAMS, STALLED = 500, 20
 SHUTDOWN_TIMEOUT = 2.0
 DESCRIPTORS = 100  # of the server's process
 KNOCKING = 400  # connections to it
-THREADS = 8
-LOG_BYTES = MIB
-RACES = [(0, 20_000, 100), (1, 20_000, 100), (1000, 150, 1500)]  # clients, events, size
-CONNECTION_BYTES = 140 * KIB  # 64 KiB unsent, a batch of 64 KiB, the objects
 
 
 def ending(report, options):
@@ -145,56 +133,5 @@ def exhaustion(report, options):
         report.check("exit status", server.stop() == 0, "after SIGTERM")
 
 
-def read_race(address, clients, last):
-    crowd = [Client(address).open() for _ in range(clients)]
-    number = lambda event: int(event[0].rpartition("-")[2])
-    return common.follow(crowd, 60, None, last, number)
-
-
-def race(report, options):
-    for clients, events, size in RACES:
-        last = THREADS * events
-        with Server(options.python, history_bytes=LOG_BYTES) as server:
-            reading = common.Child(read_race, server.address, clients, last)
-            until(lambda s=server, n=clients: s.streams() == n, f"{clients} streams")
-            before = server.rss()
-            raced = server.ask("race", threads=THREADS, events=events, size=size)
-            faults, gaps = reading.result()
-            name = f"{THREADS} threads x {events} events, {clients} clients"
-            speed = f"{last / raced['seconds']:.0f} events/s published"
-            name += ": in order, nothing lost unannounced"
-            report.faultless(name, faults, f"{gaps} gaps; {speed}")
-            grown = raced["peak"] - before
-            bound = LOG_BYTES + clients * CONNECTION_BYTES + 8 * MIB
-            text = f"grew by {grown >> 10} KiB, bound {bound >> 10} KiB"
-            report.check("... memory is bounded", grown <= bound, text)
-            published = server.ask("stats")["published"]
-            report.check("... all published", published == last, f"{published}")
-
-
-def clock(report, options):
-    """In this process, so that it is its own clock that is set."""
-    limits = {"heartbeat": 0.2, "write_timeout": 1.0, "header_timeout": 1.0}
-    with sse_server.SSEServer("127.0.0.1", 0, **limits) as server:
-        address = ("127.0.0.1", server.port)
-        with Client(address, timeout=5) as client:
-            client.open()
-            for shift in (-86_400, 31_536_000, -(2**31)):
-                shifted = lambda real=time.time, shift=shift: real() + shift
-                with mock.patch("time.time", shifted):
-                    server.publish(f"{shift}")
-                    good = client.next()[2] == b"%d" % shift
-                    start = time.monotonic()
-                    for _ in range(3):
-                        client.socket.recv(1000)  # nothing but heartbeats is sent
-                    seconds = time.monotonic() - start
-                    Client(address).open().close()
-                report.check(
-                    f"the clock set by {shift} s",
-                    good and 0.3 < seconds < 2,
-                    f"event received, 3 heartbeats of 0.2 s in {seconds:.2f} s",
-                )
-
-
 if __name__ == "__main__":
-    sys.exit(common.run_checks("ends", __doc__, ending, exhaustion, race, clock))
+    sys.exit(common.run_checks("ends", __doc__, ending, exhaustion))

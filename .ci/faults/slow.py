@@ -5,9 +5,6 @@ stalled   100 clients, of which 20 never read, and 64 MB of events: the other 80
           all of it in order; the memory grows by no more than the log's bound and 256
           KiB for each stalled client; those are dropped after write_timeout, and when
           they come back they are given their events, or a gap and then the events held.
-stopped   The server's process is stopped (SIGSTOP) for longer than the head's time and
-          goes on: a request that was completed meanwhile is answered with 200, and a
-          client that was behind, and has read meanwhile, stays.
 trickle   With the server's defaults and the system's own buffers: a client that reads
           30 KB/s while 100 KB/s are published, and one that reads 20 KB/s of events of
           1 MB, are not dropped in longer than write_timeout, and are given their events
@@ -23,13 +20,12 @@ import contextlib
 import multiprocessing
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
 
 import common
-from common import KIB, MIB, Client, Server, expect, until, wait_until
+from common import KIB, MIB, Client, Server, until, wait_until
 
 READERS, STALLED = 80, 20
 READER_PROCESSES = 2
@@ -135,36 +131,6 @@ def come_back(address, client):
                 return outcome or (order.gaps if order.gaps < 2 else "several gaps")
 
 
-def stopped(report, options):
-    limits = {"header_timeout": 2.0, "write_timeout": 2.0, "heartbeat": 0.5}
-    with (
-        Server(options.python, **limits) as server,
-        Client(server.address, timeout=10) as behind,
-        common.connect(server.address, timeout=10) as sock,
-    ):
-        behind.open()
-        # More than the kernel takes, so that it is behind when the server is stopped.
-        server.publish(*["x" * LARGE] * 16)
-        until(lambda: server.ask("stats")["behind"] == 1, "a client that is behind")
-        sock.sendall(b"GET / HTTP/1.1\r\n")
-        until(lambda: server.ask("usage")["transports"] == 2, "the connection")
-        server.signal(signal.SIGSTOP)
-        sock.sendall(b"Host: localhost\r\n\r\n")
-        received = len(behind.socket.recv(MIB))
-        time.sleep(5)
-        server.signal(signal.SIGCONT)
-        answer = sock.recv(1000)
-        report.check(
-            "stopped for 5 s: a request that was completed meanwhile",
-            answer.startswith(b"HTTP/1.1 200 "),
-            answer.partition(b"\r\n")[0].decode(),
-        )
-        with report.case("... a client that has read"):
-            while received < 16 * LARGE:
-                received += len(behind.socket.recv(MIB))
-            expect(server.ask("stats")["dropped"] == 0, "it was dropped")
-
-
 def trickle(report, options, seconds=45):
     with Server(options.python) as first, Server(options.python) as second:
         clients = [Client(server.address).open() for server in (first, second)]
@@ -186,6 +152,13 @@ def trickle(report, options, seconds=45):
             client.close()
 
 
+def follow(clients, rates):
+    """Read the numbered lines to the last, of which none may be missing."""
+    orders = {client: common.Order(LINES) for client in clients}
+    faults = common.Crowd(clients, orders.get, rates).run(80)
+    return faults + [f"{one.gaps} gaps" for one in orders.values() if one.gaps]
+
+
 def stdin(report, options):
     name = "--lossless"
     command = [options.python, common.MODULE, "-", "--host", "127.0.0.1", "--port", "0"]
@@ -196,13 +169,12 @@ def stdin(report, options):
         before = server.rss()
         address = ("127.0.0.1", int(port))
         clients = [Client(address, timeout=60).open() for _ in range(3)]
-        rates = [None, None, SLOW_RATE]
-        following = common.Child(common.follow, clients, 80, rates, LINES)
+        following = common.Child(follow, clients, [None, None, SLOW_RATE])
         feed = subprocess.Popen(["seq", str(LINES)], stdout=process.stdin)
-        faults, gaps = following.result()
+        faults = following.result()
         feed.wait(10)
         lines = f"{LINES} lines to 3 clients, one of them slow, in order"
-        report.faultless(f"{name}: {lines}", faults + ["a gap"] * gaps)
+        report.faultless(f"{name}: {lines}", faults)
         grown = server.rss() - before
         text = f"grew by {grown >> 10} KiB, {FLAT >> 10} allowed"
         report.check(f"{name}: memory is flat", grown <= FLAT, text)
@@ -212,4 +184,4 @@ def stdin(report, options):
 
 
 if __name__ == "__main__":
-    sys.exit(common.run_checks("slow", __doc__, stalled, stopped, trickle, stdin))
+    sys.exit(common.run_checks("slow", __doc__, stalled, trickle, stdin))
