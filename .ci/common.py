@@ -275,6 +275,14 @@ class Program:
     def output(self):
         return os.pread(self._log.fileno(), 2**24, 0).decode("utf-8", "replace")
 
+    def hear(self, seconds):
+        """The next line that it says to us, where that is a pipe."""
+        said = self.process.stdout
+        line = select.select([said], [], [], seconds)[0] and said.readline()
+        if not line:
+            raise Failure(f"{self.command[:3]} says nothing: {self.output()[-1000:]}")
+        return line
+
     def rss(self):
         """The bytes of memory that it has resident."""
         pages = int(pathlib.Path(f"/proc/{self.pid}/statm").read_text().split()[1])
@@ -328,11 +336,7 @@ class Server(Program):
 
     def answer(self, timeout=60):
         """The answer to what was sent."""
-        if not select.select([self.process.stdout], [], [], timeout)[0]:
-            raise Failure("the server's process does not answer")
-        line = self.process.stdout.readline()
-        expect(line, f"the server's process ended: {self.output()[-1500:]}")
-        return json.loads(line)
+        return json.loads(self.hear(timeout))
 
     def publish(self, *events):
         """Publish events (each a dict, or just the data); returns their ids."""

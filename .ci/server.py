@@ -82,10 +82,7 @@ class Commands:
         """What the process has in use; collected first, so that it is in use."""
         gc.collect()
         transport = asyncio.selector_events._SelectorTransport
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            rss = int(statm.read().split()[1]) * resource.getpagesize()
         return {
-            "rss": rss,
             "descriptors": len(os.listdir("/proc/self/fd")) - 1,
             "tasks": len(asyncio.all_tasks()),
             "transports": sum(isinstance(o, transport) for o in gc.get_objects()),
@@ -126,7 +123,6 @@ class Commands:
             await self.server.drain()
             if period:
                 await asyncio.sleep(period)
-        return self.usage()
 
     async def tick(self, period, count, numbered=False, disconnect=False, beside=()):
         """Publish `count` events, one each `period` seconds.
@@ -154,14 +150,11 @@ class Commands:
         pump.add_done_callback(self._tasks.discard)
 
     async def _pump(self, rate, seconds):
-        start, number = time.monotonic(), 0
-        while number < rate * seconds:
-            due = min(rate * seconds, (time.monotonic() - start) * rate)
-            while number < due:
-                wave = math.sin(number / rate)
-                self.server.publish({"number": number, "wave": wave})
-                number += 1
-            await asyncio.sleep(PUMP_SECONDS)
+        start = time.monotonic()
+        for number in range(rate * seconds):
+            while (time.monotonic() - start) * rate < number:
+                await asyncio.sleep(PUMP_SECONDS)
+            self.server.publish({"number": number, "wave": math.sin(number / rate)})
 
 
 class TimedLoop(asyncio.SelectorEventLoop):

@@ -79,7 +79,7 @@ def stalled(report, options):
             for version in ["1.1", "1.0"] * (STALLED // 2)
         ]
         until(lambda: server.streams() == READERS + STALLED, "all the streams")
-        start, before = time.monotonic(), server.ask("usage")
+        start, before = time.monotonic(), server.rss()
         filled = dropped = None  # when
         gone = lambda: server.ask("stats")["dropped"] >= STALLED
         peak, ahead = 0, HISTORY_BYTES // 2 // EVENT_BYTES
@@ -87,8 +87,8 @@ def stalled(report, options):
             near = lambda n=first: min(p.value for p in progress) >= n - ahead
             if not wait_until(near, 60, 0.002):
                 break  # the readers will say what was wrong
-            usage = server.ask("pace", size=EVENT_BYTES, first=first, count=SLICE)
-            peak = max(peak, usage["rss"])
+            server.ask("pace", size=EVENT_BYTES, first=first, count=SLICE)
+            peak = max(peak, server.rss())
             if filled is None and first * EVENT_BYTES > KERNEL_BUFFERS:
                 filled = time.monotonic()
             if dropped is None and gone():
@@ -98,7 +98,7 @@ def stalled(report, options):
         faults = [fault for reader in readers for fault in reader.result()]
         name = f"{READERS} readers got all of {EVENTS} events in order"
         report.faultless(name, faults, f"{time.monotonic() - start:.1f} s")
-        grown, bound = peak - before["rss"], HISTORY_BYTES + STALLED * 256 * KIB
+        grown, bound = peak - before, HISTORY_BYTES + STALLED * 256 * KIB
         report.check(
             "memory grew by no more than the log and 256 KiB for each stalled client",
             grown <= bound,

@@ -77,7 +77,7 @@ def soak(report, options, folder):
     """The long part: one server, a small log."""
     record = os.path.join(folder, "record")
     with Server(options.python, **USUAL, **SMALL_LOG) as server:
-        before = server.ask("usage")
+        before = {**server.ask("usage"), "rss": server.rss()}
         swarms = Swarms(server.address, options, "", [record])
         server.ask("storm", record=record, seed=options.seed)
         usages = watch(server, swarms, options)
@@ -107,7 +107,8 @@ def watch(server, swarms, options):
     usages = []
     while True:
         time.sleep(1)  # the soak's length, not a synchronisation
-        usages.append(server.ask("usage"))
+        server.ask("usage")  # which collects what is not in use
+        usages.append(server.rss())
         wanted = options.seconds * (1 if swarms.deliveries >= options.deliveries else 4)
         if time.monotonic() - start > wanted:
             return usages
@@ -123,7 +124,7 @@ def check_usage(report, server, before, usages):
         wait_until(back, 20, 0.2),
         f"{before} before, {server.ask('usage')} after",
     )
-    rss = [usage["rss"] - before["rss"] for usage in usages]
+    rss = [usage - before["rss"] for usage in usages]
     third = len(rss) // 3
     first, last = max(rss[third : 2 * third]), max(rss[2 * third :])
     # Each connection may hold 64 KiB and a batch of 64 KiB, and costs some 10 KiB.
@@ -131,7 +132,7 @@ def check_usage(report, server, before, usages):
     for name, grown, allowed in (
         ("is bounded by the log and the connections", max(rss), bound),
         ("does not go on growing", last - first, LEAK_ALLOWED // 4),
-        ("comes back", server.ask("usage")["rss"] - before["rss"], LEAK_ALLOWED),
+        ("comes back", server.rss() - before["rss"], LEAK_ALLOWED),
     ):
         text = f"grew by {grown >> 10} KiB, {allowed >> 10} allowed"
         report.check(f"soak: memory {name}", grown <= allowed, text)
