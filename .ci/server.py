@@ -2,8 +2,6 @@
 
 usage: server.py '{"option": value, ...}'
        The options are the keyword arguments of SSEServer, and
-       "before_file": "FILE"   published before it starts: in each line the arguments of
-                               publish as JSON
        "send_buffer": bytes    of each connection in the kernel, so that a client that
                                does not read is soon felt
        "descriptors": number   RLIMIT_NOFILE, after the modules are loaded
@@ -194,14 +192,8 @@ def prepared(commands, options):
         options["ssl"] = server_tls()
     if take("door", False):
         options["authorize"] = commands.authorize
-    before_file = take("before_file", None)
     options["port"] = options.get("port") or free_port()
-    server = sse_server.SSEServer(**options)
-    if before_file:
-        with open(before_file, encoding="utf-8") as lines:
-            for line in lines:
-                server.publish(**json.loads(line))
-    return server
+    return sse_server.SSEServer(**options)
 
 
 async def obey(commands):

@@ -199,7 +199,7 @@ class Record:
         self._events = {}  # (epoch, number): (channel, crc)
         self._retained = {}  # crc: (place, channel, name)
         for path in paths:
-            for id, channel, name, crc, *_ in lines_of(path):
+            for id, channel, name, crc in lines_of(path):
                 place = parse_id(id)
                 self._events[place] = (channel, crc)
                 if name:

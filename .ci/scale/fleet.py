@@ -1,17 +1,15 @@
 """Many clients, in a few processes, and publishers of what they check.
 
 Each client follows the stream, comes back when it is cut, and checks that the events are
-the numbers from 1 on, in order, none twice, no gap.  It speaks HTTP/1.0, to which the
-stream is sent without chunks around it, so that an event is whole when its empty line is
-there.
+the numbers from 1 on, in order, none twice, no gap.  (They speak HTTP/1.0: a proxy may
+cut chunks anew.)
 """
 
-import asyncio
 import contextlib
 import ctypes
 import multiprocessing.sharedctypes
 import random
-import re
+import selectors
 import threading
 import time
 import urllib.request
@@ -20,9 +18,6 @@ import common
 import redis
 from common import PATIENCE, expect, until
 
-# What counts in a stream: an event's number, or a gap.
-WHAT_COUNTS = re.compile(rb"^data: (\d+)$|^event: gap$", re.MULTILINE)
-CONNECTING = 200  # connections begun and not yet answered
 RECONNECT_SECONDS = (0.2, 0.6)  # sooner than a browser: what is cut comes back at once
 CATCH_UP_SECONDS = 120.0  # for the last client to have the last event
 
@@ -37,86 +32,77 @@ class State(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in NAMES]
 
 
-class Client(asyncio.Protocol):
+class Client:
     """One stream, over as many connections as it takes."""
 
-    def __init__(self, ports, target, total, state, room):
+    def __init__(self, ports, target, total, state):
         self._ports, self._total = ports, total  # it comes back at any of the ports
-        self._target = target
-        self._state, self._room = state, room  # shared with the others
-        self._last_id = ""
+        self._target, self._state = target, state  # the latter shared with the others
+        self._last_id, self._open = "", False
         self._gap = False  # since the last event
         self._expected = 1
+        self.due = 0.0  # when it connects again
 
-    async def follow(self):
-        while True:
-            async with self._room:
-                self._received, self._open = b"", False
-                self._answered, self._lost = asyncio.Event(), asyncio.Event()
-                try:
-                    await asyncio.get_running_loop().create_connection(
-                        lambda: self, "127.0.0.1", random.choice(self._ports)
-                    )
-                    await self._answered.wait()
-                except OSError:
-                    self._lost.set()
-            await self._lost.wait()
-            await asyncio.sleep(random.uniform(*RECONNECT_SECONDS))
+    def connect(self):
+        address, asked = ("127.0.0.1", random.choice(self._ports)), {"version": "1.0"}
+        asked.update(last_id=self._last_id, target=self._target)
+        self.connection = common.Client(address, PATIENCE, **asked)
+        self.connection.socket.setblocking(False)
+        return self.connection.socket
 
-    def connection_made(self, transport):
-        self._transport = transport
-        asked = {"last_id": self._last_id, "target": self._target}
-        transport.write(common.request("1.0", **asked))
+    def read(self):
+        """Take what has come; false at the end of the connection."""
+        stream = self.connection.stream
+        try:
+            for event in self.connection.receive():
+                self._take(*event)
+            self._last_id = stream.decoder.last_id
+            self._state.open += stream.opened - self._open
+            self._open = stream.opened
+        except BlockingIOError:
+            pass
+        except (EOFError, OSError, ValueError) as error:
+            if stream.opened and isinstance(error, ValueError):
+                raise  # what has come is no stream of ours
+            # Cut, refused, or the answer of a proxy whose servers are away.
+            self._state.open -= self._open
+            self._state.cut += self._open
+            self._open = False
+            self.due = time.monotonic() + random.uniform(*RECONNECT_SECONDS)
+            return False
+        return True
 
-    def connection_lost(self, error):
-        """Cut, refused, or the answer of a proxy whose servers are away."""
-        self._state.open -= self._open
-        self._state.cut += self._open
-        self._answered.set()
-        self._lost.set()
-
-    def data_received(self, data):
-        self._received += data
-        if not self._open:
-            head, end, rest = self._received.partition(b"\r\n\r\n")
-            if not end:
-                return
-            # nginx, while no server is there, answers with an empty stream.
-            if b" 200 " not in head.split(b"\r\n")[0]:
-                self._transport.abort()
-                return
-            self._open, self._received = True, rest
-            self._state.open += 1
-            self._answered.set()
-        whole, end, rest = self._received.rpartition(b"\n\n")
-        if end:
-            self._received = rest
-            self._take(whole)
-
-    def _take(self, events):
-        ids = re.findall(rb"^id: (.*)$", events, re.MULTILINE)
-        self._last_id = ids[-1].decode() if ids else self._last_id
+    def _take(self, id, name, data):
         state = self._state
-        for found in WHAT_COUNTS.finditer(events):
-            if not found[1]:
-                state.gaps += 1
-                self._gap = True
-                continue
-            number = int(found[1])
-            missing = number - self._expected
-            state.silent += missing > 0 and not self._gap
-            self._gap = False
-            if missing < 0:
-                state.repeated += 1
-                continue
-            state.missing += missing
-            self._expected = number + 1
-            state.complete += number == self._total
+        if name == "gap":
+            state.gaps += 1
+            self._gap = True
+            return
+        missing = int(data) - self._expected
+        if missing < 0:
+            state.repeated += 1
+            return
+        state.silent += missing > 0 and not self._gap
+        state.missing += missing
+        state.complete += int(data) == self._total
+        self._expected, self._gap = int(data) + 1, False
 
 
-async def follow(clients, *what):
-    room = asyncio.Semaphore(CONNECTING)
-    await asyncio.gather(*(Client(*what, room).follow() for _ in range(clients)))
+def follow(clients, *what):
+    selector = selectors.DefaultSelector()
+    away = [Client(*what) for _ in range(clients)]
+    while True:
+        now = time.monotonic()
+        for client in [one for one in away if one.due <= now]:
+            client.due = now + random.uniform(*RECONNECT_SECONDS)
+            with contextlib.suppress(OSError):
+                selector.register(client.connect(), selectors.EVENT_READ, client)
+                away.remove(client)
+        for key, _ in selector.select(0.05):
+            if not key.data.read():
+                selector.unregister(key.fileobj)
+                key.fileobj.close()
+                away.append(key.data)
 
 
 class Fleet:
@@ -127,9 +113,8 @@ class Fleet:
         self.clients = processes * clients
         new_state = multiprocessing.sharedctypes.RawValue
         self._states = [new_state(State) for _ in range(processes)]
-        what = ports, target, total
-        run = lambda state: asyncio.run(follow(clients, *what, state))
-        self._children = [common.Child(run, state) for state in self._states]
+        what = follow, clients, ports, target, total
+        self._children = [common.Child(*what, state) for state in self._states]
 
     def count(self, name):
         alive = all(child.process.is_alive() for child in self._children)

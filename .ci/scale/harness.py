@@ -16,11 +16,6 @@ RECIPE = re.compile(
 )
 
 
-def arguments(text):
-    """The options of a check: --size small, or full, which takes longer."""
-    return common.arguments(text, size="small")
-
-
 class Workshop:
     """A temporary folder with the module and the recipes, of .recipes and README.md, as
     files."""

@@ -6,7 +6,7 @@ longer than the history holds; at last, a server that is alone is restarted agai
 again.  The clients resume at whatever process they get.  Nothing is lost without a gap,
 nothing comes twice, and every client ends with the last event.
 
-usage: processes.py [--size full]
+usage: processes.py
 """
 
 import contextlib
@@ -19,10 +19,8 @@ import time
 import common
 import swarm
 from common import Report, expect
-from harness import Workshop, arguments
+from harness import Workshop
 
-# Clients, events a second, seconds of each part, restarts.
-SIZES = {"small": (40, 200, 6, 10), "full": (400, 500, 60, 100)}
 HOLDS_ALL, HOLDS_LITTLE = 200_000, 300  # events
 SERVER = """
 import asyncio, sys, sse_server
@@ -75,7 +73,9 @@ def watch(port, clients, is_over, records):
 
 
 def part(report, name, sizes, incident, count, history=HOLDS_ALL):
-    """One part; `count` incidents, each to one of the servers, or as many seconds."""
+    """One part; `count` incidents, each to one of the servers, or as many seconds.
+
+    sizes: clients, events a second, servers."""
     clients, rate, servers = sizes
     with (
         report.case(name) as notes,
@@ -114,13 +114,12 @@ def part(report, name, sizes, incident, count, history=HOLDS_ALL):
 
 
 def main():
-    clients, rate, seconds, restarts = SIZES[arguments(__doc__).size]
-    report, sizes = Report("processes"), (clients, rate, 4)
-    part(report, "calm", sizes, lambda server: None, seconds)
-    part(report, "killed each second", sizes, restart, seconds)
-    name, times = "stopped for longer than the history", max(3, seconds // 3)
-    part(report, name, sizes, pause, times, HOLDS_LITTLE)
-    part(report, f"{restarts} restarts", (5, 50, 1), restart, restarts)
+    report, sizes = Report("processes"), (40, 200, 4)
+    part(report, "calm", sizes, lambda server: None, 6)
+    part(report, "killed each second", sizes, restart, 6)
+    name = "stopped for longer than the history"
+    part(report, name, sizes, pause, 3, HOLDS_LITTLE)
+    part(report, "10 restarts", (5, 50, 1), restart, 10)
     return report.close()
 
 

@@ -5,7 +5,7 @@ Relays are killed, and stopped for longer than a heartbeat; so is the origin; an
 connections between them are cut in the middle of an event.  Then a relay follows a
 stream of another library, and one ends when its origin answers 204.
 
-usage: relay.py [--size full]
+usage: relay.py
 """
 
 import asyncio
@@ -18,10 +18,9 @@ import time
 import common
 from common import PATIENCE, Report, expect, until
 from fleet import Fleet, Posting, post
-from harness import Stream, Workshop, arguments
+from harness import Stream, Workshop
 
-# Clients, events a second, seconds.
-SIZES = {"small": (1000, 100, 24), "full": (4000, 200, 60)}
+CLIENTS, RATE, SECONDS = 1000, 100, 24  # RATE: events a second
 ORIGIN, RELAYS, BETWEEN = 8080, 8081, 8090  # ports
 STREAM = f"http://localhost:{ORIGIN}/sse"
 FLEETS = 2  # processes of clients
@@ -96,8 +95,8 @@ def incidents(publisher, origin, relays, between):
     killed(relays[3])
 
 
-def mistreated(report, workshop, clients, rate, seconds):
-    total = rate * seconds
+def mistreated(report, workshop):
+    total = RATE * SECONDS
     name = "four relays of one origin: nothing lost in silence, nothing twice"
     with report.case(name) as notes, contextlib.ExitStack() as stack:
         origin = stack.enter_context(origin_of(workshop))
@@ -106,11 +105,11 @@ def mistreated(report, workshop, clients, rate, seconds):
         post(STREAM, 0)
         relays = [stack.enter_context(relay_of(workshop)) for _ in range(4)]
         ports = [RELAYS] * 4 + [ORIGIN]
-        fleet = stack.enter_context(Fleet(FLEETS, clients // FLEETS, total, ports))
-        publisher = Posting(total, rate, STREAM)
+        fleet = stack.enter_context(Fleet(FLEETS, CLIENTS // FLEETS, total, ports))
+        publisher = Posting(total, RATE, STREAM)
         wrong = lambda: incidents(publisher, origin, relays, between)
         counts = fleet.lives_through(publisher, wrong)
-        notes.append(f"{fleet.clients} clients x {total} events at {rate}/s")
+        notes.append(f"{fleet.clients} clients x {total} events at {RATE}/s")
         notes.append(", ".join(f"{name} {count}" for name, count in counts.items()))
         notes.append(f"{publisher.errors} failed posts, {between.cuts} events cut")
         expect(not counts["repeated"] and not counts["silent"], "; ".join(notes))
@@ -179,14 +178,13 @@ def keeps_state(report, workshop):
 
 
 def main():
-    options = arguments(__doc__)
     common.enter_private_network()
     common.raise_descriptor_limit()
     report = Report("relay")
     with Workshop() as workshop:
         keeps_state(report, workshop)
         another_library(report, workshop)
-        mistreated(report, workshop, *SIZES[options.size])
+        mistreated(report, workshop)
     return report.close()
 
 
