@@ -7,8 +7,8 @@ here uses the module that is checked.
 
 import argparse
 import asyncio
+import collections
 import contextlib
-import heapq
 import json
 import multiprocessing
 import os
@@ -33,6 +33,7 @@ MODULE = CI.parent / "sse_server.py"
 KIB, MIB = 1024, 1024 * 1024
 PATIENCE = 30.0  # seconds that anything awaited may take on a busy machine
 IN_PRIVATE_NETWORK = "SSE_SCALE_IN_PRIVATE_NETWORK"
+CPUCLOCK_SCHED = 2  # the kind of clock, in nanoseconds
 
 
 class Failure(Exception):
@@ -48,18 +49,15 @@ class Report:
     """Prints PASS or FAIL for each case, and the closing line."""
 
     def __init__(self, part):
-        self.part = part
-        self.passed = self.failed = 0
-        self._start = time.monotonic()
+        self.part, self._start = part, time.monotonic()
+        self._counts = collections.Counter()
 
     def check(self, name, good, *notes):
-        """One case, whose outcome is known; returns it."""
-        self.passed += bool(good)
-        self.failed += not good
-        suffix = f" ({'; '.join(notes)})" if any(notes) else ""
+        """One case, whose outcome is known."""
         verdict = "PASS" if good else "FAIL"
+        self._counts[verdict] += 1
+        suffix = f" ({'; '.join(notes)})" if any(notes) else ""
         print(f"{verdict} {self.part}: {name}{suffix}", flush=True)
-        return good
 
     @contextlib.contextmanager
     def case(self, name):
@@ -81,17 +79,17 @@ class Report:
         """A case that passes where nothing was wrong; the first faults are printed."""
         for fault in faults[:5]:
             self.note(fault)
-        return self.check(name, not faults, f"{len(faults)} wrong", *notes)
+        self.check(name, not faults, f"{len(faults)} wrong", *notes)
 
     def note(self, text):
         print(f"     {text}", flush=True)
 
     def close(self):
         """The closing line, and the exit status."""
-        seconds = time.monotonic() - self._start
-        counts = f"{self.passed} passed, {self.failed} failed"
-        print(f"{self.part}: {counts} in {seconds:.0f} s", flush=True)
-        return 0 if self.passed and not self.failed else 1
+        passed, failed = self._counts["PASS"], self._counts["FAIL"]
+        seconds = f"{time.monotonic() - self._start:.0f} s"
+        print(f"{self.part}: {passed} passed, {failed} failed in {seconds}", flush=True)
+        return 0 if passed and not failed else 1
 
 
 def arguments(text, **defaults):
@@ -183,15 +181,8 @@ def free_port():
 
 
 def process_cpu(pid):
-    """The seconds that a process has computed."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def process_rss(pid):
-    """The bytes of memory that a process has resident."""
-    pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE")
+    """The seconds that a process has computed, by its clock; see clock_getcpuclockid(3)."""
+    return time.clock_gettime((~pid << 3) | CPUCLOCK_SCHED)
 
 
 def raise_descriptor_limit():
@@ -225,18 +216,6 @@ def version_of(python):
     return done.stdout.strip()
 
 
-def stop(process, number=signal.SIGTERM, timeout=30):
-    """Signal a process and wait for it; its exit status.  By force if it is too late."""
-    if process.poll() is None:
-        process.send_signal(number)
-    try:
-        return process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        raise Failure(f"{process.args[:3]} did not end at {number!r}") from None
-
-
 def words_of(command):
     """A command, as words or as text; `python` is this one, without a buffer."""
     words = command.split() if isinstance(command, str) else [*map(str, command)]
@@ -264,12 +243,12 @@ class Program:
     """A process of ours whose output is kept, and goes into a failure's text; with a
     port, it has started when it listens."""
 
-    def __init__(self, command, folder, *, port=None, env=None, **options):
+    def __init__(self, command, folder=None, *, port=None, env=None, **options):
         self.command, self.port = words_of(command), port
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this
         kept = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
-        self._how = {"cwd": folder, "env": {**os.environ, **(env or {})}, **kept}
-        self._how.update(options)
+        environment = {**os.environ, **(env or {})}
+        self._how = {"cwd": folder, "env": environment, **kept, **options}
         self.start()
 
     def start(self):
@@ -296,6 +275,29 @@ class Program:
     def output(self):
         return os.pread(self._log.fileno(), 2**24, 0).decode("utf-8", "replace")
 
+    def hear(self, seconds):
+        """The next line that it says to us, where that is a pipe."""
+        said = self.process.stdout
+        line = select.select([said], [], [], seconds)[0] and said.readline()
+        if not line:
+            raise Failure(f"{self.command[:3]} says nothing: {self.output()[-1000:]}")
+        return line
+
+    def rss(self):
+        """The bytes of memory that it has resident."""
+        pages = int(pathlib.Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE")
+
+    def stop(self, number=signal.SIGTERM):
+        """As a service manager does; the exit status.  By force if it is too late."""
+        if self.process.poll() is None:
+            self.signal(number)
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise Failure(f"{self.command[:3]} did not end at {number!r}") from None
+
     def signal(self, number):
         self.process.send_signal(number)
 
@@ -303,10 +305,6 @@ class Program:
         """As the kernel does when memory is short: no farewell."""
         self.process.kill()
         self.process.wait()
-
-    def stop(self):
-        """As a service manager does; the exit status."""
-        return stop(self.process, timeout=PATIENCE)
 
     def __enter__(self):
         return self
@@ -317,17 +315,13 @@ class Program:
         self.stop()
 
 
-class Server:
+class Server(Program):
     """server.py in a process of its own, on 127.0.0.1: starts it, asks it, ends it."""
 
-    def __init__(self, python=sys.executable, prefix=(), stderr=None, **options):
+    def __init__(self, python=sys.executable, **options):
         options.setdefault("host", "127.0.0.1")
-        command = [*prefix, python, str(CI / "server.py"), json.dumps(options)]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=stderr, text=True
-        )
-        self.pid = self.process.pid
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        super().__init__([python, CI / "server.py", json.dumps(options)], **pipes)
         self.port = self.answer(30)["port"]
         self.address = (options["host"], self.port)
         self.url = f"http://127.0.0.1:{self.port}/sse"
@@ -342,11 +336,7 @@ class Server:
 
     def answer(self, timeout=60):
         """The answer to what was sent."""
-        if not select.select([self.process.stdout], [], [], timeout)[0]:
-            raise Failure("the server's process does not answer")
-        line = self.process.stdout.readline()
-        expect(line, "the server's process ended")
-        return json.loads(line)
+        return json.loads(self.hear(timeout))
 
     def publish(self, *events):
         """Publish events (each a dict, or just the data); returns their ids."""
@@ -362,21 +352,9 @@ class Server:
         """How many of them are."""
         return self.ask("compressed")["streams"]
 
-    def rss(self):
-        return process_rss(self.pid)
-
-    def stop(self, number=signal.SIGTERM):
-        status = stop(self.process, number)
-        self.process.stdin.close()
-        self.process.stdout.close()
-        return status
-
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.stop(signal.SIGKILL)
+        with self.process:  # which closes its pipes
+            self.kill()
 
 
 class Child:
@@ -518,9 +496,7 @@ class Stream:
             raise ValueError(f"not a stream: {status!r}")
         fields = [field.lower() for field in fields]
         if any(field.startswith(b"content-length:") for field in fields):
-            self._dechunker = (
-                None  # it is told to come back: the server ends, or is full
-            )
+            self._dechunker = None  # it is to come back: the server ends, or is full
             return
         chunked = b"transfer-encoding: chunked" in fields
         if chunked != (self._version == "1.1"):
@@ -639,7 +615,7 @@ class Crowd:
 
     def __init__(self, clients, taker, rates=None):
         self._selector = selectors.DefaultSelector()
-        self._resting = []  # when, whom: those with a rate that have read their share
+        self._resting = []  # those with a rate that have read their share
         self.faults = []
         for number, client in enumerate(clients):
             client.take = taker(client)
@@ -654,17 +630,18 @@ class Crowd:
             now = time.monotonic()
             if now > deadline:
                 break
-            while self._resting and self._resting[0][0] <= now:
-                self._go_on(heapq.heappop(self._resting)[2], None)
+            for client in [one for one in self._resting if one.due <= now]:
+                self._resting.remove(client)
+                self._go_on(client, None)
             for key, _ in self._selector.select(0.02 if self._resting else 0.2):
                 client, outcome = key.data, self._read(key.data)
-                if outcome is not None:
-                    self._selector.unregister(client.socket)
-                    self.faults += [outcome] * bool(outcome)
-                elif client.rate:
-                    self._selector.unregister(client.socket)
+                if outcome is None and not client.rate:
+                    continue
+                self._selector.unregister(client.socket)
+                if outcome is None:
                     client.due += 0.1  # so that it catches up where this was late
-                    heapq.heappush(self._resting, (client.due, id(client), client))
+                    self._resting.append(client)
+                self.faults += [outcome] * bool(outcome)
         left = len(self._selector.get_map()) + len(self._resting)
         return self.faults + ["not all has come"] * left * all_must_end
 
@@ -723,13 +700,12 @@ class Cutting:
 class Order:
     """Takes numbered events: none twice, each hole announced by one gap.
 
-    number: a function of an event; `last` as a number: what ends it.
+    last: the number that ends it.
     """
 
-    def __init__(self, number=None, last=None):
+    def __init__(self, last=None):
         self.events = self.gaps = 0
         self.number = None  # of the last event
-        self._number = number or (lambda event: int(event[2].split(b" ")[0]))
         self._last = last
         self._lost = False  # a gap was announced right before
 
@@ -740,7 +716,7 @@ class Order:
             self.gaps += 1
             twice, self._lost = self._lost, True
             return f"two gaps after {self.number}" if twice else None
-        before, self.number = self.number, self._number(event)
+        before, self.number = self.number, int(event[2].split(b" ")[0])
         follows = before is None or self.number == before + 1
         if not follows and not (self._lost and self.number > before):
             return f"{self.number} after {before}"

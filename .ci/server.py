@@ -2,8 +2,6 @@
 
 usage: server.py '{"option": value, ...}'
        The options are the keyword arguments of SSEServer, and
-       "before_file": "FILE"   published before it starts: in each line the arguments of
-                               publish as JSON
        "send_buffer": bytes    of each connection in the kernel, so that a client that
                                does not read is soon felt
        "descriptors": number   RLIMIT_NOFILE, after the modules are loaded
@@ -32,7 +30,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 CI = pathlib.Path(__file__).resolve().parent
@@ -83,10 +80,7 @@ class Commands:
         """What the process has in use; collected first, so that it is in use."""
         gc.collect()
         transport = asyncio.selector_events._SelectorTransport
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            rss = int(statm.read().split()[1]) * resource.getpagesize()
         return {
-            "rss": rss,
             "descriptors": len(os.listdir("/proc/self/fd")) - 1,
             "tasks": len(asyncio.all_tasks()),
             "transports": sum(isinstance(o, transport) for o in gc.get_objects()),
@@ -127,7 +121,6 @@ class Commands:
             await self.server.drain()
             if period:
                 await asyncio.sleep(period)
-        return self.usage()
 
     async def tick(self, period, count, numbered=False, disconnect=False, beside=()):
         """Publish `count` events, one each `period` seconds.
@@ -155,32 +148,11 @@ class Commands:
         pump.add_done_callback(self._tasks.discard)
 
     async def _pump(self, rate, seconds):
-        start, number = time.monotonic(), 0
-        while number < rate * seconds:
-            due = min(rate * seconds, (time.monotonic() - start) * rate)
-            while number < due:
-                wave = math.sin(number / rate)
-                self.server.publish({"number": number, "wave": wave})
-                number += 1
-            await asyncio.sleep(PUMP_SECONDS)
-
-    async def race(self, threads, events, size):
-        """Publish from many threads as fast as they can, each its own events."""
-
-        def publish_all(thread):
-            for number in range(events):
-                self.server.publish(f"{thread} {number} {'x' * size}")
-
-        started, peak = time.monotonic(), 0
-        crew = [threading.Thread(target=publish_all, args=(t,)) for t in range(threads)]
-        for thread in crew:
-            thread.start()
-        while any(thread.is_alive() for thread in crew):
-            await asyncio.sleep(0.05)
-            peak = max(peak, self.usage()["rss"])
-        seconds = time.monotonic() - started
-        await self.server.drain()
-        return {"seconds": seconds, "peak": max(peak, self.usage()["rss"])}
+        start = time.monotonic()
+        for number in range(rate * seconds):
+            while (time.monotonic() - start) * rate < number:
+                await asyncio.sleep(PUMP_SECONDS)
+            self.server.publish({"number": number, "wave": math.sin(number / rate)})
 
 
 class TimedLoop(asyncio.SelectorEventLoop):
@@ -220,14 +192,8 @@ def prepared(commands, options):
         options["ssl"] = server_tls()
     if take("door", False):
         options["authorize"] = commands.authorize
-    before_file = take("before_file", None)
     options["port"] = options.get("port") or free_port()
-    server = sse_server.SSEServer(**options)
-    if before_file:
-        with open(before_file, encoding="utf-8") as lines:
-            for line in lines:
-                server.publish(**json.loads(line))
-    return server
+    return sse_server.SSEServer(**options)
 
 
 async def obey(commands):

@@ -20,17 +20,14 @@ FILLER = "ab cd\nef \u00e9\u2028\U0001f600 gh\n ij"  # what may go wrong on the 
 class Storm:
     """Publishes until it is stopped; then the record's file is complete.
 
-    A line of the record is [id, channel, name, crc of the data].  With `ids`, a prefix,
-    the ids are the caller's own, from `first` + 1, and the line ends with the data.
+    A line of the record is [id, channel, name, crc of the data].
     """
 
-    def __init__(self, server, record, seed, ids="", first=0):
+    def __init__(self, server, record, seed):
         self._server = server
         self._record = open(record, "a", encoding="utf-8")  # noqa: SIM115
-        self._lock = threading.Lock()  # guards the record, and the caller's own ids
+        self._lock = threading.Lock()  # guards the record
         self._seed = seed
-        self._ids = ids
-        self._next = first
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(random.Random(f"{seed}-{t}"), t))
@@ -72,22 +69,12 @@ class Storm:
                 self._stopping.wait(pause * chance.uniform(0.5, 1.5))
 
     def _publish(self, data, channel, name):
-        how = {"channel": channel, "event": name, "retain": name is not None}
         try:
-            if self._ids:
-                id = self._publish_with_id(data, how)
-            else:
-                id = self._server.publish(data, **how)
+            how = {"event": name, "retain": name is not None}
+            id = self._server.publish(data, channel=channel, **how)
         except RuntimeError:  # the server ends in the middle of the storm
             self._stopping.set()
             return
-        line = [id, channel, name, zlib.crc32(data.encode())]
-        if self._ids:
-            line.append(data)  # to fill the log of the next server with
         with self._lock:
-            self._record.write(json.dumps(line) + "\n")
-
-    def _publish_with_id(self, data, how):
-        with self._lock:  # the order of the ids is to be that of the log
-            self._next += 1
-            return self._server.publish(data, id=f"{self._ids}-{self._next}", **how)
+            line = json.dumps([id, channel, name, zlib.crc32(data.encode())])
+            self._record.write(line + "\n")

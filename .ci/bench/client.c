@@ -14,20 +14,9 @@
  * CLOCK_MONOTONIC. Each connection checks that its numbers rise by one; the delivery
  * time ends when recv() has returned the event's last byte.
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <inttypes.h>
-#include <netinet/in.h>
+#include "shared.h"
 #include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <strings.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
 enum {
     READY = 64,              /* connections served before giving way, see main */
@@ -71,15 +60,6 @@ static int closed;           /* connections that ended; never forgotten */
 /* The report that was asked for and waits for its event. */
 static struct { int asked, wanted, reached; uint64_t number, deadline; } pending;
 
-static void die(const char *what) { perror(what); exit(1); }
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
-
 static void reset(void)
 {
     memset(histogram, 0, sizeof histogram);
@@ -106,15 +86,6 @@ static void report(void)
     pending.asked = 0;
 }
 
-static void check_order(struct connection *c)
-{
-    if (c->last && c->number > c->last + 1) count.lost += c->number - c->last - 1;
-    if (c->number <= c->last) count.disordered++;
-    if (pending.asked && c->last < pending.number && c->number >= pending.number)
-        pending.reached++;
-    c->last = c->number;
-}
-
 static void dispatch(struct connection *c, uint64_t received)
 {
     if (c->is_gap) {
@@ -127,7 +98,11 @@ static void dispatch(struct connection *c, uint64_t received)
         if (c->published < count.first_published) count.first_published = c->published;
         count.last_received = received;
         count.events++;
-        check_order(c);
+        if (c->last && c->number > c->last + 1) count.lost += c->number - c->last - 1;
+        if (c->number <= c->last) count.disordered++;
+        if (pending.asked && c->last < pending.number && c->number >= pending.number)
+            pending.reached++;
+        c->last = c->number;
     }
     c->has_data = c->is_gap = 0;
 }
@@ -184,8 +159,12 @@ static int hex(char c)
 }
 
 /* A chunk's size line may be cut anywhere; its digits are summed up as they come. */
-static void take_chunked(struct connection *c, const char *p, size_t n, uint64_t at)
+static void take_body(struct connection *c, const char *p, size_t n, uint64_t at)
 {
+    if (c->state == IN_BODY) {
+        take_text(c, p, n, at);
+        return;
+    }
     while (n) {
         if (c->state == IN_CHUNK) {
             size_t part = n < c->chunk_left ? n : c->chunk_left;
@@ -204,12 +183,6 @@ static void take_chunked(struct connection *c, const char *p, size_t n, uint64_t
         p++;
         n--;
     }
-}
-
-static void take_body(struct connection *c, const char *p, size_t n, uint64_t at)
-{
-    if (c->state == IN_BODY) take_text(c, p, n, at);
-    else take_chunked(c, p, n, at);
 }
 
 static void take_head(struct connection *c, const char *p, size_t n, uint64_t at)

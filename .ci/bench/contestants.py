@@ -1,28 +1,23 @@
 """The processes of a measurement: servers, their clients, and how they are watched."""
 
+import contextlib
 import json
 import os
-import select
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import MODULE, Failure, version_of
+from common import MODULE, Failure, Program, process_cpu, version_of
 
 FLOOR, LOOP, OURS, NCHAN = "C floor", "bare loop", "sse_server", "nginx + nchan"
 NCHAN_MODULE = "/usr/lib/nginx/modules/ngx_nchan_module.so"
 START_SECONDS = 20  # for a server to listen
 CONNECT_SECONDS = 60  # for all clients of one process to get their heads
-ERROR_CHARACTERS = 1000  # of what a process said, from the end
-CPUCLOCK_SCHED = 2  # clock_getcpuclockid(3): a process's CPU clock, in nanoseconds
 
 
 def cores():
@@ -31,7 +26,7 @@ def cores():
     return mine[-1], mine[0]
 
 
-@contextmanager
+@contextlib.contextmanager
 def pinned_to(core):
     """Children that are started within it run on that core."""
     before = os.sched_getaffinity(0)
@@ -47,7 +42,7 @@ def output_of(command, cwd=None):
     words = [str(word) for word in command]
     done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
-        said = (done.stdout + done.stderr)[-ERROR_CHARACTERS:]
+        said = (done.stdout + done.stderr)[-1000:]
         raise Failure(f"{' '.join(words)}: exit status {done.returncode}\n{said}")
     return done.stdout
 
@@ -66,72 +61,34 @@ def copy_drivers(folder, pythons):
     subscribers do not need; and an edit in the middle of a run is not measured.
     """
     drivers = Path(folder, "drivers")
-    shutil.copytree(
-        HERE / "drivers", drivers, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(HERE / "drivers", drivers)
     shutil.copy(MODULE, drivers)
     for python in pythons:
         output_of([python, "-m", "compileall", "-q", drivers])
     return drivers
 
 
-class Process:
+class Process(Program):
     """A child, pinned to a core, that answers lines with lines."""
 
     def __init__(self, command, core):
-        self.command = [str(word) for word in command]
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by stop()
-        self.partial = b""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with pinned_to(core):
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.errors,
-                bufsize=0,
-            )
+            super().__init__(command, **pipes)
 
     def tell(self, line):
         try:
-            self.process.stdin.write(line.encode() + b"\n")
+            print(line, file=self.process.stdin, flush=True)
         except BrokenPipeError:
-            raise self.failure("ended before " + line) from None
-
-    def hear(self, seconds):
-        """The next line of its output, waited for that long at most."""
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self.partial:
-            left = max(0, deadline - time.monotonic())
-            if not select.select([self.process.stdout], [], [], left)[0]:
-                raise self.failure(f"said nothing for {seconds:.0f} s")
-            part = os.read(self.process.stdout.fileno(), 65536)
-            if not part:
-                raise self.failure("ended")
-            self.partial += part
-        line, _, self.partial = self.partial.partition(b"\n")
-        return line.decode()
-
-    def failure(self, what):
-        self.errors.seek(0)
-        said = self.errors.read()[-ERROR_CHARACTERS:].strip()
-        return Failure(f"{' '.join(self.command)}: {what}\n{said}".strip())
-
-    def stop(self):
-        """End it: by the end of its input, by force if that does not help."""
-        self.process.stdin.close()
-        try:
-            self.process.wait(3)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
-        self.errors.close()
-
-    def __enter__(self):
-        return self
+            raise Failure(f"ended before {line}: {self.output()[-1000:]}") from None
 
     def __exit__(self, *exc_info):
-        self.stop()
+        """End it: by the end of its input, by force if that does not help."""
+        with self.process, contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(3)
+            self.process.kill()
 
 
 class Server(Process):
@@ -145,10 +102,10 @@ class Server(Process):
         try:
             _, port, *pid = self.hear(START_SECONDS).split()
         except BaseException:
-            self.stop()
+            self.kill()
             raise
         self.port = int(port)
-        self.pid = int(pid[0]) if pid else self.process.pid
+        self.measured = int(pid[0]) if pid else self.pid
 
     def begin(self, count, *, batch=1, interval_us=0, size=100, channel="-"):
         """Start publishing; `finish` waits for the end. Returns the last number."""
@@ -162,10 +119,10 @@ class Server(Process):
         return self.hear(seconds).split()[1]
 
     def cpu_seconds(self):
-        return time.clock_gettime((~self.pid << 3) | CPUCLOCK_SCHED)
+        return process_cpu(self.measured)
 
     def resident_bytes(self):
-        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{self.measured}/smaps_rollup").read_text().splitlines()
         rss = next(line for line in lines if line.startswith("Rss:"))
         return int(rss.split()[1]) * 1024
 
@@ -195,15 +152,9 @@ class Clients(Process):
         wanted = self.connections if wanted is None else wanted
         self.tell(f"report {number} {wanted} {int(seconds * 1000)}")
         report = json.loads(self.hear(seconds + 10))
-        faults = {
-            key: report[key]
-            for key in ("lost", "disordered", "gaps", "closed")
-            if report[key]
-        }
-        if report["reached"] < wanted:
-            faults["without the last event"] = wanted - report["reached"]
-        if faults:
-            raise Failure(f"events did not arrive: {faults}; {report}")
+        faults = sum(report[key] for key in ("lost", "disordered", "gaps", "closed"))
+        if faults or report["reached"] < wanted:
+            raise Failure(f"events did not arrive; {wanted} clients wait: {report}")
         return report
 
 

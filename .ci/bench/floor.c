@@ -7,19 +7,8 @@
  * Controlled as every contestant is (see contestants.py): it says "ready PORT", obeys
  * "publish FIRST COUNT BATCH INTERVAL_US SIZE CHANNEL" lines, and says "done -".
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/tcp.h>
+#include "shared.h"
 #include <poll.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
 enum { MAX_FD = 1 << 20, READY = 512 };
 
@@ -32,15 +21,6 @@ static int client_count;
 
 /* What is being published: `next` is the next event's number, `due` when it goes out. */
 static struct { uint64_t next, end, batch, interval_ns, size, due; } job;
-
-static void die(const char *what) { perror(what); exit(1); }
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
 
 static void watch(int epoll, int fd)
 {

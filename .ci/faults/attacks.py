@@ -24,22 +24,12 @@ import shutil
 import socket
 import ssl
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 
-from common import (
-    KIB,
-    MIB,
-    Client,
-    Crowd,
-    Report,
-    Server,
-    arguments,
-    connect,
-    raise_descriptor_limit,
-    tls_context,
-    wait_until,
-)
+import common
+from common import KIB, MIB, Client, Server, connect, tls_context, wait_until
 
 STREAMS = 10  # of the innocent
 PERIOD = 0.02  # seconds between two events
@@ -99,21 +89,21 @@ def send_again(address, count, begin, data):
         sock.setblocking(False)
         selector.register(sock, BOTH, memoryview(data))
 
+    def goes_on(sock, events, rest):
+        with contextlib.suppress(OSError):
+            if events & selectors.EVENT_READ:
+                return sock.recv(MIB)
+            rest = rest[sock.send(rest[: 64 * KIB]) :]
+            selector.modify(sock, BOTH if rest else selectors.EVENT_READ, rest)
+            return True
+        return False
+
     for _ in range(count):
         open_one()
     begin()
     while True:
         for key, events in selector.select():
-            ended = False
-            try:
-                if events & selectors.EVENT_READ:
-                    ended = not key.fileobj.recv(MIB)
-                elif key.data:
-                    rest = key.data[key.fileobj.send(key.data[: 64 * KIB]) :]
-                    selector.modify(key.fileobj, BOTH if rest else 1, rest)
-            except OSError:
-                ended = True
-            if ended:
+            if not goes_on(key.fileobj, events, key.data):
                 selector.unregister(key.fileobj)
                 key.fileobj.close()
                 open_one()
@@ -156,16 +146,16 @@ def read_nothing(address, count, begin, tls=False):
 def pour(address, count, begin, data, pause=0.0, size=MIB):
     """One connection, as many requests as the server takes; answers are read, slowly if
     there is a pause."""
-    with connect(address) as sock:
-        if not os.fork():
-            with contextlib.suppress(OSError):
-                while sock.recv(size):
-                    time.sleep(pause)
-            os._exit(0)
+    with connect(address) as sock, contextlib.suppress(OSError):
+
+        def read():
+            while sock.recv(size):
+                time.sleep(pause)
+
+        threading.Thread(target=read, daemon=True).start()
         begin()
-        with contextlib.suppress(OSError):
-            while True:
-                sock.sendall(data)
+        while True:
+            sock.sendall(data)
 
 
 def in_bursts(address, count, begin, burst, *firsts):
@@ -280,10 +270,8 @@ def big_events(server):
 
 
 def retained(size):
-    events = [
-        {"data": "x" * size, "event": f"{n}", "channel": "x", "retain": True}
-        for n in range(1000)
-    ]
+    event = {"data": "x" * size, "channel": "x", "retain": True}
+    events = [{**event, "event": f"{n}"} for n in range(1000)]
     return lambda server: server.publish(*events)
 
 
@@ -409,7 +397,8 @@ class Outcome:
                 calm = client in others
                 return self._taker(server, self.calm if calm else self.delays, events)
 
-            self.faults = Crowd(clients + others, taker).run(3 * events * PERIOD + 5)
+            crowd = common.Crowd(clients + others, taker)
+            self.faults = crowd.run(3 * events * PERIOD + 5)
             server.answer(120)
             if attack.after:
                 attacker.join(120)
@@ -450,6 +439,20 @@ class Outcome:
 
         return take
 
+    def report(self, report, attack):
+        times = [p99(self.delays), self.limit, p99(self.calm)]
+        ms = "p99 {:.0f} ms, {:.0f} allowed, {:.0f} unattacked"
+        texts = [
+            ms.format(*(1000 * seconds for seconds in times)),
+            f"{self.each:.1f} KiB each{' stay' * attack.after}, {attack.kib} allowed",
+            f"longest turn {self.turn * 1000:.0f} ms of CPU",
+            self.late and "late",
+            attack.seen and f"once {attack.seen}",
+            *self.faults[:3],
+        ]
+        name = f"{attack.count} x {attack.name}"
+        report.check(name, self.good, *filter(None, texts))
+
 
 def p99(delays):
     return sorted(delays)[len(delays) * 99 // 100] if delays else float("inf")
@@ -475,34 +478,20 @@ def attacking(attack, address):
 
 
 def main():
-    options = arguments(__doc__, only=[""], seconds=4.0)
-    raise_descriptor_limit()
-    report = Report("attacks")
+    options = common.arguments(__doc__, only=[""], seconds=4.0)
+    common.raise_descriptor_limit()
+    report = common.Report("attacks")
     asked = lambda attack: any(word in attack.name for word in options.only)
     queue = [(attack, ATTEMPTS) for attack in ATTACKS if asked(attack)]
     while queue:
         attack, attempts = queue.pop(0)
         outcome = Outcome(attack, options)
-        fine = outcome.skipped or (outcome.good and not outcome.late)
-        if not fine and attempts > 1:
-            queue.append((attack, attempts - 1))
-            continue
         if outcome.skipped:
             report.note(f"skipped: {attack.name}: {outcome.skipped}")
-            continue
-        times = [p99(outcome.delays), outcome.limit, p99(outcome.calm)]
-        texts = [
-            "p99 {:.0f} ms, {:.0f} allowed, {:.0f} unattacked".format(
-                *(1000 * seconds for seconds in times)
-            ),
-            f"{outcome.each:.1f} KiB each{' stay' * attack.after}, {attack.kib} allowed",
-            f"longest turn {outcome.turn * 1000:.0f} ms of CPU",
-            outcome.late and "late",
-            attack.seen and f"once {attack.seen}",
-            *outcome.faults[:3],
-        ]
-        name = f"{attack.count} x {attack.name}"
-        report.check(name, outcome.good, *filter(None, texts))
+        elif attempts == 1 or (outcome.good and not outcome.late):
+            outcome.report(report, attack)
+        else:
+            queue.append((attack, attempts - 1))
     return report.close()
 
 

@@ -7,7 +7,7 @@ on the unchanged copy first.  What is above the module's marked line is tried wi
 tests that need no socket, and what survives them with those that do; what is below it
 the other way round.  The twins of tests over TLS are for the class _TLS.
 
-usage: mutation.py [--seed N] [--mutants N] [--allowed N] [--workers N] [--lines A-B]
+usage: mutation.py [--seed N] [--mutants N] [--allowed N]
        The places are chosen by the seed.  A run by hand with --mutants 1000 takes an
        hour or two.  The exit status is 1 if more mutants than --allowed survive.
 """
@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import typing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ("sse_server.py", "test_sse_server.py", "README.md")
@@ -39,17 +40,18 @@ DELETED = (ast.Expr, ast.Assign, ast.AugAssign, ast.Return, ast.Raise, ast.Delet
 PARTS = ("values", "sockets", "TLS")  # of the tests: which of these they need
 TIMED_OUT = "timed out"
 MEMORY = 4 << 30  # bytes of address space that a mutant may use
+WORKERS = 4  # the tests mostly wait: there may be more of them at a time than cores
 
 
-class Mutant:
-    """One place, by byte offsets, and what stands there instead.
+class Mutant(typing.NamedTuple):
+    """One place, by byte offsets, and what stands there instead."""
 
-    Its name is the same as long as its function is, so that the choice by a seed is.
-    """
-
-    def __init__(self, name, kind, line, start, end, new):
-        self.name, self.kind, self.line = name, kind, line
-        self.start, self.end, self.new = start, end, new
+    name: str  # the same as long as its function is, so that the choice by a seed is
+    kind: str
+    line: int
+    start: int
+    end: int
+    new: str
 
     def rank(self, seed):
         return hashlib.sha256(f"{seed} {self.name}".encode()).digest()
@@ -147,20 +149,11 @@ def attempt(source, part, classes=()):
         for name in FILES:
             shutil.copy(ROOT / name, folder)
         pathlib.Path(folder, "sse_server.py").write_bytes(source)
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, "--run", part, *classes],
-            cwd=folder,
-            env={
-                **os.environ,
-                "SSE_TEST_SEED": "1",
-                "SSE_TEST_FACTOR": "2",
-                "PYTHONDONTWRITEBYTECODE": "1",
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        env = {**os.environ, "SSE_TEST_SEED": "1", "SSE_TEST_FACTOR": "2"}
+        quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        how = {"cwd": folder, "env": env, "start_new_session": True, **quiet}
+        command = [sys.executable, "-W", "ignore", __file__, "--run", part, *classes]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, **how)
         try:
             lines = process.communicate(timeout=600)[0].splitlines()
         except subprocess.TimeoutExpired:
@@ -184,15 +177,9 @@ def run_tests(part, *order):
     except Exception as error:
         print(json.dumps({"failed": f"import: {error!r}"}))
         return
-    cases = {
-        name: case
-        for name, case in vars(tests).items()
-        if isinstance(case, type)
-        and issubclass(case, unittest.TestCase)
-        and name != "ReadmeTest"
-        and part == needs(case, tests)
-    }
     loader, seconds = unittest.defaultTestLoader, {}
+    cases = vars(tests).items()
+    cases = {name: case for name, case in cases if part == needs(name, case, tests)}
     for entry in order or cases:
         name, _, limit = entry.partition(":")
         if limit:
@@ -209,7 +196,10 @@ def run_tests(part, *order):
     print(json.dumps({"failed": "", "seconds": seconds}), flush=True)
 
 
-def needs(case, tests):
+def needs(name, case, tests):
+    is_tests = isinstance(case, type) and issubclass(case, tests.unittest.TestCase)
+    if not is_tests or name == "ReadmeTest":
+        return None
     if issubclass(case, tests.OverTLS):
         return "TLS"
     return "sockets" if issubclass(case, tests.ServerTestCase) else "values"
@@ -238,11 +228,7 @@ def baseline(source, pool):
 
 def chosen(source, options):
     """The mutants to try, by the seed."""
-    mutants = Places(source).found
-    if options.lines:
-        first, last = map(int, options.lines.split("-"))
-        mutants = [mutant for mutant in mutants if first <= mutant.line <= last]
-    mutants.sort(key=lambda mutant: mutant.rank(options.seed))
+    mutants = sorted(Places(source).found, key=lambda one: one.rank(options.seed))
     print(f"{len(mutants)} places, of which {options.mutants} are tried", flush=True)
     return mutants[: options.mutants]
 
@@ -252,17 +238,12 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--mutants", type=int, default=30)
     parser.add_argument("--allowed", type=int, default=3, help="survivors")
-    # The tests mostly wait: there may be more of them at a time than cores.
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--lines", help="FIRST-LAST, of sse_server.py")
     options = parser.parse_args()
     source = (ROOT / "sse_server.py").read_bytes()
     lines = source.decode().splitlines()
-    marked = next((n for n, line in enumerate(lines) if line.startswith(LINE)), None)
-    if marked is None:
-        sys.exit(f"FAIL mutation: there is no line {LINE!r}")
+    (marked,) = (n for n, line in enumerate(lines) if line.startswith(LINE))
     counts = collections.Counter()
-    with concurrent.futures.ThreadPoolExecutor(options.workers) as pool:
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         usual = baseline(source, pool)
 
         def outcome(mutant):
@@ -274,11 +255,9 @@ def main():
         for mutant, failed in pool.map(outcome, chosen(source, options)):
             kind = failed if failed == TIMED_OUT else "killed"
             counts[kind if failed else "survived"] += 1
-            change = (
-                f"{lines[mutant.line - 1].strip()}   -> {' '.join(mutant.new.split())}"
-            )
-            place = f"line {mutant.line}, {mutant.kind}"
-            print(failed or "SURVIVED", place, change, sep="  ", flush=True)
+            old, new = lines[mutant.line - 1].strip(), " ".join(mutant.new.split())
+            place = f"line {mutant.line}, {mutant.kind}  {old}   -> {new}"
+            print(failed or "SURVIVED", place, sep="  ", flush=True)
     names = ("killed", TIMED_OUT, "survived")
     print("mutation:", ", ".join(f"{counts[name]} {name}" for name in names))
     bad = counts["survived"] > options.allowed or not counts["killed"]

@@ -6,15 +6,14 @@ Each client checks what it was given against what was published: in order, nothi
 twice, each hole announced by exactly one gap, no gap without a hole; and what it has
 gathered of the retained events, by name, is what the publisher has.  Half of them ask
 for compression.  Afterwards the server's memory, tasks and descriptors are what they
-were.  Then the same while the server is stopped and started again, with its own ids and
-with the caller's.
+were.  Then the same while the server is stopped and started again.  (With the caller's
+ids, it does so in ../interop/clients.py.)
 
 usage: soak.py [--seed N] [--seconds S] [--deliveries N] [--clients N]
                [--restart-seconds S] [--python PYTHON]
 """
 
 import collections
-import json
 import multiprocessing
 import os
 import sys
@@ -33,30 +32,21 @@ USUAL = {
     "shutdown_timeout": 1.0,
 }
 SMALL_LOG = {"history": 300, "history_bytes": 512 * KIB}
-LARGE_LOG = {"history": 10**6, "history_bytes": 1024 * MIB}
 LEAK_ALLOWED = 32 * MIB  # what a heap that was used by 300 may keep
 
 
 class Swarms:
     """The clients, in processes of their own; they verify what they have seen."""
 
-    def __init__(self, address, options, ids, records):
+    def __init__(self, address, options, records):
         self._calm = multiprocessing.Event()
         self._seen = [multiprocessing.Value("q") for _ in range(SWARMS)]
 
         def run(number, seen):
             count = options.clients // SWARMS
-            seed = f"{options.seed}-{ids}-{number}"
-            flock = swarm.Swarm(address, count, seed, seen)
+            flock = swarm.Swarm(address, count, f"{options.seed}-{number}", seen)
             flock.run(self._calm.is_set)
-            record = swarm.Record(records)
-            counts, wrong = collections.Counter(published=len(record)), []
-            for client in flock.clients:
-                counts.update(client.counts)
-                counts.update(item[0] for item in client.transcript)
-                faults = swarm.verify(client.transcript, client.channels, record)
-                wrong += [f"{client.channels} {fault}" for fault in faults]
-            return counts, wrong
+            return swarm.verified(flock, records)
 
         self._children = [Child(run, n, seen) for n, seen in enumerate(self._seen)]
 
@@ -68,15 +58,15 @@ class Swarms:
     def finish(self, report, name):
         """The storm is over: report what was wrong; all counts."""
         self._calm.set()
-        results = [child.result(300) for child in self._children]
-        counts = sum((result[0] for result in results), collections.Counter())
+        counts, faults = collections.Counter(), []
+        for child in self._children:
+            more, wrong = child.result(300)
+            counts.update(more)
+            faults += wrong
         counts["published"] //= SWARMS
         report.note(", ".join(f"{what} {n}" for what, n in sorted(counts.items())))
-        report.faultless(
-            f"{name}: order, holes, gaps, state",
-            [fault for result in results for fault in result[1]],
-            f"{counts['event']} deliveries, {counts['gap']} gaps",
-        )
+        text = f"{counts['event']} deliveries, {counts['gap']} gaps"
+        report.faultless(f"{name}: order, holes, gaps, state", faults, text)
         return counts
 
 
@@ -84,8 +74,8 @@ def soak(report, options, folder):
     """The long part: one server, a small log."""
     record = os.path.join(folder, "record")
     with Server(options.python, **USUAL, **SMALL_LOG) as server:
-        before = server.ask("usage")
-        swarms = Swarms(server.address, options, "", [record])
+        before, rss = server.ask("usage"), server.rss()
+        swarms = Swarms(server.address, options, [record])
         server.ask("storm", record=record, seed=options.seed)
         usages = watch(server, swarms, options)
         server.ask("end_storm")
@@ -101,7 +91,7 @@ def soak(report, options, folder):
             ended > 2 * cut,  # one that could not be told within write_timeout is cut
             f"{ended} ended, {cut} cut",
         )
-        check_usage(report, server, before, usages)
+        check_usage(report, server, before, rss, usages)
         happened = {n: counts[n] for n in ("gap", "reset", "stall", "compressed")}
         happened["dropped"] = server.ask("stats")["dropped"]
         report.check("soak: chaos", all(happened.values()), str(happened))
@@ -114,69 +104,48 @@ def watch(server, swarms, options):
     usages = []
     while True:
         time.sleep(1)  # the soak's length, not a synchronisation
-        usages.append(server.ask("usage"))
-        seconds = time.monotonic() - start
-        enough = swarms.deliveries >= options.deliveries
-        if (seconds > options.seconds and enough) or seconds > 4 * options.seconds:
+        server.ask("usage")  # which collects what is not in use
+        usages.append(server.rss())
+        wanted = options.seconds * (1 if swarms.deliveries >= options.deliveries else 4)
+        if time.monotonic() - start > wanted:
             return usages
 
 
-def check_usage(report, server, before, usages):
-    def back():
-        now = server.ask("usage")
-        return all(now[n] == before[n] for n in ("descriptors", "tasks", "transports"))
-
+def check_usage(report, server, before, rss, usages):
     report.check(
         "soak: descriptors, tasks and transports are back at the start",
-        wait_until(back, 20, 0.2),
+        wait_until(lambda: server.ask("usage") == before, 20, 0.2),
         f"{before} before, {server.ask('usage')} after",
     )
-    rss = [usage["rss"] - before["rss"] for usage in usages]
-    third = len(rss) // 3
-    first, last = max(rss[third : 2 * third]), max(rss[2 * third :])
+    peak, third = max(usages) - rss, len(usages) // 3
+    growth = max(usages[2 * third :]) - max(usages[third : 2 * third])
     # Each connection may hold 64 KiB and a batch of 64 KiB, and costs some 10 KiB.
     bound = SMALL_LOG["history_bytes"] + 300 * 140 * KIB
     for name, grown, allowed in (
-        ("is bounded by the log and the connections", max(rss), bound),
-        ("does not go on growing", last - first, LEAK_ALLOWED // 4),
-        ("comes back", server.ask("usage")["rss"] - before["rss"], LEAK_ALLOWED),
+        ("is bounded by the log and the connections", peak, bound),
+        ("does not go on growing", growth, LEAK_ALLOWED // 4),
+        ("comes back", server.rss() - rss, LEAK_ALLOWED),
     ):
         text = f"grew by {grown >> 10} KiB, {allowed >> 10} allowed"
         report.check(f"soak: memory {name}", grown <= allowed, text)
 
 
-def soak_restarted(report, options, folder, ids, log):
+def soak_restarted(report, options, folder):
     """The server is stopped and started again while the clients go on."""
-    name = f"restart, ids of the {'caller' if ids else 'server'}'s"
-    records = [os.path.join(folder, f"record-{ids}-{n}") for n in (1, 2)]
-    parameters = {**USUAL, **log, "port": free_port()}
-    first = 0
+    records = [os.path.join(folder, f"record-{number}") for number in (1, 2)]
+    parameters = {**USUAL, **SMALL_LOG, "port": free_port()}
     for number, record in enumerate(records, 1):
         with Server(options.python, **parameters) as server:
             if number == 1:
-                swarms = Swarms(server.address, options, ids, records)
-            seed = f"{options.seed}-{number}"
-            server.ask("storm", record=record, seed=seed, ids=ids, first=first)
+                swarms = Swarms(server.address, options, records)
+            server.ask("storm", record=record, seed=f"{options.seed}-{number}")
             time.sleep(options.restart_seconds / 2)
             if number == 2:
                 server.ask("end_storm")
-                counts = swarms.finish(report, name)
-                gaps = counts["gap"]
-                report.check(f"{name}: gaps", bool(gaps) != bool(ids), f"{gaps}")
-            report.check(f"{name}: exit {number}", server.stop() == 0, "after SIGTERM")
-        if ids and number == 1:
-            first = refill(record, folder)
-            parameters["before_file"] = os.path.join(folder, "refill")
-
-
-def refill(record, folder):
-    """Write the record as events for the next server to begin with; how many."""
-    events = sorted(swarm.lines_of(record), key=lambda line: swarm.parse_id(line[0]))
-    with open(os.path.join(folder, "refill"), "w", encoding="utf-8") as file:
-        for id, channel, name, _, data in events:
-            event = {"data": data, "channel": channel, "id": id, "event": name}
-            file.write(json.dumps({**event, "retain": name is not None}) + "\n")
-    return len(events)
+                gaps = swarms.finish(report, "restart")["gap"]
+                report.check("restart: gaps", gaps, f"{gaps}")
+            status = server.stop()
+            report.check(f"restart: exit {number}", status == 0, "after SIGTERM")
 
 
 def main():
@@ -186,8 +155,7 @@ def main():
     report = Report("soak")
     with tempfile.TemporaryDirectory() as folder:
         soak(report, options, folder)
-        soak_restarted(report, options, folder, "", SMALL_LOG)
-        soak_restarted(report, options, folder, "job", LARGE_LOG)
+        soak_restarted(report, options, folder)
     return report.close()
 
 

@@ -42,11 +42,6 @@ async function main() {
   const report = new Report("browsers");
   const browsers = await startBrowsers();
   try {
-    for (const check of chosen([eventsource.allSeeTheSameDemo])) {
-      await report.case(`Chromium and Firefox ${titleOf(check)}`, () =>
-        check(browsers),
-      );
-    }
     await together(report, browsers, chosen(eventsource.checks), options);
     await together(report, browsers, chosen(tabs.checks), options);
     await together(report, browsers, chosen(page.checks), options);

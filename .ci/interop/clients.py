@@ -1,6 +1,6 @@
-"""Client libraries: each must hand out exactly the events that were published, over
-restarts and connections that are cut within an event; also through a development proxy
-that compresses what it passes on.
+"""Browsers and client libraries: each must hand out exactly the events that were
+published, over restarts, crashes and connections that are cut within an event; also
+through a development proxy that compresses what it passes on.
 
 usage: clients.py     (with the environment that install.sh prints)
 """
@@ -8,6 +8,7 @@ usage: clients.py     (with the environment that install.sh prints)
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 from dataclasses import replace
 
@@ -79,12 +80,10 @@ DEVIATIONS = {
     "aiohttp-sse-client": [strips_data, leaves_type_unset],
     "@microsoft/fetch-event-source": [drops_empty_lines, drops_marks],
 }
-BROWSER = "puppeteer-core"
 PYTHON_CLIENTS = ["httpx-sse", "sseclient-py", "requests-sse", "aiohttp-sse-client"]
 ASK_FOR_NO_GZIP = ["launchdarkly-eventsource"]
-NODE_CLIENTS = [
-    *("eventsource", "undici", *ASK_FOR_NO_GZIP, "@microsoft/fetch-event-source")
-]
+NODE_CLIENTS = ["Chromium", "Firefox", "eventsource", "undici", *ASK_FOR_NO_GZIP]
+NODE_CLIENTS.append("@microsoft/fetch-event-source")
 # Microsoft's takes the end of a stream, as a restart makes it, for the last.
 RECONNECTING = [*NODE_CLIENTS[:-1], "requests-sse", "aiohttp-sse-client"]
 # aiohttp's raises the error of a connection that was cut.
@@ -98,7 +97,7 @@ class Client(Watcher):
 
     @classmethod
     def watching(cls, library, url):
-        if library in [BROWSER, *NODE_CLIENTS]:
+        if library in NODE_CLIENTS:
             return cls.running("node", HERE / "client.cjs", library, url, *NAMES)
         return cls.running(sys.executable, HERE / "client.py", library, url)
 
@@ -191,32 +190,35 @@ async def watched(server, libraries):
         yield clients
 
 
-async def resume_over_restart(report):
-    """The clients that reconnect by themselves lose nothing over a server's restart,
-    when the new one's log is filled again with events that have the caller's ids."""
-    events = [{"data": f"number {n}", "id": f"row-{n}"} for n in range(100)]
-    wanted = [as_seen(event, event["id"]) for event in events]
-    server = Server(restart_retry=1.0)
-    async with watched(server, RECONNECTING) as clients:
+async def resume(report, what, libraries, number, held=True):
+    """The server ends in this way and starts anew.  Where the new one's log was filled
+    again with all that had been published, nothing is lost; else a gap is told of."""
+    events = [{"data": f"number {n}", "id": f"row-{n}"} for n in range(101)]
+    server = Server(retry=4.0, restart_retry=1.0)
+    async with watched(server, libraries) as clients:
         server.publish(*events[:60])
         for client in clients.values():
             await client.received(60)
-        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.stop, number)
         with Server(port=server.port) as again:
-            again.publish(*events)
+            again.publish(*events[0 if held else 60 : 100])
+            await watched_by(again, len(clients))
+            again.publish(events[100])
             for library, client in clients.items():
-                with report.case(f"{library} resumes over a restart, each event once"):
-                    await client.received(len(wanted))
-                    seen = [replace(event, type="message") for event in client.events]
+                with report.case(f"{library} {what}"):
+                    await client.received(101 + (not held))
+                    seen = [e.data for e in client.events if e.type != "gap"]
+                    wanted = [event["data"] for event in events]
                     expect(seen == wanted, first_difference(seen, wanted))
+                    gaps = [n for n, e in enumerate(client.events) if e.type == "gap"]
+                    expect(gaps == ([] if held else [60]), f"gaps at {gaps}")
 
 
 async def resume_over_cuts(report, library):
     """In the middle of an event: it is not complete, and must come again."""
     total = CUTS * 2 * EVENTS_PER_CUT
-    with report.case(
-        f"{library} resumes over cut connections, each event once"
-    ) as notes:
+    what = f"{library} resumes over cut connections, each event once"
+    with report.case(what) as notes:
         async with contextlib.AsyncExitStack() as stack:
             enter = stack.enter_async_context
             server = stack.enter_context(Server(retry=0.1, history=total))
@@ -244,9 +246,7 @@ async def resume_over_cuts(report, library):
 async def development_proxy(report):
     """express, compression and http-proxy-middleware, as many a project has them."""
     for compress in (False, True):
-        name = (
-            f"a compressing development proxy, compress={compress}: passes on at once"
-        )
+        name = f"a compressing development proxy, compress={compress}: at once"
         async with contextlib.AsyncExitStack() as stack:
             enter = stack.enter_async_context
             server = stack.enter_context(Server(compress=compress))
@@ -269,8 +269,13 @@ async def main():
         await same_events(report, compress=False)
     with report.case("all clients watch one that compresses"):
         await same_events(report, compress=True)
-    with report.case("all that reconnect by themselves find the server that is back"):
-        await resume_over_restart(report)
+    for what, *how in (
+        ("resumes over a restart, each event once", RECONNECTING, signal.SIGTERM),
+        ("is told of a gap after a restart", RECONNECTING, signal.SIGTERM, False),
+        ("resumes over a crash", RECONNECTING_AFTER_CUTS, signal.SIGKILL),
+    ):
+        with report.case(f"each that reconnects by itself {what}"):
+            await resume(report, what, *how)
     cut = (resume_over_cuts(report, library) for library in RECONNECTING_AFTER_CUTS)
     await asyncio.gather(*cut)
     with report.case("a development proxy"):

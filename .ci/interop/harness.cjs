@@ -2,13 +2,13 @@
  * browsers, and a report. */
 "use strict";
 
-const { spawn } = require("node:child_process");
-const fs = require("node:fs");
+const { execFileSync, spawn } = require("node:child_process");
+const { once } = require("node:events");
 const http = require("node:http");
 const net = require("node:net");
-const os = require("node:os");
 const path = require("node:path");
 const readline = require("node:readline");
+const { setTimeout: sleep } = require("node:timers/promises");
 const puppeteer = require("puppeteer-core");
 
 const PYTHON = process.env.INTEROP_PYTHON ?? "python3";
@@ -20,35 +20,29 @@ function expect(condition, problem) {
 }
 
 function same(seen, wanted, what) {
-  const [left, right] = [seen, wanted].map(
-    (value) => JSON.stringify(value) ?? "nothing",
-  );
-  expect(
-    left === right,
-    `${what}: seen ${shortened(left)}, wanted ${shortened(right)}`,
-  );
+  const [left, right] = [seen, wanted].map((one) => JSON.stringify(one) ?? "nothing");
+  const short = (text) => (text.length > 1500 ? `${text.slice(0, 1500)}…` : text);
+  expect(left === right, `${what}: seen ${short(left)}, wanted ${short(right)}`);
 }
 
-function shortened(text) {
-  return text.length > 1500 ? `${text.slice(0, 1500)}…` : text;
-}
-
-/** Wait until condition(), which may be async, holds. */
+/** Wait until condition(), which may be async, holds; returns what it returned. */
 async function until(condition, what, limit = PATIENCE) {
   const deadline = Date.now() + limit;
-  while (!(await condition())) {
+  for (;;) {
+    const holds = await condition();
+    if (holds) return holds;
     expect(Date.now() < deadline, `not within ${limit} ms: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    await sleep(20);
   }
 }
 
 /** What a promise resolves to, if it does so in time. */
-function within(limit, promise) {
-  let timer;
-  const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`not done after ${limit} ms`)), limit);
-  });
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+async function within(limit, promise) {
+  const late = async () => {
+    await sleep(limit, null, { ref: false });
+    throw new Error(`not done after ${limit} ms`);
+  };
+  return Promise.race([promise, late()]);
 }
 
 /** server.py in a process of its own. */
@@ -56,12 +50,11 @@ class Server {
   static async start(options = {}) {
     const server = new Server();
     const script = path.join(__dirname, "..", "server.py");
-    server.process = spawn(PYTHON, [script, JSON.stringify(options)], {
-      stdio: ["pipe", "pipe", "inherit"],
-    });
-    server.exited = new Promise((resolve) => server.process.on("exit", resolve));
-    server.lines = readline.createInterface({ input: server.process.stdout });
-    server.answers = server.lines[Symbol.asyncIterator]();
+    const stdio = ["pipe", "pipe", "inherit"];
+    server.process = spawn(PYTHON, [script, JSON.stringify(options)], { stdio });
+    server.exited = once(server.process, "exit");
+    const lines = readline.createInterface({ input: server.process.stdout });
+    server.answers = lines[Symbol.asyncIterator]();
     server.port = (await server.answer("its start")).port;
     server.origin = `http://localhost:${server.port}`;
     server.url = `${server.origin}/sse`;
@@ -80,10 +73,8 @@ class Server {
   }
 
   /** Publish events, each an object or just the data; returns their ids. */
-  async publish(...events) {
-    events = events.map((event) =>
-      event.data === undefined ? { data: event } : event,
-    );
+  async publish(...given) {
+    const events = given.map((one) => (one.data === undefined ? { data: one } : one));
     return (await this.ask("publish", { events })).ids;
   }
 
@@ -98,45 +89,39 @@ class Server {
   /** End it in an orderly way, or with "SIGKILL" at once; returns its exit status. */
   async stop(signal = "SIGTERM") {
     this.process.kill(signal);
-    return this.exited;
+    return (await this.exited)[0];
   }
 }
 
 /** `python sse_server.py`, the clock, on a free port. */
 async function startDemo() {
   const script = path.join(__dirname, "..", "..", "sse_server.py");
-  const demo = spawn(PYTHON, [script, "--port", "0"], {
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  const exited = new Promise((resolve) => demo.on("exit", resolve));
+  const demo = spawn(PYTHON, [script, "--port", "0"]);
+  const exited = once(demo, "exit");
   let output = "";
   for (const stream of [demo.stdout, demo.stderr]) {
-    stream.on("data", (data) => {
-      output += data;
-    });
+    stream.on("data", (data) => (output += data));
   }
-  const url = () => /http:\/\/localhost:[0-9]+\/sse/.exec(output)?.[0];
-  await until(url, "the demo says where it listens");
-  return {
-    url: url(),
-    origin: new URL(url()).origin,
-    stop: () => (demo.kill("SIGTERM"), exited),
-  };
+  const found = () => /http:\/\/localhost:[0-9]+\/sse/.exec(output)?.[0];
+  const url = await until(found, "the demo says where it listens");
+  const stop = async () => (demo.kill("SIGTERM"), (await exited)[0]);
+  return { url, origin: new URL(url).origin, stop };
 }
 
 /** A TCP relay in front of a server, whose connections can be cut by a reset. */
 class Relay {
-  static async start(port) {
+  accepted = 0;
+  sockets = new Set();
+  gate = Promise.resolve(); // what new connections wait for
+
+  static async start({ port }) {
     const relay = new Relay();
-    relay.sockets = new Set();
-    relay.accepted = 0;
-    relay.gate = Promise.resolve(); // what new connections wait for
     relay.listener = net.createServer((client) => {
       relay.accepted++;
       client.on("error", () => client.destroy());
       relay.gate.then(() => relay.connect(client, port));
     });
-    await new Promise((resolve) => relay.listener.listen(0, "localhost", resolve));
+    await once(relay.listener.listen(0, "localhost"), "listening");
     relay.origin = `http://localhost:${relay.listener.address().port}`;
     relay.url = `${relay.origin}/sse`;
     return relay;
@@ -144,18 +129,14 @@ class Relay {
 
   connect(client, port) {
     const server = net.connect(port, "localhost");
-    for (const [one, other] of [
-      [client, server],
-      [server, client],
-    ]) {
+    const pass = (one, other) => {
       this.sockets.add(one);
       one.on("error", () => other.destroy());
-      one.on("close", () => {
-        this.sockets.delete(one);
-        other.destroy();
-      });
+      one.on("close", () => (this.sockets.delete(one), other.destroy()));
       one.pipe(other);
-    }
+    };
+    pass(client, server);
+    pass(server, client);
   }
 
   cut() {
@@ -178,77 +159,72 @@ class Relay {
 /** A page on an origin of its own, which no policy limits. */
 async function startHome() {
   const home = http.createServer((request, response) => response.end("home"));
-  await new Promise((resolve) => home.listen(0, "localhost", resolve));
-  return {
-    origin: `http://localhost:${home.address().port}`,
-    stop: () => home.close(),
-  };
+  await once(home.listen(0, "localhost"), "listening");
+  const origin = `http://localhost:${home.address().port}`;
+  return { origin, stop: () => home.close() };
 }
 
-const CHROMIUM_FLAGS = [
-  "--no-sandbox",
-  "--disable-gpu",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-  // Nothing but this machine is looked up or reached.
-  "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost , EXCLUDE 127.0.0.1",
-];
-const FIREFOX_PREFERENCES = {
-  // Everything but this machine goes to a proxy that is not there.
-  "network.proxy.type": 1,
-  "network.proxy.http": "127.0.0.1",
-  "network.proxy.http_port": 9,
-  "network.proxy.ssl": "127.0.0.1",
-  "network.proxy.ssl_port": 9,
-  "network.proxy.allow_hijacking_localhost": false,
+// Nothing but this machine is looked up or reached.
+const ONLY_HERE = "MAP * ~NOTFOUND , EXCLUDE localhost , EXCLUDE 127.0.0.1";
+const NOWHERE = "127.0.0.1"; // everything else goes to a proxy that is not there
+const BROWSERS = {
+  Chromium: {
+    browser: "chrome",
+    args: [
+      ...["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
+      ...["--disable-background-networking", "--disable-component-update"],
+      ...["--disable-sync", `--host-resolver-rules=${ONLY_HERE}`],
+    ],
+  },
+  Firefox: {
+    browser: "firefox",
+    extraPrefsFirefox: {
+      ...{ "network.proxy.type": 1, "network.proxy.allow_hijacking_localhost": false },
+      ...{ "network.proxy.http": NOWHERE, "network.proxy.http_port": 9 },
+      ...{ "network.proxy.ssl": NOWHERE, "network.proxy.ssl_port": 9 },
+    },
+  },
 };
+const PROGRAMS = { chrome: "chromium", firefox: "firefox-esr" };
 
-/** Start both; resolves to [{name, browser, close}]. */
-async function startBrowsers() {
-  return Promise.all([
-    startBrowser("Chromium", "chrome", "chromium", { args: CHROMIUM_FLAGS }),
-    startBrowser("Firefox", "firefox", "firefox-esr", {
-      extraPrefsFirefox: FIREFOX_PREFERENCES,
-    }),
-  ]);
-}
-
-async function startBrowser(name, kind, program, options) {
-  const profile = fs.mkdtempSync(path.join(os.tmpdir(), `sse-${kind}-`));
-  const browser = await puppeteer.launch({
-    browser: kind,
-    executablePath: programPath(program),
+async function startBrowser(name) {
+  const program = PROGRAMS[BROWSERS[name].browser];
+  return puppeteer.launch({
+    ...BROWSERS[name],
+    executablePath: execFileSync("which", [program], { encoding: "utf8" }).trim(),
     headless: true,
-    userDataDir: profile,
     protocolTimeout: 60_000,
     env: { ...process.env, TZ: "Asia/Kolkata" }, // far from UTC, and no summer time
-    ...options,
   });
-  console.log(`${name}: ${await browser.version()}`);
-  const close = async () => {
-    const closed = within(PATIENCE, browser.close());
-    await closed.catch(() => browser.process().kill("SIGKILL"));
-    fs.rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
-  };
-  return { name, browser, close };
 }
 
-function programPath(program) {
-  const folders = process.env.PATH.split(path.delimiter);
-  const found = folders.map((folder) => path.join(folder, program)).find(fs.existsSync);
-  expect(found, `${program} is not installed`);
-  return found;
+/** Start both; resolves to [{name, browser, close}]. */
+const startBrowsers = () =>
+  Promise.all(
+    Object.keys(BROWSERS).map(async (name) => {
+      const browser = await startBrowser(name);
+      console.log(`${name}: ${await browser.version()}`);
+      const close = () =>
+        within(PATIENCE, browser.close()).catch(() => browser.process().kill("SIGKILL"));
+      return { name, browser, close };
+    }),
+  );
+
+/** An empty page of this origin, whatever the server has there. */
+async function openEmpty(page, origin) {
+  page.once("request", (request) => request.respond({ contentType: "text/html" }));
+  await page.setRequestInterception(true);
+  await page.goto(`${origin}/`);
+  await page.setRequestInterception(false);
 }
 
 /** Prints PASS or FAIL for each case, and the closing line. */
 class Report {
+  passed = 0;
+  failed = 0;
+
   constructor(part) {
     this.part = part;
-    this.passed = 0;
-    this.failed = 0;
   }
 
   /** A case passes when run() resolves; what it resolves to is printed with it. */
@@ -273,19 +249,27 @@ class Report {
 /** Run a check in a page of its own with servers and relays that end with it. */
 async function inPage(browser, check) {
   const started = [];
-  const tools = {
-    page: await browser.newPage(),
-    startServer: async (options) => keep(await Server.start(options)),
-    startRelay: async (server) => keep(await Relay.start(server.port)),
-    startHome: async () => keep(await startHome()),
+  const kept = (start) => async (how) => {
+    const thing = await start(how);
+    started.push(thing);
+    return thing;
   };
-  const keep = (thing) => (started.push(thing), thing);
+  const page = await browser.newPage();
   try {
-    return await check(tools);
+    return await check({
+      page,
+      startServer: kept(Server.start),
+      startRelay: kept(Relay.start),
+      startHome: kept(startHome),
+      startDemo: kept(startDemo),
+    });
   } finally {
-    await tools.page.close();
+    await page.close();
     await Promise.all(started.map((thing) => thing.stop()));
   }
 }
 
-module.exports = { expect, same, until, inPage, startBrowsers, startDemo, Report };
+module.exports = {
+  ...{ expect, same, sleep, until, inPage, Report },
+  ...{ BROWSERS, openEmpty, startBrowser, startBrowsers },
+};

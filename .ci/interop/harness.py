@@ -6,8 +6,9 @@ import json
 import pathlib
 from dataclasses import dataclass
 
-HERE = pathlib.Path(__file__).resolve().parent
 from common import Decoder, expect, until_async
+
+HERE = pathlib.Path(__file__).resolve().parent
 
 ANSWER_LIMIT = 16 * 1024 * 1024  # bytes in one line of any program read from here
 PATIENCE = 15.0  # seconds that anything awaited may take on a busy machine

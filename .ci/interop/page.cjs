@@ -2,7 +2,7 @@
 "use strict";
 
 const path = require("node:path");
-const { expect, same, startDemo, until } = require("./harness.cjs");
+const { expect, same, sleep, until } = require("./harness.cjs");
 
 const MEGABYTE = 1_000_000;
 const PUMP = { rate: 1000, seconds: 10 };
@@ -15,10 +15,9 @@ const faultsOf = new WeakMap(); // what a page did that it should not
 async function visit(page, server) {
   const faults = faultsOf.get(page) ?? [];
   faultsOf.set(page, faults);
+  const own = [`${server.origin}/sse`, `${server.origin}/favicon.ico`, "data:", "blob:"];
   page.on("request", (request) => {
-    const { protocol, origin, pathname } = new URL(request.url());
-    const own = origin === server.origin && ["/sse", "/favicon.ico"].includes(pathname);
-    const foreign = !own && !["data:", "blob:"].includes(protocol);
+    const foreign = !own.some((start) => request.url().startsWith(start));
     if (foreign) faults.push(`a request for ${request.url()}`);
   });
   page.on("pageerror", (error) => faults.push(`an uncaught error: ${error.message}`));
@@ -28,28 +27,33 @@ async function visit(page, server) {
   });
   await page.evaluateOnNewDocument(() => {
     window.violations = [];
-    addEventListener("securitypolicyviolation", (violation) => {
-      window.violations.push(`${violation.violatedDirective}: ${violation.blockedURI}`);
-    });
+    addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI }) =>
+      window.violations.push(`${violatedDirective}: ${blockedURI}`),
+    );
   });
   const response = await page.goto(server.url);
   expect(response.headers()["content-type"].startsWith("text/html"), "it is not HTML");
   await inState(page, "live");
 }
 
-/** A check whose page does no more than it should; `visited`: it is there already. */
-const watched = (check, visited) => {
+/** A check whose page does no more than it should. */
+const watched = (check, prepare = () => null) => {
   const run = async (tools) => {
-    const { page, startServer } = tools;
-    const server = visited && (await startServer());
-    if (visited) await visit(page, server);
+    const server = await prepare(tools);
     const note = await check({ ...tools, server });
-    same(faultsOf.get(page), [], "faults");
+    same(faultsOf.get(tools.page), [], "faults");
     return note;
   };
   return Object.defineProperty(run, "name", { value: check.name });
 };
-const visiting = (check) => watched(check, true);
+
+/** One whose page shows the stream of a server already. */
+const visiting = (check) =>
+  watched(check, async ({ page, startServer }) => {
+    const server = await startServer();
+    await visit(page, server);
+    return server;
+  });
 
 const textOf = (page, selector) => page.$eval(selector, (one) => one.textContent);
 
@@ -59,15 +63,15 @@ const reads = (page, selector, text) =>
 const inState = (page, state) => reads(page, "#state", state);
 const inTotal = (page, count) => reads(page, "#total", count.toLocaleString("en"));
 
+const TIME = /^[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}$/;
+
 /** The list, oldest first: [when, name, id, text] of each row; a note has no name. */
-const rowsOf = (page) =>
-  page.$$eval("#list li", (rows) =>
-    rows.map((row) => {
-      const [time, ...others] = Array.from(row.children, (part) => part.textContent);
-      const isTime = /^[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}$/.test(time);
-      return [isTime ? "a time" : time, ...others.slice(0, 3)];
-    }),
+async function rowsOf(page) {
+  const rows = await page.$$eval("#list li", (rows) =>
+    rows.map((row) => Array.from(row.children, (part) => part.textContent).slice(0, 4)),
   );
+  return rows.map(([time, ...others]) => [TIME.test(time) ? "a time" : time, ...others]);
+}
 const timesOf = async (page) => (await rowsOf(page)).map((row) => row[0]);
 const textsOf = async (page) => (await rowsOf(page)).map((row) => row[3]);
 
@@ -101,7 +105,7 @@ const spansOf = (page) =>
     ),
   );
 
-async function picture({ page, name, options }, title) {
+async function picture(page, { name, options }, title) {
   if (!options.screenshots) return;
   const file = `${name.toLowerCase()}-${title}.png`;
   await page.screenshot({ path: path.join(options.screenshots, file) });
@@ -144,22 +148,17 @@ async function pageDrawsNumbers({ page, server }) {
   same(drawn.slice(1), [false, true, true], "which are drawn when one is folded away");
 }
 
-async function pageShowsTheDemo({ page }) {
-  const demo = await startDemo();
-  try {
-    await visit(page, demo);
-    await chartWith(page, "clients", "1");
-  } finally {
-    await demo.stop();
-  }
+async function pageShowsTheDemo({ page, startDemo }) {
+  await visit(page, await startDemo());
+  await chartWith(page, "clients", "1");
 }
 
-async function pageSurvivesARestart({ page, server, startServer, name, options }) {
+async function pageSurvivesARestart({ page, server, startServer, ...shown }) {
   await publishMeasurements(server, 60);
   await inTotal(page, 60);
   await server.stop();
   await inState(page, "reconnecting");
-  await picture({ page, name, options }, "away");
+  await picture(page, shown, "away");
   const again = await startServer({ port: server.port });
   await publishMeasurements(again, 20);
   await again.watchedBy(1);
@@ -167,27 +166,28 @@ async function pageSurvivesARestart({ page, server, startServer, name, options }
   await rowWith(page, "live again");
   await inState(page, "live");
   const rows = await rowsOf(page);
-  const names = rows.map((row) => row[1]);
-  same(rows[names.indexOf("gap")][0], "a time", "when the gap was told");
-  same(names.filter((name) => name === "gap").length, 1, "gaps shown");
-  expect(names.indexOf("gap") > 59, "the gap is not shown behind what came before it");
-  same(names.length - 1 - names.lastIndexOf("gap"), 21, "rows behind the gap");
-  await picture({ page, name, options }, "after-outage");
+  const gaps = [...rows.keys()].filter((n) => rows[n][1] === "gap");
+  same(gaps.length, 1, "gaps shown");
+  same(rows[gaps[0]][0], "a time", "when the gap was told");
+  expect(gaps[0] > 59, "the gap is not shown behind what came before it");
+  same(rows.length - 1 - gaps[0], 21, "rows behind the gap");
+  await picture(page, shown, "after-outage");
 }
 
-async function publishMeasurements(server, count) {
-  const measurement = (n) => ({
-    timestamp: new Date(Date.UTC(2026, 0, 1, 0, 0, n)).toISOString(),
-    temperature: 21 + Math.round(30 * Math.sin(n / 9)) / 10,
-    humidity: 40 + (n % 17),
-    load: { one: Math.round(100 * Math.abs(Math.cos(n / 5))) / 100 },
-  });
-  const events = Array.from({ length: count }, (_, n) => ({
-    data: measurement(n),
-    ...(n % 7 === 3 ? { event: "measurement" } : {}),
+/** Publish what make(0), make(1), ... return. */
+const publishMany = (server, count, make) =>
+  server.publish(...Array.from({ length: count }, (_, n) => make(n)));
+
+const publishMeasurements = (server, count) =>
+  publishMany(server, count, (n) => ({
+    data: {
+      timestamp: new Date(Date.UTC(2026, 0, 1, 0, 0, n)).toISOString(),
+      temperature: 21 + Math.round(30 * Math.sin(n / 9)) / 10,
+      humidity: 40 + (n % 17),
+      load: { one: Math.round(100 * Math.abs(Math.cos(n / 5))) / 100 },
+    },
+    event: n % 7 === 3 ? "measurement" : undefined,
   }));
-  await server.publish(...events);
-}
 
 /** Everything that an event could try, as its data, as its name, as its id. */
 function hostileEvents() {
@@ -240,14 +240,13 @@ async function pageIsHarmedByNoEvent({ page, startServer }) {
   const elements = await activeElements(page);
   await server.publish(...events, "the end");
   await rowWith(page, "the end");
-  same(await page.evaluate(() => window.violations), [], "violations of the policy");
   same(await activeElements(page), elements, "elements that could do something");
-  const { ran, polluted, longest } = await page.evaluate(() => {
+  const [changed, longest] = await page.evaluate(() => {
     const rows = Array.from(document.querySelectorAll("#list li"));
     const longest = Math.max(...rows.map((row) => row.textContent.length));
-    return { ran: window.ran, polluted: {}.polluted, longest };
+    return [[...window.violations, window.ran ?? 0, {}.polluted ?? 0], longest];
   });
-  same([ran, polluted], [undefined, undefined], "what an event ran or changed");
+  same(changed, [0, 0], "violations of the policy, what an event ran or changed");
   expect(longest < 10_000, `the longest row has ${longest} characters`);
   const charts = (await chartsOf(page)).length;
   expect(charts < 50, `${charts} charts`);
@@ -277,14 +276,14 @@ async function pageHasAPolicy(page) {
   same(await page.evaluate(() => window.ran), undefined, "what the script set");
 }
 
-async function pageFitsAPhone({ page, server, name, options }) {
+async function pageFitsAPhone({ page, server, ...shown }) {
   await page.setViewport({ width: 360, height: 740 });
   await publishMeasurements(server, 60);
   const [data, event, id] = ["x".repeat(500), "y".repeat(200), "z".repeat(200)];
   await server.publish({ data, event, id });
   await rowWith(page, "x".repeat(500));
   const width = await page.evaluate(() => document.documentElement.scrollWidth);
-  await picture({ page, name, options }, "phone");
+  await picture(page, shown, "phone");
   expect(width <= 360, `it is ${width} px wide on a screen of 360`);
 }
 
@@ -304,7 +303,7 @@ const colours = (page) =>
     return { contrast: (light + 0.05) / (dark + 0.05), back };
   });
 
-async function pageIsLightOrDark({ page, server, name, options }) {
+async function pageIsLightOrDark({ page, server, ...shown }) {
   await page.setViewport({ width: 1200, height: 800 });
   await publishMeasurements(server, 200);
   await inTotal(page, 200);
@@ -316,7 +315,7 @@ async function pageIsLightOrDark({ page, server, name, options }) {
     expect(fits, `${scheme}: luminance ${back}`);
     expect(contrast >= 7, `${scheme}: the contrast is ${contrast.toFixed(1)}, not 7`);
     notes.push(`${scheme}: contrast ${contrast.toFixed(1)}`);
-    await picture({ page, name, options }, scheme);
+    await picture(page, shown, scheme);
   }
   return notes.join(", ");
 }
@@ -337,16 +336,15 @@ const viewOf = (page) =>
   });
 
 const lines = (server, from, count) =>
-  server.publish(...Array.from({ length: count }, (_, n) => `line ${from + n}`));
+  publishMany(server, count, (n) => `line ${from + n}`);
 
 /** Wait until the page has counted so many events and had the time to paint them. */
 async function counted(page, count) {
   await inTotal(page, count);
-  await settled(page);
+  await settled();
 }
 
-const settled = (page) =>
-  page.evaluate(() => new Promise((resolve) => setTimeout(resolve, 300)));
+const settled = () => sleep(300);
 
 const hidden = (page, selector) => page.$eval(selector, (one) => one.hidden);
 
@@ -359,7 +357,7 @@ const below = (page, ...selectors) =>
     return one.height > 0 && one.bottom <= other.top;
   }, selectors);
 
-async function pageFollowsLikeALog({ page, server, name, options }) {
+async function pageFollowsLikeALog({ page, server, ...shown }) {
   await page.setViewport({ width: 1280, height: 800 });
   const mark = () =>
     page.$$eval("#list li", (rows) => {
@@ -374,34 +372,35 @@ async function pageFollowsLikeALog({ page, server, name, options }) {
   await more(100);
   for (const newestFirst of [false, true]) {
     if (newestFirst) await page.click("#first");
-    await settled(page);
+    await settled();
     await mark();
     const order = newestFirst ? "newest first" : "newest last";
-    const seen = async () => viewOf(page);
-    same((await seen()).newestBelow, !newestFirst, `${order}: the newest is below`);
-    expect((await seen()).atNewest, `${order}: it is not at the newest`);
+    const atNewest = async (what) =>
+      expect((await viewOf(page)).atNewest, `${order}: it ${what}`);
+    same((await viewOf(page)).newestBelow, !newestFirst, `${order}: the newest is below`);
+    await atNewest("is not at the newest");
     await more(50);
-    expect((await seen()).atNewest, `${order}: it does not follow`);
+    await atNewest("does not follow");
     expect(await hidden(page, "#newest"), `${order}: there is a way to where it is`);
     const by = newestFirst ? 600 : -600;
     await page.$eval("#list", (list, pixels) => list.scrollBy(0, pixels), by);
-    await settled(page);
+    await settled();
     await mark();
-    const { place } = await seen();
+    const { place } = await viewOf(page);
     expect(!(await hidden(page, "#newest")), `${order}: no way back to the newest`);
     expect(await below(page, "#newest", "#list"), `${order}: a button covers a row`);
     for (const count of [450, 450, 450]) await more(count);
-    same((await seen()).place, place, `${order}: where the row is that was read`);
+    same((await viewOf(page)).place, place, `${order}: where the row is that was read`);
     await page.click("#newest");
-    await settled(page);
+    await settled();
     expect((await rowsOf(page)).length <= 500, `${order}: rows are left`);
     await mark();
-    expect((await seen()).atNewest, `${order}: it does not come back`);
+    await atNewest("does not come back");
     same((await textsOf(page)).at(-1), `line ${total - 1}`, `${order}: the newest`);
     await more(50);
-    expect((await seen()).atNewest, `${order}: it does not follow again`);
+    await atNewest("does not follow again");
   }
-  await picture({ page, name, options }, "newest-first");
+  await picture(page, shown, "newest-first");
 }
 
 /** The lines of the charts: for each label, the legends, and how many colours. */
@@ -419,7 +418,7 @@ const linesOf = (page) =>
     ),
   );
 
-async function pageDrawsALineForEachSensor({ page, server, name, options }) {
+async function pageDrawsALineForEachSensor({ page, server, ...shown }) {
   await chartWith(page, "events/s", "0");
   same(await linesOf(page), { "events/s": [1] }, "the charts before any event");
   const events = Array.from({ length: 60 }, (_, n) => [
@@ -440,7 +439,7 @@ async function pageDrawsALineForEachSensor({ page, server, name, options }) {
     "five.t": [1],
   };
   same(await linesOf(page), wanted, "the lines");
-  await picture({ page, name, options }, "sensors");
+  await picture(page, shown, "sensors");
 }
 
 async function pageLabelsItsCharts({ page, server }) {
@@ -473,15 +472,13 @@ async function pageLabelsItsCharts({ page, server }) {
 async function pageNamesTheTimeZone({ page, server }) {
   await server.publish("now");
   await rowWith(page, "now");
-  const seen = () =>
-    Promise.all(["#zone", "#list time"].map((one) => textOf(page, one)));
   const minutes = (time) => Number(time.slice(0, 2)) * 60 + Number(time.slice(3, 5));
-  const [zone, local] = await seen();
-  same(zone, "GMT+5:30", "the zone"); // that of the browsers, see harness.cjs
-  expect(/^[0-9]{2}(:[0-9]{2}){2}[.][0-9]{3}$/.test(local), `a time is ${local}`);
+  const local = await textOf(page, "#list time");
+  expect(TIME.test(local), `a time is ${local}`);
+  same(await textOf(page, "#zone"), "GMT+5:30", "the zone"); // see harness.cjs
   await page.click("#utc");
-  await settled(page);
-  const [, utc] = await seen();
+  await settled();
+  const utc = await textOf(page, "#list time");
   same((minutes(local) - minutes(utc) + 1440) % 1440, 330, "minutes between them");
   const clock = new Date().toISOString();
   const behind = (minutes(clock.slice(11)) - minutes(utc) + 1440) % 1440;
@@ -527,11 +524,11 @@ async function pageTellsWhatIsEarlier({ page, startServer, startRelay }) {
   await Promise.all([page.waitForNavigation(), page.click("#replay")]);
   await inState(page, "live");
   await chartWith(page, "n", "52");
-  await settled(page);
+  await settled();
   same(await timesOf(page), Array(54).fill("earlier"), "what is replayed");
   same((await spansOf(page))[2][1], "earlier", "the time of a chart of it");
   await page.waitForFunction(() => charts.get("null.events/s").points.length > 2);
-  await settled(page);
+  await settled();
   same((await spansOf(page))[0][0], "0 to 0", "the rate of new events");
 }
 
@@ -712,7 +709,7 @@ async function pageGivesCopies({ page, startServer }) {
   same(await pasted("#list .copy"), data, "an event's data");
   same(await pasted("#curl"), `curl -N '${server.url}?channel=it%27s'`, "curl's line");
   await page.type("#filter", "news");
-  await settled(page);
+  await settled();
   const saved = await page.evaluate(async () => {
     const create = URL.createObjectURL;
     let blob;
@@ -744,7 +741,7 @@ async function pageExplainsARefusal({ page, startServer, startRelay, name, optio
     const said = detail.startsWith(status) && sentence.test(detail);
     expect(said, `${status}: "${detail}"`);
     await picture({ page, name, options }, `refused-${status}`);
-    await settled(page);
+    await settled();
     const told = (await textsOf(page)).at(-1) === detail;
     same(told, status === "204", `${status} is told in the list`);
     await server.ask("turn_away", { status: null });

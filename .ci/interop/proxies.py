@@ -8,6 +8,7 @@ usage: proxies.py     (with the environment that install.sh prints)
 
 import asyncio
 import contextlib
+import functools
 import getpass
 import os
 import pathlib
@@ -18,21 +19,13 @@ import sys
 import tempfile
 import time
 
+import common
 import smuggling
-from clients import BROWSER, Client
-from common import (
-    Failure,
-    Program,
-    Report,
-    Server,
-    expect,
-    free_port,
-    listening,
-    until_async,
-)
-from harness import HERE, Curl, Event, watched_by
+from clients import Client
+from common import Failure, Server, expect, free_port, until_async
+from harness import Curl, Event, watched_by
 
-RECIPES = HERE.parents[1] / ".recipes"
+RECIPES = common.MODULE.parent / ".recipes"
 EVENTS = 20  # of which each must be seen before the next is published
 PROXY_TIMEOUT = 3  # seconds that a proxy lets a silent upstream live, for the usual 60
 HEARTBEAT = 1.0  # seconds, for the usual 15
@@ -45,21 +38,14 @@ LOG = "output.log"
 USUAL_ADDRESS = "127.0.0.1:8080"  # the server's in the recipes
 
 NGINX = """
-daemon off;
-user {user};
-worker_processes 1;
-worker_shutdown_timeout 1s;
-pid nginx.pid;
-error_log error.log;
+daemon off; user {user}; worker_processes 1; worker_shutdown_timeout 1s;
+pid nginx.pid; error_log error.log;
 events {{ worker_connections 512; }}
 http {{
     log_format upstream 'upstream: $upstream_addr';
     access_log output.log upstream;
-    client_body_temp_path body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
+    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi; scgi_temp_path scgi;
     upstream kept {{ server 127.0.0.1:{upstream}; keepalive 8; }}
     server {{
         listen 127.0.0.1:{port};
@@ -91,7 +77,7 @@ CADDY = """{
 PASSED_ON = re.compile(r"^upstream: \w", re.MULTILINE)
 
 
-class Proxy(Program):
+class Proxy(common.Program):
     """A proxy in the foreground, with its configuration in a folder of its own."""
 
     def __init__(self, command, folder, port, reload_signal):
@@ -100,7 +86,7 @@ class Proxy(Program):
         super().__init__(command, folder, port=port)
 
     def listens(self):
-        return listening(self.port)  # a worker of it, perhaps
+        return common.listening(self.port)  # a worker of it, perhaps
 
     def reload(self):
         self.signal(self._reload_signal)
@@ -129,14 +115,9 @@ async def running(command, file, configuration, port, reload_signal=None):
 
 def nginx(upstream, locations, protocol=""):
     port = free_port()
-    configuration = NGINX.format(
-        user=getpass.getuser(),
-        port=port,
-        upstream=upstream,
-        timeout=PROXY_TIMEOUT,
-        protocol=protocol,
-        locations=locations,
-    )
+    values = {"user": getpass.getuser(), "port": port, "timeout": PROXY_TIMEOUT}
+    values.update(upstream=upstream, protocol=protocol, locations=locations)
+    configuration = NGINX.format(**values)
     command = "nginx -p ./ -e error.log -c nginx.conf"
     return running(command, "nginx.conf", configuration, port, signal.SIGHUP)
 
@@ -144,14 +125,11 @@ def nginx(upstream, locations, protocol=""):
 def haproxy(upstream, block, rules=""):
     """The block with the times shortened, on a port of its own."""
     port = free_port()
-    listen = aimed(block, f"127.0.0.1:{upstream}")
-    for setting, value in (
-        (r"bind \S+", f"bind 127.0.0.1:{port}"),
-        (r"timeout client \S+", f"timeout client {PROXY_TIMEOUT}s"),
-        (r"timeout server \S+", f"timeout server {PROXY_TIMEOUT}s"),
-    ):
-        expect(re.search(setting, listen), f"no {setting} in haproxy.cfg")
-        listen = re.sub(setting, value, listen)
+    listen, limit = aimed(block, f"127.0.0.1:{upstream}"), f"{PROXY_TIMEOUT}s"
+    values = {"bind": f"127.0.0.1:{port}", "timeout client": limit}
+    for setting, value in {**values, "timeout server": limit}.items():
+        expect(setting in listen, f"no {setting} in haproxy.cfg")
+        listen = re.sub(rf"{setting} \S+", f"{setting} {value}", listen)
     command = "haproxy -W -db -f haproxy.cfg"
     configuration = HAPROXY.format(listen=listen, rules=rules)
     return running(command, "haproxy.cfg", configuration, port, signal.SIGUSR2)
@@ -216,9 +194,8 @@ async def keeps_an_idle_stream(proxy, server, notes):
     async with Curl.watching(proxy.url) as curl:
         await curl.connected()
         count = curl.decoder.comments + 2 * PROXY_TIMEOUT / HEARTBEAT
-        await until_async(
-            lambda: curl.ended or curl.decoder.comments >= count, f"{count} heartbeats"
-        )
+        enough = lambda: curl.ended or curl.decoder.comments >= count
+        await until_async(enough, f"{count} heartbeats")
         idle = time.monotonic() - start
         expect(not curl.ended, f"the proxy cut the stream after {idle:.1f} s")
         server.publish("after the silence")
@@ -241,16 +218,13 @@ async def passes_on_a_publication(proxy, server, notes):
         await curl.connected()
         uploads = (["--data-binary", "@-"], ["-X", "POST", "-T", "-"])
         for count, upload in enumerate(uploads, 1):
-            process = await asyncio.create_subprocess_exec(
-                *("curl", "--silent", "--fail", *upload, proxy.url),
-                *("-H", f"Authorization: Bearer {smuggling.TOKEN}"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-            )
-            answer, _ = await process.communicate("zwölf\nlines".encode())
-            expect(process.returncode == 0, f"curl {upload} failed")
+            allowed = f"Authorization: Bearer {smuggling.TOKEN}"
+            words = "curl", "--silent", "--fail", *upload, proxy.url, "-H", allowed
+            post = functools.partial(common.run, words, input="zwölf\nlines")
+            done = await asyncio.to_thread(post)
+            expect(done.returncode == 0, f"curl {upload} failed")
             await curl.received(count)
-            wanted = Event("message", "zwölf\nlines", answer.decode().strip())
+            wanted = Event("message", "zwölf\nlines", done.stdout.strip())
             expect(curl.events[-1] == wanted, f"{curl.events[-1]}, not {wanted}")
 
 
@@ -289,13 +263,9 @@ async def asks_to_come_again(proxy):
 
 async def refuses_a_publication(proxy):
     """While the server is away: whoever publishes has to be told."""
-    process = await asyncio.create_subprocess_exec(
-        *("curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}"),
-        *("--data-binary", "lost", proxy.url),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    status, _ = await process.communicate()
-    expect(int(status) >= 500, f"status {status.decode()} for a lost publication")
+    curl = "curl --silent --output /dev/null --write-out %{http_code} --data-binary lost"
+    status = (await asyncio.to_thread(common.run, curl, proxy.url)).stdout
+    expect(int(status) >= 500, f"status {status} for a lost publication")
 
 
 async def waits_for_the_server(proxy, server, notes):
@@ -353,7 +323,7 @@ async def all_come_back(start, block, notes, guarded=True):
         running = fronted(start, block, retry=0.3, hosts=["*"], replay=10)
         proxy, server = await stack.enter_async_context(running)
         clients = []
-        for library in ("eventsource", "undici", BROWSER):
+        for library in ("eventsource", "undici", "Chromium"):
             client = Client.watching(library, proxy.url)
             clients.append(await stack.enter_async_context(client))
         await watched_by(server, len(clients))
@@ -389,41 +359,29 @@ def buffering_nginx(upstream):
     return nginx(upstream, location.format(address, "X-Accel-Buffering"))
 
 
-async def buffering_is_seen(report):
-    with report.case("control: an nginx that buffers is caught") as notes:
-        async with fronted(buffering_nginx, heartbeat=HEARTBEAT) as (proxy, server):
-            try:
-                await passes_on_at_once(proxy, server, [])
-            except Failure as caught:
-                notes.append(str(caught))
-                return
-        raise Failure("events came at once in spite of the buffering")
-
-
-async def seconds_until_cut(proxy):
-    async with Curl.watching(proxy.url) as curl:
-        await curl.connected()
-        start = time.monotonic()
-        await until_async(lambda: curl.ended, "the cut", within=3 * PROXY_TIMEOUT)
-        return time.monotonic() - start
-
-
-async def a_cut_is_seen(report):
-    with report.case("control: a stream without heartbeats is cut") as notes:
-        block = recipe("haproxy.cfg")
-        async with fronted(haproxy, block, heartbeat=60) as (proxy, _):
-            notes.append(f"after {await seconds_until_cut(proxy):.1f} s")
-
-
-async def who_stays_away_is_seen(report):
-    with report.case("control: behind a plain Caddy they do not come back") as notes:
-        block = "example.com {\n reverse_proxy /sse 127.0.0.1:8080\n}\n"
+async def fails(report, name, checking):
+    """The control that a check fails where it must."""
+    with report.case(f"control: {name}") as notes:
         try:
-            await all_come_back(caddy, block, [], guarded=False)
+            await checking
         except Failure as caught:
             notes.append(str(caught))
             return
-        raise Failure("they came back after an error")
+        raise Failure("it did not fail")
+
+
+async def with_buffering():
+    async with fronted(buffering_nginx, heartbeat=HEARTBEAT) as (proxy, server):
+        await passes_on_at_once(proxy, server, [])
+
+
+async def without_heartbeats():
+    block = recipe("haproxy.cfg")
+    async with fronted(haproxy, block, heartbeat=60) as (proxy, server):
+        await keeps_an_idle_stream(proxy, server, [])
+
+
+PLAIN_CADDY = "example.com {\n reverse_proxy /sse 127.0.0.1:8080\n}\n"
 
 
 FORBIDDING = """
@@ -450,7 +408,7 @@ GZIP_OF_HAPROXY = "compression algo gzip\n    compression type text/event-stream
 
 
 async def main():
-    report = Report("proxies")
+    report = common.Report("proxies")
     for_nginx, for_haproxy = recipe("nginx.conf"), recipe("haproxy.cfg")
     proxies = [
         ("nginx (HTTP/1.0)", nginx_1_0, for_nginx),
@@ -471,11 +429,14 @@ async def main():
             for name, start, block in proxies
         ),
         passes_on_what_is_compressed(report, proxies[1:] + compressing),
-        buffering_is_seen(report),
-        a_cut_is_seen(report),
+        fails(report, "an nginx that buffers is caught", with_buffering()),
+        fails(report, "a stream without heartbeats is cut", without_heartbeats()),
     )
-    back = (come_back(report, *proxy) for proxy in proxies)
-    await asyncio.gather(*back, who_stays_away_is_seen(report))
+    plainly = all_come_back(caddy, PLAIN_CADDY, [], guarded=False)
+    await asyncio.gather(
+        *(come_back(report, *proxy) for proxy in proxies),
+        fails(report, "behind a plain Caddy they do not come back", plainly),
+    )
     await smuggling.hidden_request_publishes(report)
     await asyncio.gather(
         smuggling.withstands(report, "nginx (HTTP/1.0)", forbidding_nginx_1_0),

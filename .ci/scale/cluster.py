@@ -4,7 +4,7 @@ event, in order, none twice; counted.
 Two processes on one port, and four behind nginx.  One process is killed and started
 again, Redis ends for 5 s and sleeps for 5 s, another process is killed.
 
-usage: cluster.py [--size full]
+usage: cluster.py
 """
 
 import contextlib
@@ -12,25 +12,16 @@ import signal
 import sys
 import time
 
+import common
+from common import Report, expect
 from fleet import Adding, Fleet
-from harness import (
-    Report,
-    Workshop,
-    arguments,
-    enter_private_network,
-    expect,
-    nginx,
-    raise_descriptor_limit,
-    redis_server,
-)
+from harness import Workshop, nginx, redis_server
 
-# Clients, events a second, seconds.
-SIZES = {"small": (400, 100, 18), "full": (2000, 200, 40)}
+CLIENTS, RATE, SECONDS = 400, 100, 18  # RATE: events a second
 PORT = 8080  # where the clients connect
 FLEETS = 2  # processes of clients
 DOWN_SECONDS = 2.0  # that a killed process is away
 OUTAGE_SECONDS = 5.0
-CATCH_UP_SECONDS = 120.0  # for the last client to have the last event
 
 
 def incidents(fleet, publisher, feeds, broker):
@@ -57,26 +48,21 @@ def killed(feed):
     feed.start()
 
 
-def run(report, name, workshop, size, ports, block=None):
-    clients, rate, seconds = size
-    total, started = rate * seconds, time.monotonic()
+def run(report, name, workshop, ports, block=None):
+    total, started = RATE * SECONDS, time.monotonic()
     with report.case(name) as notes, contextlib.ExitStack() as running:
         enter = running.enter_context
         broker = enter(redis_server(workshop.folder))
         feeds = [enter(workshop.python("redis_feed.py", p, port=p)) for p in ports]
         if block:
             enter(nginx(workshop, block, PORT))
-        fleet = enter(Fleet(FLEETS, clients // FLEETS, total, [[PORT]] * FLEETS))
-        fleet.all("open")
-        with Adding(total, rate) as publisher:
-            incidents(fleet, publisher, feeds, broker)
-            publisher.reached(1)
-        fleet.all("complete", CATCH_UP_SECONDS)
-        counts = {n: fleet.count(n) for n in ("repeated", "missing", "gaps", "cut")}
-        notes.append(f"{clients} clients x {total} events at {rate}/s; {counts}")
-        notes.append(
-            f"{publisher.errors} failed XADD, {time.monotonic() - started:.0f} s"
-        )
+        fleet = enter(Fleet(FLEETS, CLIENTS // FLEETS, total, [PORT]))
+        publisher = Adding(total, RATE)
+        wrong = lambda: incidents(fleet, publisher, feeds, broker)
+        counts = fleet.lives_through(publisher, wrong)
+        seconds = time.monotonic() - started
+        notes.append(f"{CLIENTS} clients x {total} events at {RATE}/s; {counts}")
+        notes.append(f"{publisher.errors} failed XADD, {seconds:.0f} s")
         faults = counts["repeated"] + counts["missing"] + counts["gaps"]
         expect(faults == 0, f"{faults} wrong")
         expect(counts["cut"] > 0 and publisher.errors > 0, "nothing went wrong")
@@ -93,17 +79,15 @@ def behind_nginx(workshop, ports):
 
 
 def main():
-    options = arguments(__doc__)
-    enter_private_network()
-    raise_descriptor_limit()
-    size = SIZES[options.size]
+    common.enter_private_network()
+    common.raise_descriptor_limit()
     report = Report("cluster")
     with Workshop() as workshop:
-        run(report, "two processes on one port", workshop, size, [PORT] * 2)
+        run(report, "two processes on one port", workshop, [PORT] * 2)
     with Workshop() as workshop:
         ports = range(8081, 8085)
         block = behind_nginx(workshop, ports)
-        run(report, "four processes behind nginx", workshop, size, ports, block)
+        run(report, "four processes behind nginx", workshop, ports, block)
     return report.close()
 
 

@@ -1,5 +1,4 @@
-"""What the checks at scale share: a network of their own, programs that run in it, the
-recipes, and a report."""
+"""What the checks at scale share: the recipes as files, and programs that run them."""
 
 import os
 import pathlib
@@ -7,33 +6,14 @@ import re
 import shutil
 import tempfile
 
-HERE = pathlib.Path(__file__).resolve().parent
-
 import common
-from common import (  # noqa: F401
-    PATIENCE,
-    Failure,
-    Program,
-    Report,
-    enter_private_network,
-    expect,
-    listening,
-    raise_descriptor_limit,
-    run,
-    until,
-    words_of,
-)
+from common import PATIENCE, Failure, Program, expect
 
-ROOT = HERE.parents[1]
+ROOT = common.MODULE.parent
 RECIPES = ROOT / ".recipes"
 RECIPE = re.compile(
     r"^<!-- (?:recipe|example): (\S+) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
-
-
-def arguments(text):
-    """The options of a check: --size small, or full, which takes longer."""
-    return common.arguments(text, size="small")
 
 
 class Workshop:

@@ -1,28 +1,26 @@
 """Many processes that are one server: four on one port and two that only publish share
-a history file, while clients check each event.
+a history file, while clients that come and go check each event.
 
 Calm; then one is killed (-9) and started anew each second; then one is stopped for
 longer than the history holds; at last, a server that is alone is restarted again and
 again.  The clients resume at whatever process they get.  Nothing is lost without a gap,
 nothing comes twice, and every client ends with the last event.
 
-usage: processes.py [--size full]
+usage: processes.py
 """
 
-import asyncio
 import contextlib
-import json
+import multiprocessing
 import random
 import signal
 import sys
 import time
 
-from harness import Report, Workshop, arguments, common, expect
+import common
+import swarm
+from common import Report, expect
+from harness import Workshop
 
-# Clients, events a second, seconds of each part, restarts.
-SIZES = {"small": (40, 200, 6, 10), "full": (400, 500, 60, 100)}
-SILENCE = 5.0  # seconds without a heartbeat: a client takes the process for stopped
-CATCH_UP_SECONDS = 120.0  # for the last client to have the last event
 HOLDS_ALL, HOLDS_LITTLE = 200_000, 300  # events
 SERVER = """
 import asyncio, sys, sse_server
@@ -33,84 +31,25 @@ server = sse_server.SSEServer(
 )
 asyncio.run(server.serve_forever())
 """
-# Until it is told to end.
+# Until it is told to end; notes what it published as storm.py does.
 PUBLISHER = """
-import signal, sys, time, sse_server
-who, period = int(sys.argv[1]), float(sys.argv[2])
+import json, signal, sys, time, zlib, sse_server
+who, period = sys.argv[1], float(sys.argv[2])
 ended = []  # an Event's lock may be held when the signal comes
 signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
 server = sse_server.SSEServer(port=None, history_file="history.db")
+record = open(f"record-{who}", "w")
+def publish(data, name=None):
+    id = server.publish(data, event=name, retain=name is not None)
+    print(json.dumps([id, None, name, zlib.crc32(data.encode())]), file=record)
 begun, number = time.monotonic(), 0
 while not ended:
     time.sleep(max(0, begun + number * period - time.monotonic()))
-    kept = {"retain": True, "event": f"kept{who}"} if number % 50 == 0 else {}
-    id = server.publish([who, number], **kept)
-    print(id.rpartition("-")[2], number, flush=True)
+    publish(f"{who} {number}", f"kept{who}" if number % 50 == 0 else None)
     number += 1
+if who == "last":
+    publish("end")
 """
-
-
-class Found:
-    """What all clients of a part have seen together."""
-
-    def __init__(self):
-        self.events = self.gaps = self.connections = 0
-        self.faults = []
-        self.by_number = {}  # in the log: (publisher, its number)
-        self.last = None  # number in the log, once nobody publishes
-
-
-class Client:
-    """Resumes again and again, and checks that each event follows the one before."""
-
-    def __init__(self, port, found, stays):
-        self._port, self._found, self._stays = port, found, stays
-        self._id, self._newest = "", 0  # of its last event
-        self._anew = True  # it is new, or was told of a gap
-
-    async def run(self):
-        while self._newest != self._found.last:
-            with contextlib.suppress(OSError, asyncio.TimeoutError):
-                await self._connect()
-            await asyncio.sleep(random.random() * 0.1)
-
-    async def _connect(self):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._found.connections += 1
-        stream = common.Stream(last_id=self._id)
-        leaves = time.monotonic() + (3600 if self._stays else random.uniform(1, 8))
-        try:
-            writer.write(common.request(last_id=self._id))
-            while time.monotonic() < leaves and self._newest != self._found.last:
-                received = await asyncio.wait_for(reader.read(65536), SILENCE)
-                if not received:
-                    return
-                for event in stream.feed(received):
-                    self._take(*event)
-        finally:
-            writer.close()
-
-    def _take(self, id, name, data):
-        found, before = self._found, self._id
-        found.events += 1
-        self._id = id
-        if name == "gap":
-            found.gaps += 1
-            self._anew = True
-            return
-        if id == before:  # retained: it does not say how far the client is
-            found.faults += [] if self._anew else [f"after {before}: retained again"]
-            return
-        number, event = int(id.rpartition("-")[2]), tuple(json.loads(data))
-        if self._anew and name != "message":  # the last retained one says it
-            self._newest, self._anew = number, False
-            return
-        missing = number - self._newest - 1
-        if missing < 0 or (missing and not self._anew):
-            found.faults.append(f"{number} after {self._newest}")
-        if found.by_number.setdefault(number, event) != event:
-            found.faults.append(f"{number} is {event} and {found.by_number[number]}")
-        self._newest, self._anew = number, False
 
 
 def restart(server):
@@ -125,31 +64,18 @@ def pause(server):
     server.signal(signal.SIGCONT)
 
 
-def end(publishers):
-    """What was published, by its number in the log."""
-    published = {}
-    for who, publisher in enumerate(publishers):
-        expect(publisher.stop() == 0, f"a publisher failed: {publisher.output()}")
-        lines = [[*map(int, line.split())] for line in publisher.output().splitlines()]
-        expect(lines == sorted(lines), "a publisher's order is not kept")
-        published.update((number, (who, own)) for number, own in lines)
-    return published
-
-
-async def watched(port, clients, publishers, incidents, stays):
-    """The clients from before the first incident until each has the last event."""
-    found = Found()
-    crowd = [Client(port, found, stays).run() for _ in range(clients)]
-    watching = asyncio.gather(*crowd)
-    await asyncio.to_thread(incidents)
-    published = await asyncio.to_thread(end, publishers)
-    found.last = len(published)
-    await asyncio.wait_for(watching, CATCH_UP_SECONDS)
-    return found, published
+def watch(port, clients, is_over, records):
+    """Until all is published: what the clients did and saw, and what is wrong in it."""
+    seen = multiprocessing.Value("q")
+    flock = swarm.Swarm(("127.0.0.1", port), clients, random.random(), seen, [()])
+    flock.run(is_over, patience=120)
+    return swarm.verified(flock, records)
 
 
 def part(report, name, sizes, incident, count, history=HOLDS_ALL):
-    """One part; `count` incidents, each to one of the servers, or as many seconds."""
+    """One part; `count` incidents, each to one of the servers, or as many seconds.
+
+    sizes: clients, events a second, servers."""
     clients, rate, servers = sizes
     with (
         report.case(name) as notes,
@@ -165,32 +91,35 @@ def part(report, name, sizes, incident, count, history=HOLDS_ALL):
             return running.enter_context(program)
 
         group = [start("server.py", port, history, port=port) for _ in range(servers)]
-
-        def incidents():
-            for _ in range(count):
-                time.sleep(1 if servers > 1 else 0.2)
-                incident(random.choice(group))
-
-        publishers = [start("publisher.py", who, 2 / rate) for who in range(2)]
-        watching = watched(port, clients, publishers, incidents, servers == 1)
-        found, published = asyncio.run(watching)
-        notes.append(f"{len(published)} events, {found.events} deliveries")
-        notes.append(f"{found.connections} connections, {found.gaps} gaps")
-        expect(not found.faults, f"{len(found.faults)} wrong: {found.faults[:3]}")
-        expect(max(published) == len(published), "numbers are left out")
-        strange = dict(found.by_number.items() - published.items())
-        expect(found.by_number and not strange, f"never published: {strange}")
-        expect(not found.gaps or history == HOLDS_LITTLE, "a gap, and nothing is lost")
+        over, who = multiprocessing.Event(), ("first", "last")
+        records = [workshop.folder / f"record-{one}" for one in who]
+        watching = common.Child(watch, port, clients, over.is_set, records)
+        publishers = [start("publisher.py", one, 2 / rate) for one in who]
+        for _ in range(count):
+            time.sleep(1 if servers > 1 else 0.2)
+            incident(random.choice(group))
+        for publisher in publishers:
+            expect(publisher.stop() == 0, f"a publisher failed: {publisher.output()}")
+        over.set()
+        counts, faults = watching.result(300)
+        lines = [line for path in records for line in swarm.lines_of(path)]
+        numbers = {swarm.parse_id(id)[1] for id, *_ in lines}
+        connections = counts["HTTP/1.0"] + counts["HTTP/1.1"]
+        notes.append(f"{len(lines)} events, {counts['event']} deliveries")
+        notes.append(f"{connections} connections, {counts['gap']} gaps")
+        expect(not faults, f"{len(faults)} wrong: {faults[:3]}")
+        expect(len(lines) == len(numbers) == max(numbers), "numbers are left out")
+        all_is_held = history == HOLDS_ALL
+        expect(not (all_is_held and counts["gap"]), "a gap, and nothing is lost")
 
 
 def main():
-    clients, rate, seconds, restarts = SIZES[arguments(__doc__).size]
-    report, sizes = Report("processes"), (clients, rate, 4)
-    part(report, "calm", sizes, lambda server: None, seconds)
-    part(report, "killed each second", sizes, restart, seconds)
-    name, times = "stopped for longer than the history", max(3, seconds // 3)
-    part(report, name, sizes, pause, times, HOLDS_LITTLE)
-    part(report, f"{restarts} restarts", (5, 50, 1), restart, restarts)
+    report, sizes = Report("processes"), (40, 200, 4)
+    part(report, "calm", sizes, lambda server: None, 6)
+    part(report, "killed each second", sizes, restart, 6)
+    name = "stopped for longer than the history"
+    part(report, name, sizes, pause, 3, HOLDS_LITTLE)
+    part(report, "10 restarts", (5, 50, 1), restart, 10)
     return report.close()
 
 

@@ -17,31 +17,27 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 
+import common
 import psycopg
 import redis
-from fleet import Fleet
-from harness import (
-    PATIENCE,
-    Failure,
-    Program,
-    Report,
-    Stream,
-    Workshop,
-    enter_private_network,
-    expect,
-    listening,
-    nginx,
-    redis_server,
-    run,
-    until,
-    words_of,
-)
+from common import PATIENCE, Failure, Program, expect, listening, run, until
+from fleet import Fleet, Posting
+from harness import Stream, Workshop, nginx, redis_server
+
+# What the recipes for Redis and for PostgreSQL have in common.
 
 
-def add(client, *data, **options):
-    """XADD each; the ids."""
-    return [client.xadd("events", {"data": text}, **options) for text in data]
+@dataclass
+class Database:
+    """One whose events two processes serve, each at a port."""
+
+    name: str
+    ports: tuple
+    add: object  # an event with this data; its id
+    forget: object  # the events before that with this id, or all
+    restart: object
 
 
 def expect_events(events, *wanted):
@@ -50,14 +46,63 @@ def expect_events(events, *wanted):
     expect(seen == list(wanted), f"seen {seen}, wanted {list(wanted)}")
 
 
-@contextlib.contextmanager
-def away(feed):
-    """The process sleeps, as one on a machine that was suspended."""
-    feed.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        feed.signal(signal.SIGCONT)
+def resumes_anywhere(report, database, ids):
+    """ids: of the events a to e, that were there before the processes."""
+    case = f"{database.name}: a client resumes before the start, and anywhere"
+    one, two = database.ports
+    with report.case(case):
+        for port in database.ports:
+            with Stream(port, ids[1]) as stream:
+                expect(stream.data(3) == ["c", "d", "e"], f"not the rest at {port}")
+        with Stream(one, ids[-1]) as stream, Stream(two, ids[-1]) as other:
+            database.add("f")
+            seen = stream.next()
+            expect(seen == other.next(), "the two processes differ")
+        with Stream(two, seen["id"]) as stream:
+            database.add("g")
+            expect(stream.data(1) == ["g"], "not right after the other process")
+
+
+def misses_nothing_over_a_restart(report, database):
+    with (
+        report.case(f"{database.name}: ends and comes back: clients miss nothing"),
+        Stream(database.ports[0]) as stream,
+        Stream(database.ports[1]) as other,
+    ):
+        database.restart()
+        database.add("back")
+        expect(stream.data(1) == other.data(1) == ["back"], "not what came after")
+
+
+def tells_of_what_was_forgotten(report, database, process):
+    """`process`, at the first port, sleeps as on a machine that was suspended; returns
+    the id of an event that is gone."""
+    one, two = database.ports
+    case = f"{database.name}: forgotten while away: a gap for those who missed it"
+    with report.case(case):
+        before = database.add("before")
+        with Stream(two, before) as lucky, Stream(one, before) as stream:
+            process.signal(signal.SIGSTOP)
+            ids = [database.add(text) for text in "123456"]
+            expect(lucky.data(6) == list("123456"), "not all at the one awake")
+            database.forget(ids[-2])
+            process.signal(signal.SIGCONT)
+            expect_events(stream.take(3), None, "5", "6")
+        with Stream(one, before) as late:
+            expect_events(late.take(3), None, "5", "6")
+        with Stream(one, ids[-2]) as late:
+            expect_events(late.take(1), "6")
+    with (
+        report.case(
+            f"{database.name}: what was seen before it was forgotten is no gap"
+        ),
+        Stream(one, ids[-1]) as stream,
+        Stream(two, ids[-1]) as other,
+    ):
+        database.forget(None)
+        database.add("after")
+        expect(stream.data(1) == other.data(1) == ["after"], "not only the entry")
+    return ids[0]
 
 
 # Redis Streams.
@@ -67,8 +112,20 @@ def redis_checks(report, workshop):
     def feed(port):
         return workshop.python("redis_feed.py", port, port=port)
 
+    def add(data, **options):
+        return client.xadd("events", {"data": data}, **options)
+
+    def forget(id):
+        bound = {"minid": id} if id else {"maxlen": 0}
+        client.xtrim("events", **bound, approximate=False)
+
+    def restart():
+        broker.stop()
+        broker.start()
+
     with redis_server(workshop.folder) as broker:
         client = redis.Redis(decode_responses=True)
+        database = Database("redis", (8081, 8082), add, forget, restart)
         with (
             report.case("redis: starts without a stream, and follows it"),
             feed(8081) as one,
@@ -79,39 +136,31 @@ def redis_checks(report, workshop):
                 id = client.xadd("events", fields)
                 event = {"id": id, "event": "reading", "data": "first"}
                 expect(channel.next() == event, "not the first entry")
-            add(client, "second")
+            add("second")
             expect(stream.data(1) == ["second"], "not the second entry")
             expect(one.stop() == 0, "not 0 at SIGTERM")
         client.delete("events")
-        ids = add(client, *"abcde")
-        with feed(8081) as one, feed(8082) as two:
-            redis_resume(report, client, ids)
-            redis_oddities(report, client, one)
-            redis_restart(report, client, broker)
-            redis_trimmed(report, client, one, two)
+        ids = [add(text) for text in "abcde"]
+        with feed(8081) as one, feed(8082):
+            resumes_anywhere(report, database, ids)
+            redis_oddities(report, client, one, add)
+            misses_nothing_over_a_restart(report, database)
+            gone = tells_of_what_was_forgotten(report, database, one)
+            case = "redis: a restart after the trimming tells who missed something"
+            with report.case(case):
+                one.kill()
+                one.start()
+                with Stream(8081, gone) as stream:
+                    expect_events(stream.take(2), None, "after")
 
 
-def redis_resume(report, client, ids):
-    with report.case("redis: a client resumes before the start, and anywhere"):
-        for port in (8081, 8082):
-            with Stream(port, ids[1]) as stream:
-                expect(stream.data(3) == ["c", "d", "e"], f"not the rest at {port}")
-        with Stream(8081, ids[-1]) as stream, Stream(8082, ids[-1]) as other:
-            add(client, "f")
-            seen = stream.next()
-            expect(seen == other.next(), "the two processes differ")
-        with Stream(8082, seen["id"]) as stream:
-            add(client, "g")
-            expect(stream.data(1) == ["g"], "not right after the other process")
+def redis_oddities(report, client, one, add):
     with report.case("redis: a client that is ahead of the process waits for it"):
         newest = int(client.xinfo_stream("events")["last-generated-id"].split("-")[0])
         with Stream(8081, f"{newest + 1000}-5") as stream:
-            add(client, "seen elsewhere", id=f"{newest + 1000}-5")
-            add(client, "new", id=f"{newest + 1000}-6")
+            add("seen elsewhere", id=f"{newest + 1000}-5")
+            add("new", id=f"{newest + 1000}-6")
             expect(stream.data(1) == ["new"], "not what follows its id")
-
-
-def redis_oddities(report, client, one):
     with (
         report.case("redis: an entry that cannot be served is skipped"),
         Stream(8081) as stream,
@@ -125,46 +174,6 @@ def redis_oddities(report, client, one):
             expect(each.data(2) == ["known", "\ufffd"], "not the readable ones")
         skipped = one.output().count("skipped")
         expect(skipped == 2, f"{skipped} lines about it, not 2")
-
-
-def redis_restart(report, client, broker):
-    with (
-        report.case("redis: Redis ends and comes back: clients stay, and miss nothing"),
-        Stream(8081) as stream,
-        Stream(8082) as other,
-    ):
-        broker.stop()
-        broker.start()
-        add(client, "back")
-        expect(stream.data(1) == other.data(1) == ["back"], "not what came after")
-
-
-def redis_trimmed(report, client, one, two):
-    with report.case("redis: trimmed while away: a gap for those who missed it"):
-        before = add(client, "before")[0]
-        with Stream(8082, before) as lucky, Stream(8081, before) as stream, away(one):
-            ids = add(client, *"123456")
-            expect(lucky.data(6) == list("123456"), "not all at the one awake")
-            client.xtrim("events", maxlen=2, approximate=False)
-            one.signal(signal.SIGCONT)
-            expect_events(stream.take(3), None, "5", "6")
-        with Stream(8081, before) as late:
-            expect_events(late.take(3), None, "5", "6")
-        with Stream(8081, ids[-2]) as late:
-            expect_events(late.take(1), "6")
-    with (
-        report.case("redis: what was seen before it was trimmed is no gap"),
-        Stream(8081, ids[-1]) as stream,
-        Stream(8082, ids[-1]) as other,
-    ):
-        client.xtrim("events", maxlen=0, approximate=False)
-        add(client, "after")
-        expect(stream.data(1) == other.data(1) == ["after"], "not only the entry")
-    with report.case("redis: a restart after the trimming tells who missed something"):
-        one.kill()
-        one.start()
-        with Stream(8081, ids[0]) as stream:
-            expect_events(stream.take(2), None, "after")
 
 
 # PostgreSQL.
@@ -209,29 +218,46 @@ def postgres_checks(report, workshop):
     def feed(port):
         return workshop.python("postgres_feed.py", port, port=port)
 
+    def add(data):
+        with psycopg.connect(autocommit=True) as sql:
+            return str(publish_row(sql, data))
+
+    def forget(id):
+        with psycopg.connect(autocommit=True) as sql:
+            sql.execute("DELETE FROM events WHERE id < %s", [id or 2**62])
+
+    def restart():
+        server.stop(signal.SIGINT)  # the fast shutdown: it cuts connections
+        server.start()
+        until(can_ask, "PostgreSQL answers again")
+
     with postgres_server(workshop) as server, psycopg.connect(autocommit=True) as sql:
         sql.execute(workshop.recipe("postgres.sql"))
         sequence_loses(report, sql)
+        ids = [add(text) for text in "abcde"]
+        database = Database("postgres", (8083, 8084), add, forget, restart)
         with feed(8083) as one, feed(8084):
+            resumes_anywhere(report, database, ids)
             postgres_follows(report, sql)
             postgres_order(report, sql)
-            postgres_deleted(report, sql, one)
-            postgres_restart(report, server)
+            tells_of_what_was_forgotten(report, database, one)
+            misses_nothing_over_a_restart(report, database)
 
 
 def postgres_follows(report, sql):
-    with report.case("postgres: follows the table, at once, and resumes anywhere"):
-        with Stream(8083) as stream, Stream(8083, query="?channel=a") as channel:
-            for number in range(1, 6):
-                start = time.monotonic()
-                publish_row(sql, f"row {number}", "reading")
-                event = {"id": str(number), "event": "reading", "data": f"row {number}"}
-                expect(stream.next() == event, f"not row {number}")
-                expect(time.monotonic() - start < 5, "only after the poll of 10 s")
-            publish_row(sql, "sixth", None, "a")
-            expect(channel.data(1) == ["sixth"], "not the channel's")
-        with Stream(8084, "3") as stream:
-            expect(stream.data(2) == ["row 4", "row 5"], "not at the other process")
+    with (
+        report.case("postgres: follows the table, at once"),
+        Stream(8083) as stream,
+        Stream(8083, query="?channel=a") as channel,
+    ):
+        for number in range(1, 6):
+            start = time.monotonic()
+            id = publish_row(sql, f"row {number}", "reading")
+            event = {"id": str(id), "event": "reading", "data": f"row {number}"}
+            expect(stream.next() == event, f"not row {number}")
+            expect(time.monotonic() - start < 5, "only after the poll of 10 s")
+        publish_row(sql, "sixth", None, "a")
+        expect(channel.data(1) == ["sixth"], "not the channel's")
 
 
 def postgres_order(report, sql):
@@ -300,38 +326,6 @@ def sequence_loses(report, sql):
             first.commit()
             seen += [row[0] for row in sql.execute(query, [seen[-1]])]
         expect(seen == [2], f"seen {seen}; it should have missed 1")
-
-
-def postgres_deleted(report, sql, one):
-    with report.case("postgres: deleted while away: a gap for those who missed it"):
-        before = str(publish_row(sql, "before"))
-        with Stream(8083, before) as stream, Stream(8084, before) as lucky, away(one):
-            ids = [publish_row(sql, text) for text in "12345"]
-            expect(lucky.data(5) == list("12345"), "not all at the one awake")
-            sql.execute("DELETE FROM events WHERE id < %s", [ids[-1]])
-            one.signal(signal.SIGCONT)
-            expect_events(stream.take(2), None, "5")
-        last = str(ids[-1])
-        with Stream(8083, last) as stream, Stream(8084, last) as other:
-            sql.execute("DELETE FROM events")
-            publish_row(sql, "after")
-            for each in (stream, other):
-                expect(each.data(1) == ["after"], "a gap though all was seen")
-
-
-def postgres_restart(report, server):
-    with (
-        report.case("postgres: PostgreSQL ends and comes back: nothing is missed"),
-        Stream(8083) as stream,
-        Stream(8084) as other,
-    ):
-        server.signal(signal.SIGINT)  # the fast shutdown: it cuts connections
-        server.process.wait(PATIENCE)
-        server.start()
-        until(can_ask, "PostgreSQL answers again")
-        with psycopg.connect(autocommit=True) as sql:
-            publish_row(sql, "back")
-        expect(stream.data(1) == other.data(1) == ["back"], "not what came after")
 
 
 JSON = ["-H", "Content-Type: application/json", "--data-binary", '{"n": 1}']
@@ -404,25 +398,10 @@ def thread_checks(report, workshop):
 # Frameworks with an event loop.
 
 UVICORN = "python -m uvicorn --port 8000"
-
-
-def asgi_checks(report, workshop):
-    with workshop.start(f"{UVICORN} fastapi_app:app", port=8000) as app:
-        in_a_framework(report, "fastapi", app)
-    workshop.write("settings.py", SETTINGS)
-    django = {"port": 8000, "env": {"DJANGO_SETTINGS_MODULE": "settings"}}
-    with workshop.start(f"{UVICORN} django_asgi:application", **django) as app:
-        in_a_framework(report, "django", app, "/sse")
-    with workshop.python("aiohttp_app.py", port=8000) as app:
-        in_a_framework(report, "aiohttp", app)
-    workshop.write("model.py", MODEL)
-    with workshop.start(f"{UVICORN} tokens:app", port=8000) as app:
-        one_request(report, app)
-
-
+# With the recipe's server as the body of a view's response, too.
 SETTINGS = """
 import json
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
 
 def order(request):
@@ -430,12 +409,52 @@ def order(request):
     server.publish(json.loads(request.body), event="order")
     return HttpResponse(status=204)
 
-urlpatterns = [path("orders", order)]
+async def body(request):
+    from django_asgi import server
+    last = request.headers.get("last-event-id")
+    return StreamingHttpResponse(server.stream(last), headers=server.stream_headers())
+
+urlpatterns = [path("orders", order), path("body", body)]
 ROOT_URLCONF, ALLOWED_HOSTS, SECRET_KEY = __name__, ["*"], "x"
 """
 
 
-def in_a_framework(report, name, app, path="/events"):
+def framework_checks(report, workshop):
+    workshop.write("settings.py", SETTINGS)
+    settings = {"DJANGO_SETTINGS_MODULE": "settings"}
+    for name, path, command in (
+        ("fastapi", "/events", f"{UVICORN} fastapi_app:app"),
+        ("django", "/sse", f"{UVICORN} django_asgi:application"),
+        ("django, stream()", "/body", f"{UVICORN} django_asgi:application"),
+        ("aiohttp", "/events", "python aiohttp_app.py"),
+    ):
+        for check in (in_a_framework, to_many):
+            with workshop.start(command, port=8000, env=settings) as app:
+                check(report, name, app, path)
+    workshop.write("model.py", MODEL)
+    with workshop.start(f"{UVICORN} tokens:app", port=8000) as app:
+        one_request(report, app)
+
+
+def to_many(report, name, app, path):
+    with (
+        report.case(f"{name}: to 500, a slow one, Ctrl-C") as notes,
+        Stream(8000, path=path),  # which does not read
+        Fleet(1, 500, 300, [8000], path) as fleet,
+    ):
+        publisher = Posting(300, 100, "http://localhost:8000/orders")
+        counts = fleet.lives_through(publisher, lambda: None)
+        faults = counts["repeated"] + counts["missing"] + counts["gaps"]
+        expect(not faults, f"{faults} events repeated, missing, or gaps")
+        started = time.monotonic()
+        app.signal(signal.SIGINT)
+        app.process.wait(PATIENCE)
+        seconds = time.monotonic() - started
+        expect(seconds < 10, f"{seconds:.1f} s after Ctrl-C: {app.output()[-999:]}")
+        notes.append(f"ended in {seconds:.1f} s")
+
+
+def in_a_framework(report, name, app, path):
     with (
         report.case(f"{name}: the stream is its own response, resumes, and ends"),
         Stream(8000, path=path) as stream,
@@ -477,80 +496,6 @@ def one_request(report, app):
         got = run("curl -sN -m 1", url).stdout.count("data: a")
         expect(0 < got < 900, f"it got {got} tokens")
         until(lambda: app.output().count("no more tokens") > count, "the end", 2)
-
-
-PUBLISHING = """
-import asyncio
-from sse_server import SSEServer
-
-CLIENTS, TOTAL = 500, 300
-server = SSEServer(port=None)
-publishing = None
-
-async def publish():
-    while server.stats.live + server.stats.behind < CLIENTS:
-        await asyncio.sleep(0.05)
-    for number in range(1, TOTAL + 1):
-        server.publish(str(number))
-        await asyncio.sleep(0.01)
-
-async def started():
-    global publishing
-    if publishing is None:
-        publishing = asyncio.create_task(publish())
-        await server.__aenter__()
-"""
-DJANGO = """
-from django.conf import settings
-from django.core.asgi import get_asgi_application
-from django.http import StreamingHttpResponse
-from django.urls import path
-from publishing import server, started
-
-async def sse(request):
-    await started()
-    last = request.headers.get("last-event-id")
-    return StreamingHttpResponse(server.stream(last), headers=server.stream_headers())
-
-urlpatterns = [path("sse", sse)]
-settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x")
-app = get_asgi_application()
-"""
-AIOHTTP = {  # what is changed in the recipe
-    "server = SSEServer(port=None)": "from publishing import server, started",
-    "server.__aenter__()": "started()",
-    "/events": "/sse",
-}
-
-
-def framework_checks(report, workshop):
-    """stream() as the body of other frameworks' responses: 500 clients, then Ctrl-C."""
-    workshop.write("publishing.py", PUBLISHING)
-    aiohttp = workshop.recipe("aiohttp_app.py")
-    for here, there in AIOHTTP.items():
-        expect(here in aiohttp, f"{here} is not in aiohttp_app.py")
-        aiohttp = aiohttp.replace(here, there)
-    uvicorn = f"{UVICORN} --timeout-graceful-shutdown 3 --log-level error"
-    for name, program, command in (
-        ("django", DJANGO, f"{uvicorn} django_app:app"),
-        ("aiohttp", aiohttp, "python aiohttp_app.py"),
-    ):
-        workshop.write(f"{name}_app.py", program)
-        with (
-            report.case(f"{name}: stream() to 500, a slow one, Ctrl-C") as notes,
-            workshop.start(command, port=8000) as app,
-            Stream(8000),  # which does not read
-            Fleet(1, 500, 300, [[8000]]) as fleet,
-        ):
-            fleet.all("complete")
-            faults = sum(map(fleet.count, ("repeated", "missing", "gaps")))
-            expect(not faults, f"{faults} events repeated, missing, or gaps")
-            started = time.monotonic()
-            app.signal(signal.SIGINT)
-            app.process.wait(PATIENCE)
-            seconds = time.monotonic() - started
-            expect(seconds < 10, f"{seconds:.1f} s after Ctrl-C: {app.output()[-999:]}")
-            notes.append(f"ended in {seconds:.1f} s")
 
 
 def ended_by_ctrl_c(app):
@@ -597,7 +542,7 @@ def image_checks(report, workshop):
         program, script, *options = json.loads(lines[-1].removeprefix("CMD "))
         expect((program, script) == ("python", "/sse_server.py"), f"not {program}")
         enter = "unshare --fork --kill-child --pid --mount-proc"
-        command = [*enter.split(), *words_of("python sse_server.py"), *options]
+        command = [*enter.split(), *common.words_of("python sse_server.py"), *options]
         with workshop.start(command) as container:
             until(lambda: listening(8080), "it listens")
             children = f"/proc/{container.pid}/task/{container.pid}/children"
@@ -668,13 +613,12 @@ def many_on_one_connection(count=20):
 
 
 def main():
-    enter_private_network()
-    report = Report("recipes")
+    common.enter_private_network()
+    report = common.Report("recipes")
     with Workshop() as workshop:
         redis_checks(report, workshop)
         postgres_checks(report, workshop)
         thread_checks(report, workshop)
-        asgi_checks(report, workshop)
         framework_checks(report, workshop)
         unit_checks(report, workshop)
         image_checks(report, workshop)

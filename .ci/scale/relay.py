@@ -5,7 +5,7 @@ Relays are killed, and stopped for longer than a heartbeat; so is the origin; an
 connections between them are cut in the middle of an event.  Then a relay follows a
 stream of another library, and one ends when its origin answers 204.
 
-usage: relay.py [--size full]
+usage: relay.py
 """
 
 import asyncio
@@ -14,49 +14,17 @@ import signal
 import sys
 import threading
 import time
-import urllib.request
 
-from fleet import Fleet, Publisher
-from harness import (
-    PATIENCE,
-    Report,
-    Stream,
-    Workshop,
-    arguments,
-    common,
-    enter_private_network,
-    expect,
-    raise_descriptor_limit,
-    until,
-)
+import common
+from common import PATIENCE, Report, expect, until
+from fleet import Fleet, Posting, post
+from harness import Stream, Workshop
 
-# Clients, events a second, seconds.
-SIZES = {"small": (1000, 100, 24), "full": (4000, 200, 60)}
+CLIENTS, RATE, SECONDS = 1000, 100, 24  # RATE: events a second
 ORIGIN, RELAYS, BETWEEN = 8080, 8081, 8090  # ports
+STREAM = f"http://localhost:{ORIGIN}/sse"
 FLEETS = 2  # processes of clients
 HEARTBEAT, SILENCE, STOPPED = 0.5, 1.5, 2.5  # seconds
-CATCH_UP_SECONDS = 120.0
-
-
-class Posting(Publisher):
-    """One whose answer is lost may or may not have come: it is not repeated, and the
-    origin's next start is announced by a gap."""
-
-    failures = OSError
-
-    def publish(self, number):
-        post(number)
-
-    def newest(self):
-        last = self.number + 1 == self.total
-        return self.number + (not last)  # that one is waited for
-
-
-def post(data, query=""):
-    url = f"http://localhost:{ORIGIN}/sse{query}"
-    bearer = {"Authorization": "Bearer secret"}
-    request = urllib.request.Request(url, str(data).encode(), bearer)
-    urllib.request.urlopen(request, timeout=PATIENCE).close()
 
 
 class Between(threading.Thread):
@@ -127,25 +95,21 @@ def incidents(publisher, origin, relays, between):
     killed(relays[3])
 
 
-def mistreated(report, workshop, clients, rate, seconds):
-    total = rate * seconds
-    ports = [[RELAYS] * 4 + [ORIGIN]] * FLEETS
+def mistreated(report, workshop):
+    total = RATE * SECONDS
     name = "four relays of one origin: nothing lost in silence, nothing twice"
     with report.case(name) as notes, contextlib.ExitStack() as stack:
         origin = stack.enter_context(origin_of(workshop))
         between = Between()
         between.start()
-        post(0)
+        post(STREAM, 0)
         relays = [stack.enter_context(relay_of(workshop)) for _ in range(4)]
-        fleet = stack.enter_context(Fleet(FLEETS, clients // FLEETS, total, ports))
-        fleet.all("open")
-        with Posting(total, rate) as publisher:
-            incidents(publisher, origin, relays, between)
-            publisher.reached(1)
-        fleet.all("complete", CATCH_UP_SECONDS)
-        names = ("repeated", "silent", "missing", "gaps", "cut")
-        counts = {name: fleet.count(name) for name in names}
-        notes.append(f"{fleet.clients} clients x {total} events at {rate}/s")
+        ports = [RELAYS] * 4 + [ORIGIN]
+        fleet = stack.enter_context(Fleet(FLEETS, CLIENTS // FLEETS, total, ports))
+        publisher = Posting(total, RATE, STREAM)
+        wrong = lambda: incidents(publisher, origin, relays, between)
+        counts = fleet.lives_through(publisher, wrong)
+        notes.append(f"{fleet.clients} clients x {total} events at {RATE}/s")
         notes.append(", ".join(f"{name} {count}" for name, count in counts.items()))
         notes.append(f"{publisher.errors} failed posts, {between.cuts} events cut")
         expect(not counts["repeated"] and not counts["silent"], "; ".join(notes))
@@ -199,10 +163,9 @@ def keeps_state(report, workshop):
         report.case("a relay retains what it is told, and is told of gaps"),
         origin_of(workshop) as origin,
     ):
-        state = lambda text: post(text, "?event=state&retain=1")
+        state = lambda text: post(f"{STREAM}?event=state&retain=1", text)
         state("one")
-        url = f"http://localhost:{ORIGIN}/sse"
-        with relay_of(workshop, url=url, RETAIN="state"):
+        with relay_of(workshop, url=STREAM, RETAIN="state"):
             with Stream(RELAYS) as stream:
                 expect(stream.next()["data"] == "one", "not what was retained")
                 killed(origin)
@@ -215,14 +178,13 @@ def keeps_state(report, workshop):
 
 
 def main():
-    options = arguments(__doc__)
-    enter_private_network()
-    raise_descriptor_limit()
+    common.enter_private_network()
+    common.raise_descriptor_limit()
     report = Report("relay")
     with Workshop() as workshop:
         keeps_state(report, workshop)
         another_library(report, workshop)
-        mistreated(report, workshop, *SIZES[options.size])
+        mistreated(report, workshop)
     return report.close()
 
 

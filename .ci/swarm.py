@@ -16,7 +16,7 @@ import socket
 import time
 import zlib
 
-from common import KIB, Stream, connect, request, reset
+from common import KIB, Client, reset
 
 CHANNEL_SETS = [(), ("a",), ("a", "b"), ("a", "b", "c", "d")]
 # What a client does next: how often, and for how many seconds (from, to).
@@ -36,21 +36,18 @@ AWAY = ("reset", "close", "wait")
 class Chaotic:
     """One client: a mood, a connection or none, and its transcript."""
 
-    def __init__(self, swarm, number, chance):
-        self.channels = CHANNEL_SETS[number % len(CHANNEL_SETS)]
+    def __init__(self, swarm, number, channels, chance):
+        self.channels = channels
         self.transcript = []
         self.counts = collections.Counter()
         self.seen = 0  # events
         self.ends_seen = 0  # of its channels: the last event of the storm
-        self.socket = None
-        self._swarm = swarm
-        self._chance = chance
+        self.connection = None
+        self._swarm, self._chance = swarm, chance
         self._small = number % 3 > 0  # a small receive buffer stalls soon
         self._last_id = ""
-        self._stream = None
         self._patient = True  # has read all the time on this connection
-        self._mood = "wait"
-        self._until = 0.0
+        self._mood, self._until = "wait", 0.0
 
     @property
     def finished(self):
@@ -84,64 +81,58 @@ class Chaotic:
         self._swarm.watch(self, self._mood in ("read", "half-close"))
         if self._mood == "half-close":
             with contextlib.suppress(OSError):  # the server was faster
-                self.socket.shutdown(socket.SHUT_WR)
+                self.connection.socket.shutdown(socket.SHUT_WR)
         elif self._mood in AWAY:
             if self._mood == "reset":
-                reset(self.socket)
+                reset(self.connection.socket)
             self._disconnect()
 
     def _connect(self, now):
         self._mood = "wait"
         self._until = now + self._chance.uniform(0.05, 0.5)
         version = self._chance.choice(["1.1", "1.1", "1.0"])
-        by_query = self._chance.random() < 0.3
-        gzip = self._chance.random() < 0.5
+        asked = {"version": version, "channels": self.channels}
+        asked.update(last_id=self._last_id, by_query=self._chance.random() < 0.3)
+        asked.update(gzip=self._chance.random() < 0.5)
         try:
-            sock = connect(self._swarm.address, self._small, timeout=5)
-            asked = version, self.channels, self._last_id, by_query, gzip
-            sock.sendall(request(*asked))
+            self.connection = Client(self._swarm.address, 5, self._small, **asked)
         except OSError:
             self.counts["refused"] += 1
             return
-        sock.setblocking(False)
+        self.connection.socket.setblocking(False)
         self.counts[f"HTTP/{version}"] += 1
         if not self._last_id:
             self.transcript.append(("start",))
-        self.socket = sock
-        self._stream = Stream(version, self._last_id)
         self._patient = True
         self._read_on()
         self._until = now + self._chance.uniform(0.2, 3)
 
     def _disconnect(self):
         self._swarm.watch(self, False)
-        self.socket.close()
-        self.socket = None
+        self.connection.close()
+        self.connection = None
         if self._mood not in AWAY:
             self._mood = "wait"
             self._until = time.monotonic() + self._chance.uniform(0, 0.5)
 
     def receive(self, size=256 * KIB):
+        stream = self.connection.stream
+        opened = stream.opened
         try:
-            received = self.socket.recv(size)
+            for event in self.connection.receive(size):
+                self._take(*event)
+            self._last_id = stream.decoder.last_id
+            gzip = stream.opened and not opened and stream.inflater
+            self.counts["compressed"] += bool(gzip)
         except BlockingIOError:
-            return
+            pass
+        except EOFError:
+            if self._mood == "half-close" and self._patient:
+                self.counts[f"half-closed, {'ended' if stream.ended else 'cut'}"] += 1
+            self._disconnect()
         except OSError:
             self.counts["reset by the server"] += 1
             self._disconnect()
-            return
-        if received:
-            opened = self._stream.opened
-            for event in self._stream.feed(received):
-                self._take(*event)
-            self._last_id = self._stream.decoder.last_id
-            if self._stream.opened and not opened:
-                self.counts["compressed"] += self._stream.inflater is not None
-            return
-        if self._mood == "half-close" and self._patient:
-            how = "ended" if self._stream.ended else "cut"
-            self.counts[f"half-closed, {how}"] += 1
-        self._disconnect()
 
     def _take(self, name_id, name, data):
         if name == "gap":
@@ -155,23 +146,25 @@ class Chaotic:
 class Swarm:
     """Runs the clients in one selector loop until told that the storm is over."""
 
-    def __init__(self, address, count, seed, seen):
+    def __init__(self, address, count, seed, seen, channel_sets=CHANNEL_SETS):
         self.address = address
         self._seen = seen  # shared with who waits for enough
         self._selector = selectors.DefaultSelector()
         self._watched = set()
-        self.clients = [
-            Chaotic(self, number, random.Random(f"{seed}-{number}"))
-            for number in range(count)
-        ]
+        self.clients = []
+        for number in range(count):
+            channels = channel_sets[number % len(channel_sets)]
+            chance = random.Random(f"{seed}-{number}")
+            self.clients.append(Chaotic(self, number, channels, chance))
 
     def watch(self, client, wanted):
         if wanted and client not in self._watched:
             self._watched.add(client)
-            self._selector.register(client.socket, selectors.EVENT_READ, client)
+            sock = client.connection.socket
+            self._selector.register(sock, selectors.EVENT_READ, client)
         elif not wanted and client in self._watched:
             self._watched.remove(client)
-            self._selector.unregister(client.socket)
+            self._selector.unregister(client.connection.socket)
 
     def run(self, is_calm, patience=60):
         """Until `is_calm()`, then until each has seen the end, or gave up waiting."""
@@ -195,8 +188,8 @@ class Swarm:
                 if finished or now > give_up:
                     break
         for client in self.clients:
-            if client.socket:
-                client.socket.close()
+            if client.connection:
+                client.connection.close()
 
 
 class Record:
@@ -206,7 +199,7 @@ class Record:
         self._events = {}  # (epoch, number): (channel, crc)
         self._retained = {}  # crc: (place, channel, name)
         for path in paths:
-            for id, channel, name, crc, *_ in lines_of(path):
+            for id, channel, name, crc in lines_of(path):
                 place = parse_id(id)
                 self._events[place] = (channel, crc)
                 if name:
@@ -238,13 +231,13 @@ class Record:
 
     def state(self, channels):
         """What is retained in the end: the crc of the newest by channel and name."""
-        newest = {}
-        for crc, (place, channel, name) in self._retained.items():
-            if channel in channels and place[0] == self._epochs[-1]:
-                newest[channel, name] = max(
-                    newest.get((channel, name), ((),)), (place, crc)
-                )
-        return {key: crc for key, (_, crc) in newest.items()}
+        return {
+            (channel, name): crc
+            for crc, (place, channel, name) in sorted(
+                self._retained.items(), key=lambda item: item[1][0]
+            )
+            if channel in channels and place[0] == self._epochs[-1]
+        }
 
     def after(self, channels, place):
         """How many events of the channels follow, to the end of the last epoch."""
@@ -266,6 +259,18 @@ def lines_of(path):
 def parse_id(name):
     epoch, _, number = name.rpartition("-")
     return epoch, int(number)
+
+
+def verified(swarm, records):
+    """What the clients did and saw, counted, and what is wrong in it."""
+    record = Record(records)
+    counts, wrong = collections.Counter(published=len(record)), []
+    for client in swarm.clients:
+        counts.update(client.counts)
+        counts.update(item[0] for item in client.transcript)
+        faults = verify(client.transcript, client.channels, record)
+        wrong += [f"{client.channels} {fault}" for fault in faults]
+    return counts, wrong
 
 
 def verify(transcript, channels, record):
