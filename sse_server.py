@@ -464,7 +464,7 @@ class _Entry(NamedTuple):
     frame: bytes
     channel: str | None
     id: str | None  # the publisher's; what is no event has that of the one before it
-    place: tuple[Any, int] | None  # the newest key up to here, and its event's number
+    last_key: tuple[Any, int] | None  # the newest up to here, and its event's number
     total: int  # the sum of the costs of all events up to this one, in bytes
     time: float  # when it was published, in seconds since 1970
     retain: str | None = None  # the name under which the event is retained
@@ -528,9 +528,9 @@ class _EventLog:
         self.sent = 0
         self.retained_changes = 0  # by unretain(); other changes change `newest`
         # Random, so that an id from before a restart never names another event.
-        self.begin(secrets.token_hex(4))
+        self.restart(secrets.token_hex(4))
 
-    def begin(self, epoch: str, base: int = 0, retained: Iterable[Any] = ()) -> None:
+    def restart(self, epoch: str, base: int = 0, retained: Iterable[Any] = ()) -> None:
         """Hold nothing but these retained events; all up to `base` was forgotten.
 
         With a history file, this is how a log goes on after it has missed rows.
@@ -597,16 +597,16 @@ class _EventLog:
             if id is not None:
                 self._check_id(id, key)
         self._note_newest()
-        number, place = self.newest + 1, self._newest.place
+        number, last_key = self.newest + 1, self._newest.last_key
+        own_key = None if key is None else (key, number)
         if kind != _EVENT:
             id = self._newest.id  # with which other processes find this place, too
         elif id is not None:
-            place = None if key is None else (key, number)
+            last_key = own_key
         name = id or self._make_id(number)
         frame = _with_id(body, name) if kind in (_EVENT, _GAP) else b""
-        own_place = None if key is None else place
-        total = self._newest.total + _cost(frame, id, channel, retain, own_place)
-        entry = _Entry(number, frame, channel, id, place, total, added, retain, kind)
+        total = self._newest.total + _cost(frame, id, channel, retain, own_key)
+        entry = _Entry(number, frame, channel, id, last_key, total, added, retain, kind)
         self._entries[number] = entry
         self._newest = entry  # from here on the event exists
         self._settle()
@@ -623,10 +623,10 @@ class _EventLog:
     def _check_id(self, id: str, key: Any) -> None:
         self._settle()  # events may have become too old
         _refuse_own_id(id, self.epoch)
-        place = self._newest.place
+        last_key = self._newest.last_key
         if (self._find_published(id) or 0) > self.base:
             raise ValueError(f"id {id!r} is that of an event that is held")
-        if place and not place[0] < key:
+        if last_key and not last_key[0] < key:
             raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
 
     def advance(self, position: int) -> None:
@@ -680,7 +680,7 @@ class _EventLog:
         size -= retained.pop(key, (None, 0))[1]
         if by:
             cost = _cost(by.frame, *key)
-            retained[key] = by._replace(id=None, place=None), cost
+            retained[key] = by._replace(id=None, last_key=None), cost
             size += cost
         while retained and (
             len(retained) > self._max_retained or size > self._max_bytes
@@ -723,24 +723,24 @@ class _EventLog:
         if number is not None and number <= self.newest:
             return number
         # Binary search for the last key that is not above this one.
-        low, high, found = self.base, self.newest + 1, None
+        low, high, below = self.base, self.newest + 1, None
         with contextlib.suppress(TypeError):  # it is not a key of the publisher's
             while key is not None and low < high:
                 middle = (low + high) // 2
-                place = self._entries[middle].place
-                if place and key < place[0]:
+                last_key = self._entries[middle].last_key
+                if last_key and key < last_key[0]:
                     high = middle
                 else:
-                    low, found = middle + 1, place
+                    low, below = middle + 1, last_key
             # It may be below `base`: then what follows it was perhaps forgotten.
-            return found[1] if found else None
+            return below[1] if below else None
         return None
 
     def is_ahead(self, key: Any) -> bool:
         """Whether `key` is above the newest key, so that its event is yet to come."""
-        place = self._newest.place
+        last_key = self._newest.last_key
         with contextlib.suppress(TypeError):  # it is not a key of the publisher's
-            return key is not None and (place is None or bool(place[0] < key))
+            return key is not None and (last_key is None or bool(last_key[0] < key))
         return False
 
     def missed(self, position: int, channels: Channels) -> bool:
@@ -972,7 +972,7 @@ class _LogFile:
             db.execute(f"UPDATE state SET {bounds}", self._bounds)
             self._trim(db)
 
-    def begin(self) -> tuple[int, list[Any]]:
+    def read_base(self) -> tuple[int, list[Any]]:
         """The position before the oldest row, and what is retained of that time."""
         with self._reading() as db, db:
             db.execute("BEGIN")  # one state of the file
@@ -3028,7 +3028,7 @@ class _Intake:
             is_behind = rows and rows[0].number != self.log.newest + 1
             if is_behind or self.log.epoch != file.epoch:
                 # Rows were forgotten before they could be read: that is a gap.
-                self.log.begin(file.epoch, *file.begin())
+                self.log.restart(file.epoch, *file.read_base())
                 return True
             for row in rows:
                 self.log.take(row)
@@ -3857,7 +3857,7 @@ class _Asker:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class _Rooms:
+class _Parts:
     """What the connections of one server work with."""
 
     site: _Site
@@ -3887,17 +3887,17 @@ class _Connection(_Subscriber, asyncio.Protocol):
     """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
 
     __slots__ = ("body", "discarded", "head", "input_ended", "lower", "permit",
-                 "question", "received", "rooms", "searched", "task", "transport",
+                 "parts", "question", "received", "searched", "task", "transport",
                  "writer")  # fmt: skip
 
     discarded: int  # while it lingers: the bytes that were thrown away
 
-    def __init__(self, rooms: _Rooms, writer: asyncio.StreamWriter, state: str) -> None:
+    def __init__(self, parts: _Parts, writer: asyncio.StreamWriter, state: str) -> None:
         transport = cast(asyncio.Transport, writer.transport)
         super().__init__(_peer_name(transport))
         self.transport = transport
         self.lower = transport  # what TLS writes to; without TLS it is the same
-        self.rooms = rooms
+        self.parts = parts
         self.writer = _disarm(writer)
         self.received = bytearray()  # and not yet parsed
         self.searched = 0  # so many of these bytes hold no end of a head
@@ -3907,7 +3907,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.permit: _Permit | HTTPError | None = None  # what it has answered
         self.body: _BodyReader | None = None  # of that request, while it is received
         self.task: asyncio.Task[None] | None = None  # that waits for somebody else
-        rooms.registry.add(self, state)
+        parts.registry.add(self, state)
         # So the transport calls pause_writing() as soon as it must hold one byte.
         transport.set_write_buffer_limits(high=0)
         if _is_plain_asyncio(transport):
@@ -3943,7 +3943,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
     @property
     def _receives(self) -> bool:
         """Whether new input is parsed at once; otherwise it is kept for later."""
-        waits = self in self.rooms.turns.waiting
+        waits = self in self.parts.turns.waiting
         return self.state in (_HEAD, _IDLE, _BODY) and not waits
 
     # Called by the transport.
@@ -3954,7 +3954,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             return
         if self.state in _STREAMING:
             self._pause_reading()
-            loop, read_on = asyncio.get_running_loop(), self.rooms.turns.defer
+            loop, read_on = asyncio.get_running_loop(), self.parts.turns.defer
             loop.call_later(_IGNORED_INPUT_SECONDS, read_on, self)
             return
         self.received += data
@@ -3984,22 +3984,22 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.question = None
         if self.task:
             self.task.cancel()
-        self.rooms.turns.waiting.pop(self, None)
-        self.rooms.refusing.discard(self)
-        self.rooms.broadcaster.leave(self, _CLOSED, f"lost: {exc}" if exc else "closed")
+        self.parts.turns.waiting.pop(self, None)
+        self.parts.refusing.discard(self)
+        self.parts.broadcaster.leave(self, _CLOSED, f"lost: {exc}" if exc else "closed")
         if self.state != _CLOSED:  # it was no open stream
-            self.rooms.registry.enter(self, _CLOSED)
+            self.parts.registry.enter(self, _CLOSED)
         self.transport = self.lower  # TLS refers to this object
         _break_cycle(self.lower)
 
     def pause_writing(self) -> None:
         """The socket did not take everything."""
-        self.rooms.broadcaster.pause(self)
+        self.parts.broadcaster.pause(self)
 
     def resume_writing(self) -> None:
         """The socket has taken everything."""
         if self.state == _FULL:
-            self.rooms.broadcaster.resume(self)
+            self.parts.broadcaster.resume(self)
         elif self.state == _ANSWERING:
             self._expect_next()
 
@@ -4007,11 +4007,11 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def begin(self) -> None:
         """TLS is agreed on."""
-        self.rooms.registry.enter(self, _HEAD)
+        self.parts.registry.enter(self, _HEAD)
 
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
-        turns = self.rooms.turns
+        turns = self.parts.turns
         if self.state in _STREAMING:
             if not self.input_ended:
                 self._receive_more()
@@ -4026,7 +4026,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._cut_failed()
 
     def _work_off(self) -> None:
-        turns = self.rooms.turns
+        turns = self.parts.turns
         try:
             while self.state in (_HEAD, _IDLE, _BODY):
                 if self.transport.is_closing():
@@ -4059,7 +4059,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             while received.startswith(lines):
                 del received[: len(lines)]
         if self.state == _IDLE and received:
-            self.rooms.registry.enter(self, _HEAD)
+            self.parts.registry.enter(self, _HEAD)
         end = _find_head_end(received, self.searched)
         self.searched = 0 if end else len(received)
         if not end:
@@ -4080,7 +4080,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def _go_on(self, request: Request, body: bytes | None = None) -> None:
         """Do what the site decides, now that so much is known about the request."""
-        site, is_full = self.rooms.site, self in self.rooms.refusing
+        site, is_full = self.parts.site, self in self.parts.refusing
         decision = site.decide(request, self.permit, body, is_full)
         if isinstance(decision, _Question):
             self._ask(decision)
@@ -4101,7 +4101,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self._begin_waiting(_ASKING, self._await_permit(question))
 
     def _begin_waiting(self, state: str, work: Coroutine[Any, Any, None]) -> None:
-        self.rooms.registry.enter(self, state)
+        self.parts.registry.enter(self, state)
         task = asyncio.get_running_loop().create_task(work)
         if not task.done():  # with asyncio.eager_task_factory it may be
             self.task = task
@@ -4109,7 +4109,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
     async def _await_permit(self, question: _Question) -> None:
         permit: _Permit | HTTPError
         try:
-            permit = await self.rooms.asker.ask(question.request)
+            permit = await self.parts.asker.ask(question.request)
         except asyncio.CancelledError:
             if self.question is not question:
                 raise  # nobody waits for it any more
@@ -4127,7 +4127,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         except Exception:
             self._cut_failed()
         if self.state == _BODY:  # it may be here already
-            self.rooms.turns.defer(self)
+            self.parts.turns.defer(self)
 
     def disconnect(self) -> None:
         """Answer a request that `authorize` is still asked about: it is not wanted."""
@@ -4137,7 +4137,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._go_on_with(self.question, refusal)
 
     async def _await_publication(self, publication: _Publication) -> None:
-        response = await self.rooms.publish(publication)
+        response = await self.parts.publish(publication)
         self.task = None
         try:
             if self.state == _PUBLISHING:
@@ -4146,12 +4146,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._cut_failed()
 
     def _expect_body(self, request: Request) -> None:
-        self.rooms.registry.enter(self, _BODY)
+        self.parts.registry.enter(self, _BODY)
         if request.expects_continue and not self.received:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _answer(self, response: _Response, request: Request) -> None:
-        self.rooms.registry.enter(self, _ANSWERING)
+        self.parts.registry.enter(self, _ANSWERING)
         again = request.keep_alive and not response.is_last
         keep = "keep-alive" if response.body is None else ""
         connection = keep if again else "close"
@@ -4164,23 +4164,23 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _expect_next(self) -> None:
         """The answer was taken; the next request may have come already."""
         self.head, self.permit = b"", None
-        self.rooms.registry.enter(self, _HEAD if self.received else _IDLE)
-        if not self.received and self.rooms.site.closed_because():
+        self.parts.registry.enter(self, _HEAD if self.received else _IDLE)
+        if not self.received and self.parts.site.closed_because():
             # Not here: asyncio's transport, which may call this, would end twice.
             asyncio.get_running_loop().call_soon(self.close_if_idle)
         elif self.received:
-            self.rooms.turns.defer(self)
+            self.parts.turns.defer(self)
         else:
             self._receive_more()
 
     def _open_stream(self, request: Request, stream: _Stream) -> None:
-        rooms = self.rooms
-        rooms.registry.enter(self, _ANSWERING)
+        parts = self.parts
+        parts.registry.enter(self, _ANSWERING)
         self.target = _direct_socket(self.transport)
         self.received, self.permit = bytearray(), None
         connection = "keep-alive" if request.keep_alive else "close"
         head = stream.head.render(time.time(), request, connection)
-        rooms.broadcaster.add(self, stream, head)
+        parts.broadcaster.add(self, stream, head)
         if not self.transport.is_closing():
             self.transport.resume_reading()
         if self.input_ended:
@@ -4188,12 +4188,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def _end_stream(self) -> None:
         """The client has ended its side of the connection."""
-        self.rooms.broadcaster.end(self, "closed by the client")
+        self.parts.broadcaster.end(self, "closed by the client")
 
     def _answer_error(self, error: HTTPError) -> None:
         """Answer an invalid or incomplete request."""
         logger.debug("%s: %s", self.peer, error)
-        site, request = self.rooms.site, None
+        site, request = self.parts.site, None
         if error.status == 431 and self.state == _HEAD:
             head = bytes(self.head or self.received)
             site.log_large_head(error, head, self.peer, time.monotonic())
@@ -4207,7 +4207,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         The client may still be sending.  It must read the answer before it sees a
         reset, so for a while its input is read and thrown away (RFC 9112, 9.6).
         """
-        self.rooms.registry.enter(self, _LINGERING)
+        self.parts.registry.enter(self, _LINGERING)
         self.body = None
         self.transport.write(response.render(time.time(), request, "close"))
         if self.transport.can_write_eof():
@@ -4224,16 +4224,16 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._close()
 
     def expire(self) -> None:
-        state, rooms = self.state, self.rooms
-        if self in rooms.turns.waiting or self.transport in rooms.turns.waiting:
+        state, parts = self.state, self.parts
+        if self in parts.turns.waiting or self.transport in parts.turns.waiting:
             return  # the server is late, not the client
         if state in (_IDLE, _LINGERING):
             self._close()
         elif state in (_HEAD, _BODY):
-            message = f"not complete in {rooms.registry.seconds[state]:g} s"
+            message = f"not complete in {parts.registry.seconds[state]:g} s"
             self._answer_error(HTTPError(408, f"request {state} {message}"))
         else:
-            rooms.broadcaster.expire(self)
+            parts.broadcaster.expire(self)
 
     def close_if_idle(self) -> None:
         """Close if no request has begun: the server ends."""
@@ -4246,7 +4246,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """Close when everything is sent."""
         if self.state not in (_LEAVING, _CLOSED):
             self.question = None
-            self.rooms.registry.enter(self, _LEAVING)
+            self.parts.registry.enter(self, _LEAVING)
             self.transport.close()
 
 
@@ -4263,7 +4263,7 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
         import ssl
 
         self.connection, self._lower = connection, connection.lower
-        self._turns = connection.rooms.turns
+        self._turns = connection.parts.turns
         self._context = context
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()  # encrypted
         self._tls: Any = None  # an SSLObject, from the first turn on
@@ -4422,7 +4422,7 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
 class _Door:
     """Takes in connections: so many, and some more that are only told to come back."""
 
-    rooms: _Rooms
+    parts: _Parts
     limit: int | None  # of connections, calls and streams; None: not known yet
     context: ssl_module.SSLContext | None  # None: without TLS
     is_open: bool = True
@@ -4430,20 +4430,20 @@ class _Door:
     @property
     def is_full(self) -> bool:
         """Whether no more connections and streams are served."""
-        admitted = len(self.rooms.registry) - len(self.rooms.refusing)
+        admitted = len(self.parts.registry) - len(self.parts.refusing)
         return self.limit is not None and admitted >= self.limit
 
     def accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Serve a connection, or cut it; asyncio calls this for each new one."""
-        refusing, is_full = self.rooms.refusing, self.is_full
+        refusing, is_full = self.parts.refusing, self.is_full
         if not self.is_open or (is_full and len(refusing) == _MAX_REFUSALS_AT_ONCE):
-            self.rooms.site.refused += 1
+            self.parts.site.refused += 1
             writer.transport.abort()
             return
         state = _HANDSHAKE if self.context else _HEAD
-        connection = _Connection(self.rooms, writer, state)
+        connection = _Connection(self.parts, writer, state)
         protocol: _Connection | _TLS = connection
         if self.context:
             protocol = connection.transport = _TLS(connection, self.context)
@@ -4541,14 +4541,14 @@ class _Call(_Reader):
     Only the task that calls serve() sends.  Others may break off what it waits for.
     """
 
-    __slots__ = ("_answer_instead", "_has_body", "_is_over", "_receive", "_rooms",
+    __slots__ = ("_answer_instead", "_has_body", "_is_over", "_receive", "_parts",
                  "_send", "_task", "_watching", "_work")  # fmt: skip
 
     def __init__(
-        self, rooms: _Rooms, request: Request, receive: _Receive, send: _Send
+        self, parts: _Parts, request: Request, receive: _Receive, send: _Send
     ) -> None:
-        super().__init__(rooms.broadcaster, request, _HEAD)
-        self._rooms = rooms
+        super().__init__(parts.broadcaster, request, _HEAD)
+        self._parts = parts
         self._receive, self._send = receive, send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._has_body = request.has_body  # that was not received to its end
@@ -4561,7 +4561,7 @@ class _Call(_Reader):
     async def serve(self, is_full: bool) -> None:
         """Answer the request; return when the answer, or the stream, has ended."""
         if is_full:
-            self._rooms.refusing.add(self)
+            self._parts.refusing.add(self)
         try:
             decision = await self._decide()
             if self._is_over:
@@ -4580,13 +4580,13 @@ class _Call(_Reader):
         finally:
             if self._watching:
                 self._watching.cancel()
-            self._rooms.refusing.discard(self)
+            self._parts.refusing.discard(self)
             self.close()
 
     async def _decide(self) -> _Stream | _Response:
         """What the site decides when it knows enough about the request."""
-        site, request = self._rooms.site, self._request
-        is_full = self in self._rooms.refusing
+        site, request = self._parts.site, self._request
+        is_full = self in self._parts.refusing
         permit: _Permit | HTTPError | None = None
         body: bytes | None = None
         try:
@@ -4597,7 +4597,7 @@ class _Call(_Reader):
                 elif isinstance(decision, _Body):
                     body = await self._do(_BODY, self._receive_body(decision))
                 elif isinstance(decision, _Publication):
-                    return await self._do(_PUBLISHING, self._rooms.publish(decision))
+                    return await self._do(_PUBLISHING, self._parts.publish(decision))
                 else:
                     return decision
         except HTTPError as error:
@@ -4608,13 +4608,13 @@ class _Call(_Reader):
         if not self._has_body:
             self._watch()
         try:
-            return await self._do(_ASKING, self._rooms.asker.ask(question.request))
+            return await self._do(_ASKING, self._parts.asker.ask(question.request))
         except HTTPError as error:
             return error
 
     async def _do(self, state: str, work: Coroutine[Any, Any, _T]) -> _T:
         """What the work gives.  HTTPError if it was broken off."""
-        self._rooms.registry.enter(self, state)
+        self._parts.registry.enter(self, state)
         self._work = task = asyncio.get_running_loop().create_task(work)
         try:
             await asyncio.wait([task])
@@ -4662,7 +4662,7 @@ class _Call(_Reader):
         if self._is_over:
             return
         lingered = self.state == _LINGERING
-        self._rooms.registry.enter(self, _LEAVING if lingered else _ANSWERING)
+        self._parts.registry.enter(self, _LEAVING if lingered else _ANSWERING)
         await self._send_head(response)
         without_body = self._request.method == "HEAD"
         body = b"" if without_body else response.body or b""
@@ -4684,7 +4684,7 @@ class _Call(_Reader):
         await self._send(start)
 
     async def _stream(self, stream: _Stream) -> None:
-        self._rooms.registry.enter(self, _ANSWERING)
+        self._parts.registry.enter(self, _ANSWERING)
         self._broadcaster.add(self, stream)
         self._watch()
         await self._send_head(stream.head)
@@ -4725,7 +4725,7 @@ class _Call(_Reader):
 
     def expire(self) -> None:
         if self.state in (_BODY, _LINGERING):
-            seconds = self._rooms.registry.seconds[self.state]
+            seconds = self._parts.registry.seconds[self.state]
             message = f"request body not complete in {seconds:g} s"
             self._answer_without(HTTPError(408, message))
         else:
@@ -5025,7 +5025,7 @@ class _Service:
     It begins in an event loop, and ends there.
     """
 
-    rooms: _Rooms
+    parts: _Parts
     door: _Door
     host: str | None
     port: int | None  # None: it does not listen
@@ -5037,7 +5037,7 @@ class _Service:
     signals: _Signals | None = None  # in a framework
 
     def __post_init__(self) -> None:
-        self.intake = self.rooms.broadcaster.intake
+        self.intake = self.parts.broadcaster.intake
         self.listeners: list[asyncio.Server] = []
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
@@ -5104,13 +5104,13 @@ class _Service:
                     start_serving=False,
                 )
                 self.listeners.append(listener)
-            self.rooms.registry.listening = sockets
+            self.parts.registry.listening = sockets
             names = [sock.getsockname() for sock in sockets]
             if names:
                 self.port = names[0][1]
             bound = [ipaddress.ip_address(name[0].split("%")[0]) for name in names]
             if bound and all(address.is_loopback for address in bound):
-                self.rooms.site.require_loopback_name(self.host or "")
+                self.parts.site.require_loopback_name(self.host or "")
             if not self._enter(_SERVING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -5121,8 +5121,8 @@ class _Service:
             if self._enter(_NEW):
                 self.loop = None
             raise
-        _running.add(self.rooms.registry)
-        self.broadcasting = self.rooms.broadcaster.start()
+        _running.add(self.parts.registry)
+        self.broadcasting = self.parts.broadcaster.start()
         self.broadcasting.add_done_callback(self._broadcasting_ended)
         for listener, sock in zip(self.listeners, sockets):
             await listener.start_serving()
@@ -5138,9 +5138,9 @@ class _Service:
         if not program_ends and not (cancelled and self.state == _CLOSING):
             logger.critical("broadcasting ended", exc_info=error)
         self._enter(_FAILED)
-        self.rooms.broadcaster.stop("broadcasting has failed")
-        for subscriber in self.rooms.registry.all(*_STREAMING):
-            self.rooms.broadcaster.end(subscriber, "broadcasting has failed")
+        self.parts.broadcaster.stop("broadcasting has failed")
+        for subscriber in self.parts.registry.all(*_STREAMING):
+            self.parts.broadcaster.end(subscriber, "broadcasting has failed")
 
     # Ending.
 
@@ -5164,7 +5164,7 @@ class _Service:
         """If it has not begun, it never will."""
         with self.intake.lock:
             if self.state == _NEW and self._enter(_CLOSED):
-                self.rooms.broadcaster.stop("the server is closed")
+                self.parts.broadcaster.stop("the server is closed")
 
     async def _close_elsewhere(self, loop: asyncio.AbstractEventLoop) -> None:
         closing = self.close()
@@ -5184,7 +5184,7 @@ class _Service:
         """Let it end in order; None if it has not begun.  `mute` refuses publish()."""
         if self._enter(_CLOSING):
             self.door.is_open = False
-            self.rooms.broadcaster.stop("the server is closed", mute)
+            self.parts.broadcaster.stop("the server is closed", mute)
             self._closing = asyncio.get_running_loop().create_task(self._close())
         elif mute and self._closing:
             self.intake.stop("the server is closed")
@@ -5196,16 +5196,16 @@ class _Service:
         cutting = loop.call_later(self.shutdown_timeout, self._cut_all)
         for listener in self.listeners:
             listener.close()
-        for subscriber in self.rooms.registry.all(_HANDSHAKE, _HEAD, _IDLE):
-            if self.rooms.turns.is_over():
+        for subscriber in self.parts.registry.all(_HANDSHAKE, _HEAD, _IDLE):
+            if self.parts.turns.is_over():
                 await asyncio.sleep(0)
             cast(_Connection, subscriber).close_if_idle()
         # Else it was closed before.
         if not self.starting.cancelled() and self.starting.exception() is None:
             await asyncio.wait([self.broadcasting])
-            await self.rooms.registry.wait_until_empty()
+            await self.parts.registry.wait_until_empty()
         cutting.cancel()
-        self.rooms.registry.stop()
+        self.parts.registry.stop()
         for task in self._tasks:
             task.cancel()
         # Who publishes may wait for the file, and has it until then.  If that takes too
@@ -5215,13 +5215,13 @@ class _Service:
                 close = _Threads("close", 1).call
                 await close(_FILE_LEAVE_SECONDS, self.intake.close_file)
         self._enter(_CLOSED)
-        _running.discard(self.rooms.registry)
+        _running.discard(self.parts.registry)
         if self.signals:
             self.signals.restore()
 
     def _cut_all(self) -> None:
         """Cut all connections: shutdown_timeout is over, or the start has failed."""
-        for subscriber in self.rooms.registry.all(*_TRANSITIONS):
+        for subscriber in self.parts.registry.all(*_TRANSITIONS):
             subscriber.cut()
 
     # From any thread.
@@ -5240,12 +5240,12 @@ class _Service:
 
     async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """Ask the predicate about open streams and those that wait for authorize."""
-        found = self.rooms.registry.all(*_STREAMING, _ASKING)
+        found = self.parts.registry.all(*_STREAMING, _ASKING)
         # The streams get the events that were published before the call.
         with contextlib.suppress(RuntimeError):  # broadcasting has failed
-            await self.rooms.broadcaster.drain(behind=False)
+            await self.parts.broadcaster.drain(behind=False)
         for subscriber in found:
-            if self.rooms.turns.is_over():
+            if self.parts.turns.is_over():
                 await asyncio.sleep(0)
             if subscriber.state not in (*_STREAMING, _ASKING):
                 continue
@@ -5257,7 +5257,7 @@ class _Service:
             if chosen and subscriber.state == _ASKING:
                 cast(Union[_Connection, _Call], subscriber).disconnect()
             elif chosen:
-                self.rooms.broadcaster.end(subscriber, "disconnected by the program")
+                self.parts.broadcaster.end(subscriber, "disconnected by the program")
 
 
 class SSEServer:
@@ -5484,12 +5484,12 @@ class SSEServer:
             newest_id=lambda: self.last_event_id,
             closed_because=lambda: broadcaster.closed_because,
         )
-        self._rooms = rooms = _Rooms(
+        self._parts = parts = _Parts(
             site, _Asker(authorize), registry, broadcaster, turns
         )
-        self._door = _Door(rooms, max_connections, ssl)
+        self._door = _Door(parts, max_connections, ssl)
         self._service = _Service(
-            rooms,
+            parts,
             self._door,
             host,
             port,
@@ -5822,7 +5822,7 @@ class SSEServer:
                 self._listen_for_signals()
             own_path = self._site.path if self._is_application else None
             request, is_full = _request_of(scope, own_path), self._door.is_full
-            await _Call(self._rooms, request, receive, send).serve(is_full)
+            await _Call(self._parts, request, receive, send).serve(is_full)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close"})

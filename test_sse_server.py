@@ -2141,7 +2141,7 @@ class LogFileTest(LogFileTestCase):
                     numbers = [row.number for row in self.rows(file)]
                     first = max(1, number + 1 - held)
                     self.assertEqual(numbers, [*range(first, number + 1)])
-                self.assertEqual(file.begin(), (first - 1, []))
+                self.assertEqual(file.read_base(), (first - 1, []))
 
     def test_what_is_too_old_is_forgotten(self):
         file = self.file(9, 10**6, 9, 60)
@@ -2416,7 +2416,7 @@ class LogFileTest(LogFileTestCase):
             with open(self.path, "rb") as opened:
                 before = opened.read()
         file = self.file()
-        for use in (file.open, file.changed, lambda: file.add("event"), file.begin):
+        for use in (file.open, file.changed, lambda: file.add("event"), file.read_base):
             with self.assertRaises(OSError) as caught:
                 use()
             message = str(caught.exception)
@@ -2471,7 +2471,7 @@ class LogFileTest(LogFileTestCase):
         for number in range(60):
             name = f"{number % 7}" if number % 3 == 0 else None
             file.add("event", b"data: %d\n\n" % number, "c", f"id {number}", name)
-        found = file.begin(), self.rows(file), file.epoch
+        found = file.read_base(), self.rows(file), file.epoch
         file.close()
         with open(self.path, "rb") as opened:
             return opened.read(), found
@@ -2486,7 +2486,7 @@ class LogFileTest(LogFileTestCase):
                 self.write(bad)
                 file = self.file(20)
                 try:
-                    self.assertEqual(file.begin(), begin)
+                    self.assertEqual(file.read_base(), begin)
                     self.assertEqual(self.rows(file), rows)
                     self.assertEqual(file.epoch, epoch)
                     self.assertEqual(file.add("event", b"", None, None, "1"), 61)
@@ -2768,7 +2768,7 @@ class LogFileModelTest(LogFileTestCase):
     def begin(self):
         file = self.random.choice(self.files)
         file.set_bounds()
-        base, begun_with = file.begin()
+        base, begun_with = file.read_base()
         rows = self.model.rows
         retained = self.model.retained
         expected = [(*key, rows[number - 1][1]) for key, number in retained.items()]
@@ -4728,7 +4728,7 @@ def inside(server):
         log=server._intake.log,
         registry=server._registry,
         service=server._service,
-        turns=server._rooms.turns,
+        turns=server._parts.turns,
     )
 
 
@@ -6062,8 +6062,8 @@ class WindowModelTest(LogFileTestCase):
 
     def count_begins(self, server):
         log = inside(server).log
-        count = mock.Mock(side_effect=log.begin)
-        log.begin = count
+        count = mock.Mock(side_effect=log.restart)
+        log.restart = count
         return count
 
     def publish(self):
@@ -6165,13 +6165,13 @@ class FileSubscriberModelTest(SubscriberModelTest, LogFileTestCase):
         self.addCleanup(self.limits.stop)
         server = SSEServer(*arguments, **options, **file)
         log = inside(server).log
-        begin, begins = log.begin, itertools.count()
+        begin, begins = log.restart, itertools.count()
 
         def begin_and_note(*state):
             self.gap_for_all = next(begins) > 0  # the first one is at the start
             begin(*state)
 
-        log.begin = begin_and_note
+        log.restart = begin_and_note
         return server
 
     async def finish(self):
@@ -12443,7 +12443,7 @@ class TLSTest(OverTLS, ServerTestCase):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             self.addCleanup(writer.close)
         await self.until(lambda: len(self.in_state("handshake")) == 3, "all")
-        self.assertEqual(len(server._door.rooms.refusing), 1)
+        self.assertEqual(len(server._door.parts.refusing), 1)
 
     async def test_the_end_does_not_wait_for_a_handshake(self):
         server = await self.start(shutdown_timeout=1000, header_timeout=1000)
