@@ -368,10 +368,10 @@ def _split_lines(text: str) -> list[str]:
 
 
 def _refuse_characters(what: str, text: str) -> str:
-    found = _LINE_BREAKS.search(text)
-    if found:
-        name = {"\r": "CR", "\n": "LF", "\0": "NUL"}[found[0]]
-        raise ValueError(f"{what} {text!r} has a {name} at index {found.start()}")
+    match = _LINE_BREAKS.search(text)
+    if match:
+        name = {"\r": "CR", "\n": "LF", "\0": "NUL"}[match[0]]
+        raise ValueError(f"{what} {text!r} has a {name} at index {match.start()}")
     return text
 
 
@@ -476,8 +476,8 @@ _OWN_ID = re.compile("([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 
 def _number_in(id: str, epoch: str) -> int | None:
     """The event's number, if the log of this epoch made the id."""
-    found = _OWN_ID.fullmatch(id)
-    return int(found[2]) if found and found[1] == epoch else None
+    match = _OWN_ID.fullmatch(id)
+    return int(match[2]) if match and match[1] == epoch else None
 
 
 def _refuse_own_id(id: str, epoch: str) -> None:
@@ -637,9 +637,9 @@ class _EventLog:
         """Drop a retained event.  Return whether there was one."""
         self._note_newest()
         self.retained_changes += 1
-        found = (channel, name) in self._retained
+        was_retained = (channel, name) in self._retained
         self._replace_retained((channel, name), None)
-        return found
+        return was_retained
 
     def _settle(self) -> None:
         """Note what the newest entry changes, and forget old ones."""
@@ -756,9 +756,14 @@ class _EventLog:
 
     def follows(self, position: int, channels: Channels) -> bool:
         """Whether any event of these channels follows the position."""
-        numbers = range(self.newest, max(position, self.base), -1)
-        entries = map(self._entries.__getitem__, numbers)
-        return any(entry.frame and entry.channel in channels for entry in entries)
+        return any(self._newest_first(position, channels))
+
+    def _newest_first(self, after: int, channels: Channels) -> Iterator[int]:
+        """The numbers of the events of these channels that are held after this one."""
+        for number in range(self.newest, max(after, self.base), -1):
+            entry = self._entries[number]
+            if entry.frame and entry.channel in channels:
+                yield number
 
     def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
         """The next batch after `position`, up to `end`, and its last event's number."""
@@ -770,10 +775,8 @@ class _EventLog:
         """The position before the newest `count` events of these channels."""
         self._settle()  # events may have become too old
         newest = self.newest
-        numbers = range(newest, max(self.base, newest - _MAX_REPLAY_SCAN), -1)
-        entries = map(self._entries.__getitem__, numbers)
-        found = (e.number for e in entries if e.frame and e.channel in channels)
-        return min(itertools.islice(found, count), default=newest + 1) - 1
+        numbers = self._newest_first(newest - _MAX_REPLAY_SCAN, channels)
+        return min(itertools.islice(numbers, count), default=newest + 1) - 1
 
     def retains(self, channels: Channels) -> bool:
         """Whether there may be retained events of these channels."""
@@ -786,13 +789,13 @@ class _EventLog:
     ) -> tuple[list[bytes], int]:
         """The next batch of retained events, without ids, and the position reached."""
         self._note_newest()
-        found = [
+        wanted = [
             entry
-            for entry, _ in list(self._retained.values())
+            for entry, _ in self._retained.values()
             if entry.channel in channels and after < entry.number <= upto
         ]
-        batch = _take_batch(found)
-        reached = batch[-1].number if len(batch) < len(found) else upto
+        batch = _take_batch(wanted)
+        reached = batch[-1].number if len(batch) < len(wanted) else upto
         return [_without_id(entry.frame) for entry in batch], reached
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
@@ -884,7 +887,7 @@ class _LogFile:
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
         self._forking = 0  # the thread that forks, and so holds both
         self._checkpoint: threading.Timer | None = None
-        _files_of_this_process().add(self)
+        _files.add(self)
 
     # Adding rows.
 
@@ -918,8 +921,7 @@ class _LogFile:
             number += 1
             size = len(body) + len(channel or "") + len(id or "")
             size += _EVENT_OVERHEAD_BYTES
-            added = time.time()
-            row = number, kind, body, channel, id, name, added, size, total + size
+            row = number, kind, body, channel, id, name, time.time(), size, total + size
             try:
                 db.execute("INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?)", row)
             except self._sqlite3.IntegrityError:
@@ -978,9 +980,9 @@ class _LogFile:
             db.execute("BEGIN")  # one state of the file
             (oldest,) = db.execute("SELECT min(number) FROM events").fetchone()
             base = (oldest or 1) - 1
-            columns, which = "number, body, channel, name", "number <= ?"
-            select = f"SELECT {columns} FROM retained WHERE {which} ORDER BY number"
-            return base, db.execute(select, (base,)).fetchall()
+            select = "SELECT number, body, channel, name FROM retained"
+            which = "WHERE number <= ? ORDER BY number"
+            return base, db.execute(f"{select} {which}", (base,)).fetchall()
 
     def read(self, after: int) -> tuple[list[_Row], bool]:
         """The next rows after this number, and whether there may be more.
@@ -990,25 +992,24 @@ class _LogFile:
         """
         rows: list[_Row] = []
         size = 0
-        columns = "number, kind, body, channel, id, name, time"
+        select = "SELECT number, kind, body, channel, id, name, time FROM events"
         which = "WHERE number > ? ORDER BY number LIMIT ?"
         with self._reading() as db:
-            select = f"SELECT {columns} FROM events {which}"
-            found = db.execute(select, (after, _FILE_BATCH_EVENTS))
-            for row in map(_Row._make, found):
+            cursor = db.execute(f"{select} {which}", (after, _FILE_BATCH_EVENTS))
+            for row in map(_Row._make, cursor):
                 rows.append(row)
                 size += len(row.body)
                 if size >= _BATCH_BYTES:
                     break
-            found.close()  # a checkpoint would wait for it
+            cursor.close()  # a checkpoint would wait for it
         return rows, size >= _BATCH_BYTES or len(rows) == _FILE_BATCH_EVENTS
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
         """Whether the event held under a publisher's id is this one; None: none is."""
         with self._reading() as db:
             select = "SELECT body, channel FROM events WHERE id = ?"
-            found = db.execute(select, (id,)).fetchone()
-        return None if found is None else bool(found == (body, channel))
+            row = db.execute(select, (id,)).fetchone()
+        return None if row is None else bool(row == (body, channel))
 
     def changed(self) -> bool:
         """Whether somebody has added a row since the last call; it takes 6 us."""
@@ -1136,8 +1137,8 @@ class _LogFile:
                 db.execute("INSERT INTO state VALUES (?,?,?,?,?,?,?,?,?)", new)
                 db.execute(f"PRAGMA application_id = {self._APPLICATION}")
                 db.execute(f"PRAGMA user_version = {self._FORMAT}")
-            state = db.execute("SELECT epoch, boot, openers FROM state").fetchone()
-            epoch, boot, openers = state
+            select = "SELECT epoch, boot, openers FROM state"
+            epoch, boot, openers = db.execute(select).fetchone()
             this_boot = _boot_id()
             if boot != this_boot:
                 if openers:
@@ -1180,8 +1181,8 @@ class _LogFile:
             yield
         except self._sqlite3.Error as error:
             text = str(error)
-            found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
-            self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
+            fitting = (advice for part, advice in _FILE_ADVICE.items() if part in text)
+            self._refuse(f"{text}; {next(fitting, 'see whether its disk works')}")
 
     def _identify(self) -> tuple[int, int, int]:
         """What others would open now: the file and its WAL."""
@@ -1266,22 +1267,23 @@ def _patiently(db: sqlite3.Connection, statement: str, seconds: float) -> Any:
         time.sleep(random.uniform(0, 2 * _FILE_RETRY_SECONDS))
 
 
-@functools.cache
-def _files_of_this_process() -> weakref.WeakSet[_LogFile]:
-    """It is called before a file is opened, so that a fork is noticed from then on."""
-    files: weakref.WeakSet[_LogFile] = weakref.WeakSet()
+_files: weakref.WeakSet[_LogFile] = weakref.WeakSet()  # of this process
 
-    def before() -> None:
-        for file in list(files):
-            file.before_fork()
 
-    def after() -> None:
-        for file in list(files):
-            file.after_fork()
+def _before_fork() -> None:
+    for file in list(_files):
+        file.before_fork()
 
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
-    return files
+
+def _after_fork() -> None:
+    for file in list(_files):
+        file.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )
 
 
 def _boot_id() -> str:
