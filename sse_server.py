@@ -1800,13 +1800,20 @@ class _Body(NamedTuple):
     keep: bool  # whether its content is wanted
 
 
+class _Wish(NamedTuple):
+    """The content and the coding of a stream.  Equal wishes need the same bytes."""
+
+    channels: Channels  # EVERYBODY is always one of them
+    chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
+    gzip: bool
+    direct: bool = False  # written to sockets, past the transports
+
+
 class _Stream(NamedTuple):
     """A stream must be opened: what is sent first, and what it contains."""
 
     head: _Response
-    channels: Channels
-    chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
-    gzip: bool
+    wish: _Wish
     last_event_id: str | None
     replay: float  # events for a new client
 
@@ -2027,7 +2034,7 @@ class _Site:
         if request.method == "HEAD":
             return head
         head = self._add_fields(request, head)
-        return _Stream(head, channels, chunked, gzip, last_id, replay)
+        return _Stream(head, _Wish(channels | _ALL, chunked, gzip), last_id, replay)
 
     def _may_count(self, request: Request) -> bool:
         """Whether it gets the counts; HTTPError if it can have nothing else."""
@@ -2462,19 +2469,6 @@ class _Subscriber(abc.ABC):
         """The time for the present state is over."""
 
 
-class _Wish(NamedTuple):
-    """The content and the coding of a stream.  Equal wishes need the same bytes."""
-
-    channels: Channels  # EVERYBODY is always one of them
-    chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
-    gzip: bool
-    direct: bool  # written to sockets, past the transports
-
-
-def _wish_for(stream: _Stream, is_direct: bool = False) -> _Wish:
-    return _Wish(stream.channels | _ALL, stream.chunked, stream.gzip, is_direct)
-
-
 class _Audience:
     """The subscribers with equal wishes, and the bytes that they share.
 
@@ -2546,7 +2540,6 @@ class _Audiences:
         self._by_channel: dict[str | None, _Audience | dict[_Audience, None]] = {}
 
     def all(self) -> Collection[_Audience]:
-        """All audiences."""
         return self._by_wish.values()
 
     def of(self, channel: str | None) -> Collection[_Audience]:
@@ -2653,7 +2646,6 @@ class _Registry:
             await self._emptied
 
     def stop(self) -> None:
-        """Look at no deadline any more."""
         if self._timer:
             self._timer.cancel()
         self._timer_due = -math.inf
@@ -2662,15 +2654,12 @@ class _Registry:
         return self._size
 
     def count(self, *states: str) -> int:
-        """How many there are in these states."""
         return sum(len(self.members[state]) for state in states)
 
     def all(self, *states: str) -> list[_Subscriber]:
-        """Those that are in these states now."""
         return [s for state in states for s in list(self.members[state])]
 
     def add(self, subscriber: _Subscriber, state: str) -> None:
-        """Begin to know it."""
         subscriber.state = state
         self._size += 1
         self._set_deadline(subscriber, state)
@@ -2819,7 +2808,6 @@ class _Bell:
         self._is_rung = False
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin, in the running event loop."""
         self._bell: asyncio.Future[None] = loop.create_future()
         self.loop, self.process = loop, os.getpid()
 
@@ -2951,7 +2939,6 @@ class _Intake:
         return id
 
     def forget(self, channel: str | None, name: str) -> bool:
-        """Drop a retained event; return whether there was one."""
         if self.file:
             return self._add_row(self.file, _FORGET, b"", channel, None, name) > 0
         self.check_caller()
@@ -3017,7 +3004,6 @@ class _Intake:
         return has_more
 
     def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
-        """Whether the event held under a publisher's id is this one; None: none is."""
         if self.file:  # it may hold more than the log
             return self.file.is_repeated(id, body, channel)
         with self.lock:
@@ -3151,7 +3137,7 @@ class _Broadcaster:
         self.log, self._bell = self.intake.log, self.intake.bell
         self._audiences = _Audiences()
         self._written = 0  # events up to here were written to the live; for drain()
-        self._next_batch: dict[object, _Batch] = {}  # the last one, by what it is for
+        self._last_batch: dict[object, _Batch] = {}  # by what it is for
         self._task: asyncio.Task[None] | None = None
         self._heartbeat_due = False
         self._timer: asyncio.TimerHandle | None = None  # of the next heartbeat
@@ -3181,42 +3167,40 @@ class _Broadcaster:
             self._timer.cancel()
 
     async def _run(self) -> None:
-        log, intake = self.log, self.intake
-        while (
-            not self.closed_because
-            or self.connected
-            or log.sent < log.newest
-            or intake.has_news
-        ):
-            await self._bell.wait(intake.lock)
-            for must_end in self.work():
-                if must_end or self.turn_is_over():
+        while not self.closed_because or self.connected or self._has_work():
+            await self._bell.wait(self.intake.lock)
+            for _ in self.work():
+                if self.turn_is_over():
                     await asyncio.sleep(0)
+            if self._has_work():
+                self._bell.ring()
+                await asyncio.sleep(0)
+
+    def _has_work(self) -> bool:
+        log, is_ready = self.log, self.registry.count(_READY) > 0
+        return is_ready or log.sent < log.newest or self.intake.has_news
 
     def turn_is_over(self) -> bool:
         """Whether no time for broadcasting is left in this round of the event loop."""
         return self.turns.is_over(_BROADCAST_SECONDS)
 
-    def work(self) -> Iterator[bool | None]:
-        """Do what there is to do.  A turn may end at each yield, at True it must."""
-        while True:
-            yield from self._serve_live()
-            for _ in self._serve_ready():
-                if self.turn_is_over():
-                    # What is new need not wait until a large batch is compressed.
-                    yield True
-                    yield from self._serve_live()
-            self._watchers.notify()
-            is_done = self.log.sent == self.log.newest and not self.intake.has_news
-            if is_done and not self.registry.count(_READY):
-                break
-            yield True
-        self._next_batch = {}
+    def work(self) -> Iterator[None]:
+        """Do some of the work there is.  A turn may end at each yield."""
+        yield from self._serve_live()
+        for _ in self._serve_ready():
+            if self.turn_is_over():
+                yield
+                # What is new need not wait until a large batch is compressed.
+                yield from self._serve_live()
+        self._watchers.notify()
+        if self._has_work():
+            return
+        self._last_batch = {}
         if self.closed_because:
             for subscriber in self.registry.all(_LIVE, _AHEAD):
                 if subscriber.state in (_LIVE, _AHEAD):
                     self.end(subscriber, "the server ends")
-                yield None
+                yield
             self._watchers.notify()
 
     def _serve_live(self) -> Iterator[None]:
@@ -3261,25 +3245,19 @@ class _Broadcaster:
             frames: _Frames = {}
             ended = [entry.channel for entry in batch if entry.kind == _END]
             for number, entry in enumerate(batch):
-                if not entry.frame:
-                    continue
-                frames.setdefault(entry.channel, []).append((number, entry.frame))
-            has_lost = before < self.log.base  # before the live were given it
-            channels = [*frames, EVERYBODY] if has_lost else list(frames)
-            found: dict[_Audience, None] = {}
-            for name in channels:
-                found.update(dict.fromkeys(self._audiences.of(name)))
-            losers = [
-                audience
-                for audience in (found if has_lost else ())
-                if self.log.missed(before, audience.wish.channels)
-            ]
-            for audience in losers:  # they fall behind, and get a gap
-                del found[audience]
-                for subscriber in [*audience.live, *audience.young]:
-                    subscriber.cursor = position
-                    self.registry.enter(subscriber, _READY)
-            taken = self._take(found)
+                if entry.frame:
+                    frames.setdefault(entry.channel, []).append((number, entry.frame))
+            audiences: dict[_Audience, None] = {}
+            for channel in frames:
+                audiences.update(dict.fromkeys(self._audiences.of(channel)))
+            if before < self.log.base:  # events were forgotten that these did not get
+                for audience in self._audiences.all():
+                    if self.log.missed(before, audience.wish.channels):
+                        audiences.pop(audience, None)
+                        for subscriber in [*audience.live, *audience.young]:
+                            subscriber.cursor = position  # it falls behind: a gap
+                            self.registry.enter(subscriber, _READY)
+            taken = self._take(audiences)
             self.log.advance(end)
         yield from self._write_to(
             taken, lambda wish: _payload_for(wish.channels, frames), position
@@ -3393,18 +3371,13 @@ class _Broadcaster:
 
     # Subscribers come, fall behind, catch up and leave.
 
-    def add(
-        self,
-        subscriber: _Subscriber,
-        stream: _Stream,
-        head: bytes = b"",
-    ) -> None:
+    def add(self, subscriber: _Subscriber, stream: _Stream, head: bytes = b"") -> None:
         """Open the stream of an `answering` subscriber: write its head and first bytes.
 
         Firefox calls onopen when the first byte of the body comes, and the retry counts
         without a blank line, which some clients would take for an event.
         """
-        wish = _wish_for(stream, is_direct=subscriber.target is not None)
+        wish = stream.wish._replace(direct=subscriber.target is not None)
         audience = subscriber.audience = self._audiences.admit(wish)
         first = b": open\nretry: %d\n" % _jittered_ms(self.retry)
         self.connected += 1
@@ -3437,25 +3410,19 @@ class _Broadcaster:
         self, subscriber: _Subscriber, channels: Channels, stream: _Stream
     ) -> bool:
         """Find where a stream begins; False if its last event is yet to come."""
-        # A new client misses nothing that was forgotten before it connected.
-        subscriber.cursor = _Cursor(max(self.log.sent, self.log.base))
         if stream.last_event_id:
             return self._go_on_after(subscriber, stream.last_event_id)
-        if stream.replay or self.log.retains(channels):
-            subscriber.cursor = self._begin_anew(channels, stream.replay)
-        return True
-
-    def _begin_anew(self, channels: Channels, replay: float) -> _Cursor:
-        """A new client begins with what is retained, and with the newest events."""
+        log, position = self.log, self.log.sent
         with self.intake.lock:
-            position = self.log.sent
-            if replay:
-                newest = int(min(replay, _MAX_REPLAY_SCAN))
-                position = min(position, self.log.before_newest(newest, channels))
-            position = max(position, self.log.base)
-            if self.log.retains(channels):
-                return _Cursor(position, None, (0, self.log.id_at(position)))
-            return _Cursor(position)
+            if stream.replay:
+                newest = int(min(stream.replay, _MAX_REPLAY_SCAN))
+                position = min(position, log.before_newest(newest, channels))
+            # A new client misses nothing that was forgotten before it connected.
+            position = max(position, log.base)
+            subscriber.cursor = _Cursor(position)
+            if log.retains(channels):
+                subscriber.cursor = _Cursor(position, None, (0, log.id_at(position)))
+        return True
 
     def _go_on_after(self, subscriber: _Subscriber, id: str) -> bool:
         """Find where to go on after `id`; False if that event is yet to come."""
@@ -3468,42 +3435,33 @@ class _Broadcaster:
                     subscriber.awaited = id, key
                     return False
         if position is None:
-            subscriber.cursor = self._after_unknown_id()
+            subscriber.cursor = _Cursor(self.log.base, "unknown id")
         else:
             subscriber.cursor = _Cursor(position)
         return True
-
-    def _after_unknown_id(self) -> _Cursor:
-        return _Cursor(self.log.base, "unknown id")
 
     def _end_being_ahead(self) -> Iterator[None]:
         """Let the subscribers resume whose awaited event was published meanwhile."""
         for subscriber in self.registry.all(_AHEAD):
             id, key = subscriber.awaited
-            has_come = not self.log.is_ahead(key)
-            if (
-                subscriber.state == _AHEAD
-                and has_come
-                and self._go_on_after(subscriber, id)
-            ):
+            has_come = subscriber.state == _AHEAD and not self.log.is_ahead(key)
+            if has_come and self._go_on_after(subscriber, id):
                 self._fall_behind(subscriber)
             yield
 
     def _call(self, hook: _Hook, subscriber: _Subscriber) -> None:
         """Call the hook in the next round, when the state here is consistent again."""
-        if hook is None or self._bell.loop is None:
-            return
+        if hook and self._bell.loop:
+            self._bell.loop.call_soon(self._run_hook, hook, subscriber.request())
 
-        def call(request: Request) -> None:
-            try:
-                hook(request)
-            except Exception as error:
-                if self.closed_because and isinstance(error, RuntimeError):
-                    logger.debug("%s: a hook: %s", request.peer, error)  # it published
-                else:
-                    logger.exception("%s: a hook failed", request.peer)
-
-        self._bell.loop.call_soon(call, subscriber.request())
+    def _run_hook(self, hook: Callable[[Request], object], request: Request) -> None:
+        try:
+            hook(request)
+        except Exception as error:
+            if self.closed_because and isinstance(error, RuntimeError):
+                logger.debug("%s: a hook: %s", request.peer, error)  # it published
+            else:
+                logger.exception("%s: a hook failed", request.peer)
 
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
@@ -3555,11 +3513,10 @@ class _Broadcaster:
         self._bell.ring()
 
     def expire(self, subscriber: _Subscriber) -> None:
-        """Its time in one of a stream's states is over."""
         if subscriber.state == _FULL:
             self._check_progress(subscriber)
         elif subscriber.state == _AHEAD:  # the event that it has seen does not come
-            subscriber.cursor = self._after_unknown_id()
+            subscriber.cursor = _Cursor(self.log.base, "unknown id")
             self._fall_behind(subscriber)
         else:
             subscriber.cut()  # an answer, a farewell or a handshake took too long
@@ -3602,13 +3559,13 @@ class _Broadcaster:
             # After an outage many clients resume at the same position.  They get the
             # same bytes, which are encoded once.
             key = audience, subscriber.cursor, log.base, log.retained_changes
-            batch = known = self._next_batch.get(key)
+            batch = known = self._last_batch.get(key)
             if batch is None:
                 batch = subscriber.cursor.next_batch(log, audience.wish.channels)
         if known is None:
             payload = batch.payload and (yield from audience.encode(batch.payload))
             batch = batch._replace(payload=payload)
-            self._next_batch = {key: batch}
+            self._last_batch = {key: batch}
         if subscriber.state != _READY:
             return  # it has left while this gave way
         subscriber.cursor = batch.cursor
@@ -3658,10 +3615,15 @@ class _Broadcaster:
         self._call(self.on_close, subscriber)
         self._bell.ring()  # somebody may wait for this
 
+    def has_closed(self, subscriber: _Subscriber, why: str) -> None:
+        """It is gone, whether it was an open stream or not."""
+        self.leave(subscriber, _CLOSED, why)
+        if subscriber.state != _CLOSED:
+            self.registry.enter(subscriber, _CLOSED)
+
     # Waiting for it.
 
     async def drain(self, behind: bool) -> None:
-        """See SSEServer.drain()."""
         target = max(self.log.newest, self.intake.added)
         while self._written < target:
             if self.closed_because and self._task and self._task.done():
@@ -3701,7 +3663,6 @@ class _Watchers:
         await asyncio.wait([self._change], timeout=seconds)
 
     def notify(self) -> None:
-        """Something may have changed."""
         if self._change:
             self._change.set_result(None)
             self._change = None
@@ -3896,7 +3857,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def __init__(self, parts: _Parts, writer: asyncio.StreamWriter, state: str) -> None:
         transport = cast(asyncio.Transport, writer.transport)
-        super().__init__(_peer_name(transport))
+        super().__init__(_join_address(transport.get_extra_info("peername")))
         self.transport = transport
         self.lower = transport  # what TLS writes to; without TLS it is the same
         self.parts = parts
@@ -3988,18 +3949,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self.task.cancel()
         self.parts.turns.waiting.pop(self, None)
         self.parts.refusing.discard(self)
-        self.parts.broadcaster.leave(self, _CLOSED, f"lost: {exc}" if exc else "closed")
-        if self.state != _CLOSED:  # it was no open stream
-            self.parts.registry.enter(self, _CLOSED)
+        self.parts.broadcaster.has_closed(self, f"lost: {exc}" if exc else "closed")
         self.transport = self.lower  # TLS refers to this object
         _break_cycle(self.lower)
 
     def pause_writing(self) -> None:
-        """The socket did not take everything."""
         self.parts.broadcaster.pause(self)
 
     def resume_writing(self) -> None:
-        """The socket has taken everything."""
         if self.state == _FULL:
             self.parts.broadcaster.resume(self)
         elif self.state == _ANSWERING:
@@ -4072,7 +4029,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
         return True
 
     def _read_body(self, body: _BodyReader) -> bool:
-        """Read more of the body; False if more of it must come first."""
         if body.read(self.received):
             return True
         if body.complete:
@@ -4085,10 +4041,13 @@ class _Connection(_Subscriber, asyncio.Protocol):
         site, is_full = self.parts.site, self in self.parts.refusing
         decision = site.decide(request, self.permit, body, is_full)
         if isinstance(decision, _Question):
-            self._ask(decision)
+            self.question = decision
+            self._begin_waiting(_ASKING, self._await_permit(decision))
         elif isinstance(decision, _Body):
             self.body = _BodyReader(request, decision.limit, decision.keep)
-            self._expect_body(request)
+            self.parts.registry.enter(self, _BODY)
+            if request.expects_continue and not self.received:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif isinstance(decision, _Stream):
             self._open_stream(request, decision)
         elif isinstance(decision, _Publication):
@@ -4097,10 +4056,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._answer_and_linger(decision, request)
         else:
             self._answer(decision, request)
-
-    def _ask(self, question: _Question) -> None:
-        self.question = question
-        self._begin_waiting(_ASKING, self._await_permit(question))
 
     def _begin_waiting(self, state: str, work: Coroutine[Any, Any, None]) -> None:
         self.parts.registry.enter(self, state)
@@ -4146,11 +4101,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
                 self._answer(response, publication.request)
         except Exception:
             self._cut_failed()
-
-    def _expect_body(self, request: Request) -> None:
-        self.parts.registry.enter(self, _BODY)
-        if request.expects_continue and not self.received:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _answer(self, response: _Response, request: Request) -> None:
         self.parts.registry.enter(self, _ANSWERING)
@@ -4485,17 +4435,13 @@ class _Reader(_Subscriber):
                 await self._bell
             finally:
                 self._bell = None
-        taken, self._pending = (
-            self._pending[:_BATCH_BYTES],
-            self._pending[_BATCH_BYTES:],
-        )
+        taken = self._pending[:_BATCH_BYTES]
+        self._pending = self._pending[_BATCH_BYTES:]
         return taken
 
     def close(self) -> None:
         """Nobody reads it any more."""
-        self._broadcaster.leave(self, _CLOSED, "closed")
-        if self.state != _CLOSED:  # it was no open stream
-            self._broadcaster.registry.enter(self, _CLOSED)
+        self._broadcaster.has_closed(self, "closed")
 
     def request(self) -> Request:
         return self._request
@@ -4812,10 +4758,6 @@ def _direct_socket(transport: asyncio.Transport) -> socket.socket | None:
         return None
     # asyncio hands out a wrapper that has no send().
     return getattr(transport.get_extra_info("socket"), "_sock", None)
-
-
-def _peer_name(transport: asyncio.BaseTransport) -> str:
-    return _join_address(transport.get_extra_info("peername"))
 
 
 def _join_address(address: Sequence[Any] | None) -> str:
@@ -5147,7 +5089,6 @@ class _Service:
     # Ending.
 
     async def close(self) -> None:
-        """See SSEServer.close()."""
         self.end_unbegun()
         loop = self.loop
         if self.state == _CLOSED:  # perhaps by a signal: then publish() went on
@@ -5235,7 +5176,6 @@ class _Service:
                 self.loop.call_soon_threadsafe(function, *arguments)
 
     def disconnect(self, predicate: Callable[[Request], bool]) -> None:
-        """See SSEServer.disconnect()."""
         task = asyncio.get_running_loop().create_task(self._disconnect(predicate))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -5635,9 +5575,10 @@ class SSEServer:
         self._service.require_own_loop("stream()")
         path = self._site.path
         request = _request_for_stream(path, last_event_id, names, accept_encoding)
-        head, gzip = _Response(200, (), None), self._site.compresses(request)
-        last_id, wanted = request.last_event_id, names or _NO_CHANNEL
-        stream = _Stream(head, wanted, False, gzip, last_id, replay)
+        gzip = self._site.compresses(request)
+        wish = _Wish((names or _NO_CHANNEL) | _ALL, chunked=False, gzip=gzip)
+        head = _Response(200, (), None)
+        stream = _Stream(head, wish, request.last_event_id, replay)
         return self._read_stream(request, stream)
 
     async def _read_stream(
@@ -5648,7 +5589,7 @@ class SSEServer:
         if service.state != _SERVING or self._door.is_full:
             self._site.refused += 1
             why = self._site.come_back()
-            yield _at_once(_Audience(_wish_for(stream)).encode(why, begins=True))
+            yield _at_once(_Audience(stream.wish).encode(why, begins=True))
             return
         reader = _Reader(self._broadcaster, request)
         try:

@@ -4074,8 +4074,8 @@ def decided(site, request, **known):
     if isinstance(found, sse_server._Body):
         return ("body", *found)
     if isinstance(found, sse_server._Stream):
-        _, channels, *rest = found
-        return ("stream", set(channels), *rest)
+        _, (channels, chunked, gzip, _), *rest = found
+        return ("stream", channels - {EVERYBODY}, chunked, gzip, *rest)
     is_text = PLAIN_TEXT in found.headers and found.body[-1:] == b"\n"
     return found.status, found.body.decode()[:-1] if is_text else found.body
 
@@ -5777,8 +5777,8 @@ class SubscriberModelTest(unittest.TestCase):
 
     def step(self):
         broadcaster = inside(self.server).broadcaster
-        for must_end in self.work:
-            if must_end or broadcaster.turn_is_over():
+        for _ in self.work:
+            if broadcaster.turn_is_over():
                 return
         self.work = broadcaster.work()
 
