@@ -4370,40 +4370,6 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
         return self._is_agreed and self.connection.eof_received()
 
 
-@dataclasses.dataclass(eq=False, repr=False)
-class _Door:
-    """Takes in connections: so many, and some more that are only told to come back."""
-
-    parts: _Parts
-    limit: int | None  # of connections, calls and streams; None: not known yet
-    context: ssl_module.SSLContext | None  # None: without TLS
-    is_open: bool = True
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no more connections and streams are served."""
-        admitted = len(self.parts.registry) - len(self.parts.refusing)
-        return self.limit is not None and admitted >= self.limit
-
-    def accept(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        """Serve a connection, or cut it; asyncio calls this for each new one."""
-        refusing, is_full = self.parts.refusing, self.is_full
-        if not self.is_open or (is_full and len(refusing) == _MAX_REFUSALS_AT_ONCE):
-            self.parts.site.refused += 1
-            writer.transport.abort()
-            return
-        state = _HANDSHAKE if self.context else _HEAD
-        connection = _Connection(self.parts, writer, state)
-        protocol: _Connection | _TLS = connection
-        if self.context:
-            protocol = connection.transport = _TLS(connection, self.context)
-        connection.lower.set_protocol(protocol)
-        if is_full:
-            refusing.add(connection)
-
-
 class _Reader(_Subscriber):
     """A stream that is pulled in this process: see SSEServer.stream().
 
@@ -4489,7 +4455,7 @@ class _Call(_Reader):
     Only the task that calls serve() sends.  Others may break off what it waits for.
     """
 
-    __slots__ = ("_answer_instead", "_has_body", "_is_over", "_receive", "_parts",
+    __slots__ = ("_answer_instead", "_has_body", "_is_over", "_parts", "_receive",
                  "_send", "_task", "_watching", "_work")  # fmt: skip
 
     def __init__(
@@ -4822,9 +4788,7 @@ class _Termination:
         before = signal.getsignal(number)
         _, blocks = _handled.setdefault(number, (before, []))
         blocks.append(self)
-        if (
-            self.loop
-        ):  # so that a signal wakes it, whenever it comes; int() does nothing
+        if self.loop:  # a signal wakes it, whenever it comes; int() does nothing
             with contextlib.suppress(NotImplementedError):  # Windows
                 self.loop.add_signal_handler(number, int)
         signal.signal(number, _end_blocks)
@@ -4970,7 +4934,8 @@ class _Service:
     """
 
     parts: _Parts
-    door: _Door
+    limit: int | None  # of connections, calls and streams; None: not known yet
+    context: ssl_module.SSLContext | None  # None: without TLS
     host: str | None
     port: int | None  # None: it does not listen
     reuse_port: bool
@@ -5008,6 +4973,33 @@ class _Service:
             self.state = state
             return True
 
+    # Taking in connections: so many, and some more that are only told to come back.
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more connections and streams are served."""
+        admitted = len(self.parts.registry) - len(self.parts.refusing)
+        return self.limit is not None and admitted >= self.limit
+
+    def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve a connection, or cut it; asyncio calls this for each new one."""
+        refusing, is_full = self.parts.refusing, self.is_full
+        is_closed = self.state in (_CLOSING, _CLOSED)
+        if is_closed or (is_full and len(refusing) == _MAX_REFUSALS_AT_ONCE):
+            self.parts.site.refused += 1
+            writer.transport.abort()
+            return
+        state = _HANDSHAKE if self.context else _HEAD
+        connection = _Connection(self.parts, writer, state)
+        protocol: _Connection | _TLS = connection
+        if self.context:
+            protocol = connection.transport = _TLS(connection, self.context)
+        connection.lower.set_protocol(protocol)
+        if is_full:
+            refusing.add(connection)
+
     # Beginning.
 
     async def start(self) -> None:
@@ -5035,14 +5027,14 @@ class _Service:
         sockets: list[socket.socket] = []
         try:
             self.intake.load()
-            self.door.limit = self.door.limit or _connections_by_descriptors()
+            self.limit = self.limit or _connections_by_descriptors()
             if self.port is not None:
                 sockets = await _listen(
                     self.host, self.port, self.reuse_port, self.write_timeout
                 )
             for sock in sockets:
                 listener = await asyncio.start_server(
-                    self.door.accept,
+                    self._accept,
                     sock=sock,
                     backlog=_ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
                     start_serving=False,
@@ -5126,7 +5118,6 @@ class _Service:
     def begin_closing(self, mute: bool = True) -> asyncio.Task[None] | None:
         """Let it end in order; None if it has not begun.  `mute` refuses publish()."""
         if self._enter(_CLOSING):
-            self.door.is_open = False
             self.parts.broadcaster.stop("the server is closed", mute)
             self._closing = asyncio.get_running_loop().create_task(self._close())
         elif mute and self._closing:
@@ -5376,7 +5367,6 @@ class SSEServer:
         _check_arguments(locals())
         self._max_event_bytes = max_event_bytes
         self._dumps = dumps
-        self._ssl = ssl
         seconds = {
             _HANDSHAKE: header_timeout,
             _HEAD: header_timeout,
@@ -5426,13 +5416,10 @@ class SSEServer:
             newest_id=lambda: self.last_event_id,
             closed_because=lambda: broadcaster.closed_because,
         )
-        self._parts = parts = _Parts(
-            site, _Asker(authorize), registry, broadcaster, turns
-        )
-        self._door = _Door(parts, max_connections, ssl)
         self._service = _Service(
-            parts,
-            self._door,
+            _Parts(site, _Asker(authorize), registry, broadcaster, turns),
+            max_connections,
+            ssl,
             host,
             port,
             reuse_port,
@@ -5586,7 +5573,7 @@ class SSEServer:
     ) -> AsyncIterator[bytes]:
         service = self._service
         await service.wait_for_start("stream()")
-        if service.state != _SERVING or self._door.is_full:
+        if service.state != _SERVING or service.is_full:
             self._site.refused += 1
             why = self._site.come_back()
             yield _at_once(_Audience(stream.wish).encode(why, begins=True))
@@ -5715,7 +5702,7 @@ class SSEServer:
             raise RuntimeError("the server has no port of its own")
         host = self._service.host or "localhost"
         host = f"[{host}]" if ":" in host else host
-        scheme = "https" if self._ssl else "http"
+        scheme = "https" if self._service.context else "http"
         return f"{scheme}://{host}:{self.port}{self._site.path}"
 
     @property
@@ -5764,8 +5751,8 @@ class SSEServer:
                 self._service.require_own_loop("an ASGI request")
                 self._listen_for_signals()
             own_path = self._site.path if self._is_application else None
-            request, is_full = _request_of(scope, own_path), self._door.is_full
-            await _Call(self._parts, request, receive, send).serve(is_full)
+            request, is_full = _request_of(scope, own_path), self._service.is_full
+            await _Call(self._service.parts, request, receive, send).serve(is_full)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close"})

@@ -4728,7 +4728,7 @@ def inside(server):
         log=server._intake.log,
         registry=server._registry,
         service=server._service,
-        turns=server._parts.turns,
+        turns=server._service.parts.turns,
     )
 
 
@@ -12443,7 +12443,7 @@ class TLSTest(OverTLS, ServerTestCase):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             self.addCleanup(writer.close)
         await self.until(lambda: len(self.in_state("handshake")) == 3, "all")
-        self.assertEqual(len(server._door.parts.refusing), 1)
+        self.assertEqual(len(server._service.parts.refusing), 1)
 
     async def test_the_end_does_not_wait_for_a_handshake(self):
         server = await self.start(shutdown_timeout=1000, header_timeout=1000)
