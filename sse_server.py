@@ -4849,12 +4849,12 @@ def _is_unhandled(number: signal.Signals) -> bool:
     return handler in usual or is_runner
 
 
-class _Signals:
+class _FrameworkSignals:
     """At SIGINT and SIGTERM, has the streams end before the handlers that stand there.
 
     A framework's server waits for its responses, and a stream does not end by itself.
     gunicorn tells its workers with SIGQUIT.  It needs the main thread, and leaves alone
-    what is ignored.
+    what is ignored.  A _Termination is for signals that nobody handles.
     """
 
     def __init__(self, end: Callable[[], asyncio.Future[None] | None]) -> None:
@@ -4894,10 +4894,8 @@ class _Signals:
     def _end_streams(self, number: signal.Signals) -> None:
         logger.info("%s: ending the streams", number.name)
         ending = self._end()
-        if ending:
+        if ending:  # as it has begun, there is one
             ending.add_done_callback(lambda ended: self._pass_held_on())
-        else:
-            self._pass_held_on()
 
     def _pass_held_on(self) -> None:
         number, self._held = self._held, 0
@@ -4943,7 +4941,7 @@ class _Service:
     shutdown_timeout: float
     state: str = _NEW
     loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
-    signals: _Signals | None = None  # in a framework
+    signals: _FrameworkSignals | None = None
 
     def __post_init__(self) -> None:
         self.intake = self.parts.broadcaster.intake
@@ -5378,6 +5376,10 @@ class SSEServer:
             _AHEAD: _AHEAD_SECONDS,
             _LEAVING: write_timeout,
         }
+        read_page: Callable[[], bytes] | None = None
+        if page is not None:
+            read_page = functools.partial(_read_file, os.path.abspath(page))
+            read_page()  # OSError now rather than at the first request
         bounds = _Bounds(history, history_bytes, retained, history_seconds)
         log = _EventLog(bounds)
         file = None if history_file is None else _LogFile(history_file, bounds)
@@ -5406,7 +5408,7 @@ class SSEServer:
             max_event_bytes=max_event_bytes,
             restart_retry=restart_retry,
             replay=replay,
-            read_page=None if page is None else _page_reader(page),
+            read_page=read_page,
             publishing_waits=history_file is not None,
             publish=self.publish,
             is_repeated=self._intake.is_repeated,
@@ -5778,7 +5780,7 @@ class SSEServer:
         service = self._service
         if not service.signals and service.state == _SERVING:
             end = functools.partial(service.begin_closing, mute=False)
-            service.signals = _Signals(end)
+            service.signals = _FrameworkSignals(end)
 
     # Beginning and ending.
 
@@ -5910,16 +5912,9 @@ def _need_module(parameter: str, module: str) -> Any:
         raise ValueError(f"{fault}, which this Python does not have") from None
 
 
-def _page_reader(page: str | os.PathLike[str]) -> Callable[[], bytes]:
-    """A function that reads the file anew.  OSError if it cannot be read now."""
-    path = os.path.abspath(page)
-
-    def read() -> bytes:
-        with open(path, "rb") as file:
-            return file.read()
-
-    read()
-    return read
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -5956,21 +5951,20 @@ async def _listen(
     # hosts file says.
     hosts = ["127.0.0.1", "::1"] if host == "localhost" else [host or None]
     loop = asyncio.get_running_loop()
-    found: list[Any] = []
+    addresses: dict[tuple[int, Any], None] = {}  # each once, in order
     try:
         for name in hosts:
-            found += await loop.getaddrinfo(
+            for family, _, _, _, address in await loop.getaddrinfo(
                 name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
+            ):
+                addresses[family, address] = None
     except UnicodeError:
         raise OSError(f"{host!r} is not a host's name") from None
-    addresses = list(dict.fromkeys((info[0], info[4]) for info in found))
-    # With port 0, the port that is free on the first address may be in use on the next
-    # one.
+    # With port 0, what is free on the first address may be in use on the next one.
     attempts = 1 if port else 10
     while True:
         try:
-            return _bind(addresses, port, reuse_port, write_timeout)
+            return _bind([*addresses], port, reuse_port, write_timeout)
         except OSError as error:
             attempts -= 1
             if error.errno != errno.EADDRINUSE or not attempts:
@@ -5987,16 +5981,13 @@ def _bind(
             # The first socket of an address is bound without SO_REUSEPORT, so that the
             # kernel reports a port that is in use.
             shared = reuse_port or number >= len(addresses)
+            address = host, port, *scope
             try:
                 sock = socket.create_server(
-                    (host, port, *scope),
-                    family=family,
-                    backlog=_BACKLOG,
-                    reuse_port=shared,
+                    address, family=family, backlog=_BACKLOG, reuse_port=shared
                 )
             except OSError as error:
-                # A name may have an address that the machine has not, as ::1 where
-                # IPv6 is off.
+                # The machine may not have each address of a name, such as ::1.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 failure = error
