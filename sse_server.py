@@ -1832,9 +1832,8 @@ _Decision = Union[_Question, _Body, _Stream, _Publication, _Response]
 class _Site:
     """Decides what is answered.  It knows what a server was told, and no connection.
 
-    `decide` is asked when the head of a request is there.  Each decision tells what to
-    do next: ask `authorize`, read the body, open a stream, or answer.  After a question
-    and after a body, `decide` is asked again, with what came of it as well.
+    Each decision tells what to do next.  After a question for `authorize` and after a
+    body, `decide` is asked again, with what came of it as well.
     """
 
     # As SSEServer is given them:
@@ -1851,12 +1850,10 @@ class _Site:
     read_page: Callable[[], bytes] | None  # for GET /; None: it is "ok" as well
     publishing_waits: bool  # so that it must be done in a thread
     publish: Callable[..., str]
-    # Whether the event that is held under this id has this body and channel; None: no
-    # event is held under it.
+    # Whether the event held under this id has this body and channel; None: none is.
     is_repeated: Callable[[str, bytes, str | None], bool | None]
     finish: Callable[[str | None], str]
-    # Whether a stream of these channels, after this id or with this replay, would end
-    # at once because nothing more will come.
+    # Whether a stream of these channels, after this id or with this replay, is over.
     has_ended: Callable[[Channels, str | None, float], bool]
     stats: Callable[[], Stats]
     newest_id: Callable[[], str]
@@ -2250,8 +2247,7 @@ _GZIP = ("Content-Encoding", "gzip")
 def _permitted(request: Request, permission: Permission) -> _Permit:
     """What a request is permitted by the value that `authorize` returned.
 
-    Raises HTTPError 403 for a channel that is not allowed, and TypeError or ValueError
-    for an invalid answer of the hook.
+    HTTPError 403 if it asks for more, TypeError or ValueError for an invalid answer.
     """
     if permission is True:
         return _Permit(request.channels, is_limited=False)
@@ -2326,9 +2322,7 @@ def _jittered_ms(seconds: float) -> int:
 # ------------------------------------------------------------------------------------
 # 7. Audiences and the broadcaster.
 #
-#    Everything here runs in the event loop, except publish().  A sweep writes its batch
-#    to the subscribers that are live when it moves `sent`.  A subscriber that joins
-#    after that begins at the new position, and the sweep does not write to it.
+#    Everything here runs in the event loop, except _Intake.publish() and forget().
 # ------------------------------------------------------------------------------------
 
 _HANDSHAKE, _HEAD, _BODY, _ASKING = "handshake", "head", "body", "asking"
@@ -2402,8 +2396,8 @@ class _Cursor(NamedTuple):
                 told = None if snapshot or frames else id
                 gaps = [format_event({"reason": reason}, event="gap", id=told)]
         if snapshot is None:
-            # If every event up to `sent` is forgotten, it reads on beyond `sent`,
-            # before the live subscribers.  If it waited, it would lose more events.
+            # If all up to `sent` are forgotten, it reads on beyond, before the live
+            # subscribers.  If it waited, it would lose more events.
             end = log.sent if log.base < log.sent else log.newest
             batch, position = log.read(position, end)
             wanted = [e.frame for e in batch if e.frame and e.channel in channels]
@@ -2474,9 +2468,8 @@ class _Audience:
 
     With gzip, a compressor of its own compresses each batch.  Its dictionary is the
     tail of what was written to the audience before, so that a small event becomes
-    smaller.  A subscriber that has joined lately does not have all of that tail.  It is
-    young, and is written each batch compressed without the dictionary, until so many
-    bytes have been written to it.
+    smaller.  A subscriber that has joined lately is young: it gets each batch without
+    the dictionary, until as many bytes as the tail has were written to it.
     """
 
     __slots__ = ("live", "members", "tail", "wish", "write", "young")
@@ -2516,7 +2509,7 @@ class _Audience:
         begins: bool = False,
         ends: bool = False,
     ) -> Generator[None, None, bytes]:
-        """Return the payload as it is written: compressed and framed, as is wished.
+        """The payload as it is written: compressed and framed, as is wished.
 
         A client must have decoded the dictionary last.  The stream `begins` or `ends`
         with this payload, if so.  It gives way in the midst of a large payload.
@@ -2697,8 +2690,7 @@ class _Registry:
         deadline = math.inf
         if state in self.seconds:
             deadline = time.monotonic() + self.seconds[state]
-            # The timer may be too early; then it is set again.  This costs less than a
-            # timer for each deadline.
+            # It may be too early, and is set again.  A timer for each would cost more.
             if deadline < self._timer_due:
                 self._set_timer(self.seconds[state], deadline)
         self.members[state][subscriber] = deadline
@@ -2852,8 +2844,8 @@ class _Intake:
     added: int = 0  # the newest row that this process has added
 
     def __post_init__(self) -> None:
-        # Guards the log, and whether the bell is rung.
-        # Nothing is logged under it, because a logging handler may publish.
+        # Guards the log and the bell.  Nothing is logged under it, because a logging
+        # handler may publish.
         self.lock = threading.RLock()
         self.bell = _Bell()
         self._file_fault = ""  # why the file cannot be read now
@@ -2900,11 +2892,10 @@ class _Intake:
         return key
 
     def check_caller(self) -> None:
-        """RuntimeError for a call that must not use the log.
+        """RuntimeError in a forked process, where nobody may ever release the lock.
 
-        That is one in a forked process, where nobody may ever release the lock, and one
-        from within the log: a signal's handler, or a `__del__`, that has interrupted
-        this thread while it holds the lock.
+        And for a call from within the log: that of a signal's handler, or a `__del__`,
+        that has interrupted this thread while it holds the lock.
         """
         if self.bell.loop and os.getpid() != self.bell.process:
             fault = "this process was forked from the one in which the server runs"
@@ -3556,8 +3547,7 @@ class _Broadcaster:
         if audience is None:
             return
         with self.intake.lock:
-            # After an outage many clients resume at the same position.  They get the
-            # same bytes, which are encoded once.
+            # After an outage many resume at one position: encode their bytes once.
             key = audience, subscriber.cursor, log.base, log.retained_changes
             batch = known = self._last_batch.get(key)
             if batch is None:
@@ -3669,10 +3659,7 @@ class _Watchers:
 
 
 def _is_in_task_of(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether this is called within a task of the loop, so that the loop is awake.
-
-    A signal's handler that has interrupted such a task counts as within it.
-    """
+    """Whether a task of the loop calls this, or is interrupted: then it is awake."""
     try:
         return asyncio.get_running_loop() is loop and bool(asyncio.current_task())
     except RuntimeError:  # in this thread runs no event loop
@@ -3718,10 +3705,9 @@ def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
 # ------------------------------------------------------------------------------------
 # 8. The connection, and the ASGI door.
 #
-#    A connection is one object from its first byte to its last.  Its transport calls
-#    it, and it answers a request that needs no waiting in the call that completed it.
-#    A request that comes by ASGI is a call, which goes on until the answer has ended;
-#    its stream is pulled, like that of SSEServer.stream().
+#    A connection is called by its transport, and answers a request that needs no
+#    waiting in the call that completed it.  A request that comes by ASGI is a call,
+#    which goes on until its answer has ended; its stream is pulled.
 # ------------------------------------------------------------------------------------
 
 
@@ -4653,8 +4639,8 @@ class _Call(_Reader):
 def _request_of(scope: _Scope, own_path: str | None) -> Request:
     """The request of an ASGI scope.
 
-    `own_path` is the stream's path if the server is the whole application.  None: the
-    path that was routed here is the stream's, whatever it is.
+    `own_path` is the stream's if the server is the whole application.  None: the path
+    that was routed here is the stream's, whatever it is.
     """
     raw = scope.get("raw_path") or urllib.parse.quote(scope["path"]).encode()
     target = raw.partition(b"?")[0].decode("utf-8", "surrogateescape")
@@ -4676,8 +4662,7 @@ def _request_of(scope: _Scope, own_path: str | None) -> Request:
     )
 
 
-# The transport of a writer that has lost its own to a _Connection: when the writer is
-# collected, it has nothing to close.
+# Of a writer that has lost its own: when it is collected, it has nothing to close.
 _CLOSED_TRANSPORT = types.SimpleNamespace(is_closing=lambda: True)
 
 
@@ -4716,9 +4701,8 @@ def _is_plain_asyncio(transport: asyncio.Transport) -> bool:
 def _direct_socket(transport: asyncio.Transport) -> socket.socket | None:
     """The socket that may be written to past the transport, if there is one.
 
-    This is correct only while the transport holds nothing, and only for asyncio's own
-    transport for plain TCP: TLS must encrypt, and the transports of other event loops
-    are different.
+    Only while the transport holds nothing, and only past asyncio's own for plain TCP:
+    TLS must encrypt, and the transports of other event loops are different.
     """
     if os.name != "posix" or not _is_plain_asyncio(transport):
         return None
@@ -5140,8 +5124,7 @@ class _Service:
         self.parts.registry.stop()
         for task in self._tasks:
             task.cancel()
-        # Who publishes may wait for the file, and has it until then.  If that takes too
-        # long, the end of the program closes the file.
+        # Who publishes may have the file too long; then the program's end closes it.
         with contextlib.suppress(RuntimeError, asyncio.TimeoutError):
             if self.intake.file:
                 close = _Threads("close", 1).call
@@ -5947,8 +5930,7 @@ async def _listen(
     host: str | None, port: int, reuse_port: bool, write_timeout: float
 ) -> list[socket.socket]:
     """Bind every address of the host, all of them to one port."""
-    # A browser may try either address (RFC 6761, 6.3), so bind both, whatever the
-    # hosts file says.
+    # A browser may try either (RFC 6761, 6.3), whatever the hosts file says.
     hosts = ["127.0.0.1", "::1"] if host == "localhost" else [host or None]
     loop = asyncio.get_running_loop()
     addresses: dict[tuple[int, Any], None] = {}  # each once, in order
