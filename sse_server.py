@@ -1398,8 +1398,8 @@ class Request:
         if ids:
             return ids.pop().decode("utf-8", "surrogateescape")
         parameters = _parse_query(self.query)
-        found = parameters.get("lastEventId") or parameters.get("last_event_id")
-        return found[0] if found else None
+        values = parameters.get("lastEventId") or parameters.get("last_event_id")
+        return values[0] if values else None
 
     @property
     def replay(self) -> float | None:
@@ -1422,8 +1422,8 @@ class Request:
     @property
     def accepts_gzip(self) -> bool:
         """Whether gzip is accepted and preferred to no coding (RFC 9110, 12.5.3)."""
-        found = map(_CODING.fullmatch, self.tokens(b"accept-encoding"))
-        wanted = {coding[1]: float(coding[2] or 1) for coding in found if coding}
+        codings = map(_CODING.fullmatch, self.tokens(b"accept-encoding"))
+        wanted = {coding[1]: float(coding[2] or 1) for coding in codings if coding}
         gzip = wanted.get(b"gzip", wanted.get(b"x-gzip", wanted.get(b"*", 0.0)))
         return gzip > 0 and gzip >= wanted.get(b"identity", 0.0)
 
@@ -1453,10 +1453,10 @@ class Request:
 
     @functools.cached_property
     def _by_name(self) -> dict[bytes, list[bytes]]:
-        found: dict[bytes, list[bytes]] = {}
+        by_name: dict[bytes, list[bytes]] = {}
         for name, value in self.fields:
-            found.setdefault(name, []).append(value)
-        return found
+            by_name.setdefault(name, []).append(value)
+        return by_name
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of the fields of this name, which is in lower case."""
@@ -1498,8 +1498,8 @@ def _find_head_end(received: bytearray, searched: int = 0) -> int:
         raise HTTPError(400, f"no request begins with the byte {received[0]}{hint}")
     if len(received) > _MAX_HEAD_BYTES and received.find(b"\n", 0, _MAX_HEAD_BYTES) < 0:
         raise HTTPError(414, f"request line is longer than {_MAX_HEAD_BYTES} bytes")
-    found = _EMPTY_LINE.search(received, max(0, searched - 2))
-    end = found.end() if found else 0
+    match = _EMPTY_LINE.search(received, max(0, searched - 2))
+    end = match.end() if match else 0
     if (end or len(received)) > _MAX_HEAD_BYTES:
         raise HTTPError(431, f"request head is larger than {_MAX_HEAD_BYTES} bytes")
     return end
@@ -1516,18 +1516,18 @@ def _parse_head(head: bytes) -> Request:
     if not head.endswith(b"\r\n\r\n"):
         raise HTTPError(400, "a line of the request ends with a bare LF")
     request_line, _, lines = head[:-2].partition(b"\r\n")
-    found = _REQUEST_LINE.fullmatch(request_line)
-    if not found:
+    match = _REQUEST_LINE.fullmatch(request_line)
+    if not match:
         hint = "" if request_line.isascii() else "; percent-encode what is not ASCII"
         if request_line.startswith(b"PROXY "):  # its version 1
             hint = _NO_PROXY_PROTOCOL
         raise HTTPError(400, f"malformed request line {_quote(request_line)}{hint}")
-    version = (int(found[3]), int(found[4]))
+    version = (int(match[3]), int(match[4]))
     if version[0] != 1:
         raise HTTPError(505, f"HTTP version {version[0]}.{version[1]}; served is 1.x")
     fields = _parse_fields(lines)
-    path, query = _parse_target(found[1], found[2])
-    method, target = found[1].decode(), found[2].decode()
+    path, query = _parse_target(match[1], match[2])
+    method, target = match[1].decode(), match[2].decode()
     request = Request(method, target, path, query, version, fields, peer="")
     _check_fields(request)
     return request
@@ -1554,11 +1554,11 @@ def _parse_target(method: bytes, target: bytes) -> tuple[str, str]:
         raise HTTPError(501, "CONNECT is for proxies, and this is none")
     if method == b"OPTIONS" and target == b"*":
         return "*", ""
-    found = _TARGET.fullmatch(target)
-    if not found:
+    match = _TARGET.fullmatch(target)
+    if not match:
         raise HTTPError(400, f"malformed request target {_quote(target)}")
-    path = (found[1] or b"/").decode()
-    return _ESCAPE.sub(_decode_unreserved, path), (found[2] or b"").decode()
+    path = (match[1] or b"/").decode()
+    return _ESCAPE.sub(_decode_unreserved, path), (match[2] or b"").decode()
 
 
 def _decode_unreserved(escape: re.Match[str]) -> str:
@@ -1646,10 +1646,10 @@ class _BodyReader:
         if end < 0:
             return False
         line = bytes(received[:end])
-        found = _CHUNK_SIZE.fullmatch(line)
-        if not found:
+        match = _CHUNK_SIZE.fullmatch(line)
+        if not match:
             raise HTTPError(400, f"malformed chunk size {_quote(line)}")
-        self._missing = int(found[1], 16)
+        self._missing = int(match[1], 16)
         self._size += self._missing
         _check_body_size(self._size, self._limit)
         if self._missing:
@@ -1677,8 +1677,8 @@ class _BodyReader:
         return True
 
     def _read_trailers(self, received: bytearray) -> bool:
-        found = _EMPTY_LINE.search(received, max(0, self._searched - 2))
-        end = found.end() if found else 0
+        match = _EMPTY_LINE.search(received, max(0, self._searched - 2))
+        end = match.end() if match else 0
         self._searched = len(received)
         if (end or len(received)) > _MAX_HEAD_BYTES + 2:  # a CRLF stands before them
             raise HTTPError(431, f"trailers are larger than {_MAX_HEAD_BYTES} bytes")
@@ -1867,9 +1867,9 @@ class _Site:
         token = self.publish_token or ""
         if not isinstance(token, str):
             raise TypeError("publish_token is not a str; allowed is a str or None")
-        found = re.search("[^!-~]", token)
-        if found:
-            fault = f"publish_token has {found[0]!a} at index {found.start()}"
+        match = re.search("[^!-~]", token)
+        if match:
+            fault = f"publish_token has {match[0]!a} at index {match.start()}"
             raise ValueError(fault + "; allowed are visible ASCII characters")
         self._token = token.encode()
         self._allow = "GET, HEAD, OPTIONS" + (", POST" if token else "")
@@ -2137,8 +2137,8 @@ class _Site:
             others = [name for name in fields if name != "channel"]
             others += ["a body"] if data else []
             if finishes and others:
-                found = ", ".join(others)
-                raise ValueError(f"finish=1 together with {found}; allowed is channel")
+                named = ", ".join(others)
+                raise ValueError(f"finish=1 together with {named}; allowed is channel")
         except UnicodeDecodeError as error:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
         except ValueError as error:
@@ -2537,8 +2537,8 @@ class _Audiences:
 
     def of(self, channel: str | None) -> Collection[_Audience]:
         """The audiences of a channel: a dict, or one that has the channel alone."""
-        found = self._by_channel.get(channel, ())
-        return (found,) if isinstance(found, _Audience) else found
+        audiences = self._by_channel.get(channel, ())
+        return (audiences,) if isinstance(audiences, _Audience) else audiences
 
     def admit(self, wish: _Wish) -> _Audience:
         """The audience of this wish, with one member more."""
@@ -5154,11 +5154,11 @@ class _Service:
 
     async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """Ask the predicate about open streams and those that wait for authorize."""
-        found = self.parts.registry.all(*_STREAMING, _ASKING)
+        asked = self.parts.registry.all(*_STREAMING, _ASKING)
         # The streams get the events that were published before the call.
         with contextlib.suppress(RuntimeError):  # broadcasting has failed
             await self.parts.broadcaster.drain(behind=False)
-        for subscriber in found:
+        for subscriber in asked:
             if self.parts.turns.is_over():
                 await asyncio.sleep(0)
             if subscriber.state not in (*_STREAMING, _ASKING):
