@@ -103,6 +103,7 @@ import re
 import secrets
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -2574,11 +2575,7 @@ def _deflate(payload: bytes, dictionary: bytes) -> Generator[None, None, bytes]:
     """Deflate blocks that can be decoded at once (RFC 1951)."""
     size = len(payload)
     if size <= _STORED_BYTES:  # a stored block is shorter, and costs no time
-        return b"\0%b%b%b" % (
-            size.to_bytes(2, "little"),
-            (0xFFFF - size).to_bytes(2, "little"),
-            payload,
-        )
+        return struct.pack("<xHH", size, 0xFFFF - size) + payload
     import zlib
 
     # A small window costs less time, and is enough for what is small.
@@ -2630,13 +2627,11 @@ class _Registry:
         self._size = 0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer_due = math.inf  # when it looks at the deadlines
-        self._emptied: asyncio.Future[None] | None = None  # while it is waited for
+        self._watchers = _Watchers()
 
     async def wait_until_empty(self) -> None:
-        """Return once all are closed."""
         while self._size:
-            self._emptied = asyncio.get_running_loop().create_future()
-            await self._emptied
+            await self._watchers.wait()
 
     def stop(self) -> None:
         if self._timer:
@@ -2670,8 +2665,8 @@ class _Registry:
             audience.join(subscriber)
         if state == _CLOSED:
             self._size -= 1
-            if not self._size and self._emptied and not self._emptied.done():
-                self._emptied.set_result(None)
+            if not self._size:
+                self._watchers.notify()
         else:
             self._set_deadline(subscriber, state)
 
