@@ -3237,7 +3237,7 @@ class _Broadcaster:
             for channel in frames:
                 audiences.update(dict.fromkeys(self._audiences.of(channel)))
             if before < self.log.base:  # events were forgotten that these did not get
-                for audience in self._audiences.all():
+                for audience in list(self._audiences.all()):
                     if self.log.missed(before, audience.wish.channels):
                         audiences.pop(audience, None)
                         for subscriber in [*audience.live, *audience.young]:
@@ -3830,8 +3830,8 @@ class _Parts:
 class _Connection(_Subscriber, asyncio.Protocol):
     """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
 
-    __slots__ = ("body", "discarded", "head", "input_ended", "lower", "permit",
-                 "parts", "question", "received", "searched", "task", "transport",
+    __slots__ = ("body", "discarded", "head", "input_ended", "lower", "parts",
+                 "permit", "question", "received", "searched", "task", "transport",
                  "writer")  # fmt: skip
 
     discarded: int  # while it lingers: the bytes that were thrown away
