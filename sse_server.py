@@ -3527,8 +3527,9 @@ class _Broadcaster:
                 continue  # it has left while this gave way
             self.registry.enter(subscriber, _READY)  # to the end of the queue
             position, gap, snapshot = subscriber.cursor
-            if position < self.log.sent or gap or snapshot:
-                yield from self._write_next(subscriber)
+            audience = subscriber.audience
+            if audience and (position < self.log.sent or gap or snapshot):
+                yield from self._write_next(subscriber, audience)
             if subscriber.state == _READY and self._is_in_step(subscriber):
                 if self._is_finished(subscriber.audience):
                     self._end_finished(subscriber)
@@ -3537,10 +3538,10 @@ class _Broadcaster:
             if self.turn_is_over():
                 return
 
-    def _write_next(self, subscriber: _Subscriber) -> Iterator[None]:
-        audience, log = subscriber.audience, self.log
-        if audience is None:
-            return
+    def _write_next(
+        self, subscriber: _Subscriber, audience: _Audience
+    ) -> Iterator[None]:
+        log = self.log
         with self.intake.lock:
             # After an outage many resume at one position: encode their bytes once.
             key = audience, subscriber.cursor, log.base, log.retained_changes
@@ -3960,10 +3961,15 @@ class _Connection(_Subscriber, asyncio.Protocol):
             else:
                 self._end_stream()
             return
+        self._try(self._work_off)
+
+    def _try(self, work: Callable[..., None], *arguments: Any) -> None:
+        """An error of the server's own ends this connection, and no other."""
         try:
-            self._work_off()
+            work(*arguments)
         except Exception:
-            self._cut_failed()
+            logger.exception("%s: answering a request failed", self.peer)
+            self.cut()
 
     def _work_off(self) -> None:
         turns = self.parts.turns
@@ -3980,10 +3986,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
                     return
         except HTTPError as error:
             self._answer_error(error)
-
-    def _cut_failed(self) -> None:
-        logger.exception("%s: answering a request failed", self.peer)
-        self.cut()
 
     def _receive_more(self) -> None:
         if self.input_ended:
@@ -4060,10 +4062,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """Go on with the request that `authorize` was asked about."""
         self.question = self.task = None
         self.permit = permit
-        try:
-            self._go_on(question.request)
-        except Exception:
-            self._cut_failed()
+        self._try(self._go_on, question.request)
         if self.state == _BODY:  # it may be here already
             self.parts.turns.defer(self)
 
@@ -4077,11 +4076,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
     async def _await_publication(self, publication: _Publication) -> None:
         response = await self.parts.publish(publication)
         self.task = None
-        try:
-            if self.state == _PUBLISHING:
-                self._answer(response, publication.request)
-        except Exception:
-            self._cut_failed()
+        if self.state == _PUBLISHING:
+            self._try(self._answer, response, publication.request)
 
     def _answer(self, response: _Response, request: Request) -> None:
         self.parts.registry.enter(self, _ANSWERING)
@@ -4781,8 +4777,14 @@ class _Termination:
         if self.number:
             logger.info("%s: ending", signal.Signals(self.number).name)
 
-    def restore(self) -> bool:
-        """The block has ended.  Return whether a signal has ended it."""
+    def end(self) -> None:
+        """The block has ended; so does the program if a signal has ended the block."""
+        self.restore()
+        if self.number:
+            sys.exit(0)
+
+    def restore(self) -> None:
+        """Put back the handlers that stood there before."""
         for number, (handler, blocks) in list(_handled.items()):
             if self in blocks:
                 blocks.remove(self)
@@ -4794,7 +4796,6 @@ class _Termination:
                     with contextlib.suppress(NotImplementedError):
                         self.loop.remove_signal_handler(number)
                 signal.signal(number, handler)
-        return self.number != 0
 
 
 # Of each signal that ends blocks: the handler that stood there before, and the blocks,
@@ -5117,8 +5118,6 @@ class _Service:
             await self.parts.registry.wait_until_empty()
         cutting.cancel()
         self.parts.registry.stop()
-        for task in self._tasks:
-            task.cancel()
         # Who publishes may have the file too long; then the program's end closes it.
         with contextlib.suppress(RuntimeError, asyncio.TimeoutError):
             if self.intake.file:
@@ -5770,7 +5769,7 @@ class SSEServer:
         try:
             await self._service.start()
         except BaseException:
-            self._exit_if_ended_by_a_signal(self._terminations.pop())
+            self._terminations.pop().end()
             raise
         return self
 
@@ -5778,14 +5777,14 @@ class SSEServer:
         try:
             await self.close()
         finally:
-            self._exit_if_ended_by_a_signal(self._terminations.pop())
+            self._terminations.pop().end()
 
     def __enter__(self) -> SSEServer:
         self._termination = _Termination(sys.exit)
         try:
             self.start()
         except BaseException:
-            self._exit_if_ended_by_a_signal(self._termination)
+            self._termination.end()
             raise
         return self
 
@@ -5794,12 +5793,7 @@ class SSEServer:
         try:
             self.stop()
         finally:
-            self._exit_if_ended_by_a_signal(self._termination)
-
-    @staticmethod
-    def _exit_if_ended_by_a_signal(termination: _Termination) -> None:
-        if termination.restore():
-            sys.exit(0)
+            self._termination.end()
 
     def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
         async def serve() -> None:
