@@ -3724,26 +3724,13 @@ class _Threads:
 
         Each of two waits may take so many seconds: for a thread, and for the call.
         """
-        self._free = self._free or asyncio.Semaphore(self._limit)
-        await asyncio.wait_for(self._free.acquire(), seconds)
-        call = self._begin(function, arguments, self._free.release)
-        answer, error = await asyncio.wait_for(call, seconds)
-        if error:
-            raise error
-        return answer
-
-    def _begin(
-        self,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        release: Callable[[], None],
-    ) -> asyncio.Future[tuple[Any, Exception | None]]:
-        """The future is (what it returned, what it raised)."""
+        self._free = free = self._free or asyncio.Semaphore(self._limit)
+        await asyncio.wait_for(free.acquire(), seconds)
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[tuple[Any, Exception | None]] = loop.create_future()
 
         def settle(answer: Any, failure: Exception | None) -> None:
-            release()
+            free.release()
             if not outcome.done():  # it is still waited for
                 outcome.set_result((answer, failure))
 
@@ -3763,9 +3750,12 @@ class _Threads:
         try:
             thread.start()
         except RuntimeError:  # the system has no thread left
-            release()
+            free.release()
             raise
-        return outcome
+        answer, failure = await asyncio.wait_for(outcome, seconds)
+        if failure:
+            raise failure
+        return answer
 
 
 class _Asker:
