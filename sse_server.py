@@ -613,7 +613,7 @@ class _EventLog:
         self._settle()
         return name
 
-    def take(self, row: _Row) -> None:
+    def append_row(self, row: _Row) -> None:
         """Add the row that follows in the history file."""
         _, kind, body, channel, id, name, added = row
         if kind == _FORGET:
@@ -2722,18 +2722,15 @@ class _Registry:
                 # If it stays in this state, it has the time once more.
                 del members[subscriber]
                 members[subscriber] = now + self.seconds[state]
-                self._expire(subscriber)
+                try:
+                    subscriber.expire()
+                except Exception:
+                    logger.exception("%s: ending it failed", subscriber.peer)
+                    subscriber.cut()
         first = [next(iter(self.members[s].values()), math.inf) for s in self.seconds]
         self._timer, self._timer_due = None, math.inf
         if min(first) < math.inf:
             self._set_timer(max(0.0, min(first) - now), min(first))
-
-    def _expire(self, subscriber: _Subscriber) -> None:
-        try:
-            subscriber.expire()
-        except Exception:
-            logger.exception("%s: ending it failed", subscriber.peer)
-            subscriber.cut()
 
 
 class _Turns:
@@ -3005,7 +3002,7 @@ class _Intake:
                 self.log.restart(file.epoch, *file.read_base())
                 return True
             for row in rows:
-                self.log.take(row)
+                self.log.append_row(row)
         return has_more
 
     def read_news(self) -> None:
@@ -3936,7 +3933,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     # The states of a request.
 
-    def begin(self) -> None:
+    def end_handshake(self) -> None:
         """TLS is agreed on."""
         self.parts.registry.enter(self, _HEAD)
 
@@ -4274,13 +4271,16 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
     def proceed(self) -> None:
         """Decrypt what was received, as far as it is wanted and as time is left."""
         try:
-            while self._held and self._wants_input():
+            while self._held and not (self._is_paused or self._lower.is_closing()):
+                # The socket must take the answers to what TLS itself is asked.
+                if self._outgoing.pending >= _TLS_BYTES_PER_LOOK:
+                    break
                 if self._turns.is_over():
                     self._turns.defer(self)
                     break
                 piece = bytes(self._held[:_TLS_BYTES_PER_LOOK])
                 del self._held[: len(piece)]
-                self._take_in(piece)
+                self._decrypt(piece)
             self._choose_reading()
             if self._input_ended and not self._held and not self._end_input():
                 self.close()
@@ -4288,13 +4288,7 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
             logger.exception("%s: TLS failed", self.connection.peer)
             self.connection.cut()
 
-    def _wants_input(self) -> bool:
-        if self._lower.is_closing():
-            return False
-        # The socket must take the answers to what TLS itself is asked.
-        return not self._is_paused and self._outgoing.pending < _TLS_BYTES_PER_LOOK
-
-    def _take_in(self, piece: bytes) -> None:
+    def _decrypt(self, piece: bytes) -> None:
         """Give TLS a piece of the input, and the connection what was in it."""
         import ssl
 
@@ -4311,7 +4305,7 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
             if not self._is_agreed:
                 self._tls.do_handshake()
                 self._is_agreed = True
-                self.connection.begin()
+                self.connection.end_handshake()
             data += iter(lambda: self._tls.read(_READ_BYTES), b"")
             self._input_ended = True  # it has said so: what follows does not count
             self._held.clear()
@@ -5172,8 +5166,7 @@ class SSEServer:
 
     Where it is:
       host="localhost"        A name or an address.  None: every address of the machine.
-      port=8080               0: one that is free.  None: no port, for a server in a
-                              framework; see below.
+      port=8080               0: a free one.  None: none, for a server in a framework.
       path="/sse"             The path of the stream.  Other paths are answered "ok".
       page=None               An HTML file that "/" is answered with.  It is read at
                               each request, and must be there at the start.
@@ -5188,9 +5181,8 @@ class SSEServer:
                               What is unchanged for the longest time is dropped first.
       history_file=None       A file in which they survive a restart.  Servers that name
                               the same file are one, also in other processes.
-      replay=0                So many past events are sent to a new client that does not
-                              ask for a number of them.  math.inf: all, but none that
-                              is older than the newest 10,000.
+      replay=0                So many past events are sent to a new client that asks for
+                              no number of them.  math.inf: all of the newest 10,000.
 
     Timing, in seconds:
       heartbeat=15.0          From one comment on every stream to the next.  None: none.
@@ -5201,8 +5193,7 @@ class SSEServer:
                               so a restart should take less.
       lifetime=None           A stream is ended after this time, jittered by 20 %, and
                               its client reconnects.  None: never.
-      header_timeout=10.0     A request's head may take so long.  Then it is answered
-                              with 408.
+      header_timeout=10.0     A request's head may take so long.  Then it gets 408.
       body_timeout=30.0       The same for its body.
       keepalive_timeout=75.0  A connection without a next request is closed after it.
       write_timeout=30.0      A client that takes nothing of its stream for so long is
@@ -5419,9 +5410,8 @@ class SSEServer:
         It may be called from any thread, and before the server is started (then the
         event is there for clients that resume).  It never waits for a client.  For a
         signal, use loop.add_signal_handler(): a handler of signal.signal(), like a
-        `__del__`, may interrupt the server while it uses its log.  Then this raises
-        RuntimeError, which a handler of signal.signal() raises in the code that it has
-        interrupted.
+        `__del__`, may interrupt the server while it uses its log, and then gets a
+        RuntimeError.
 
         `data` and `event` are as in format_event, but None is sent as JSON's null.  No
         event may be named `gap`.  Do not name one `open` or `error`, which a browser
@@ -5444,8 +5434,7 @@ class SSEServer:
         a control character or a space at an end (a header field could not carry it);
         TypeError for data that is not JSON; RuntimeError once the server is closed,
         has failed, or has lost its event loop, in a process forked from its own (unless
-        there is a history file), and for a call that has interrupted another one in the
-        same thread.
+        there is a history file), and within a call that it has interrupted.
         """
         for what, name in (("event", event), ("id", id), ("channel", channel)):
             if name is not None and not (what == "channel" and name == EVERYBODY):
