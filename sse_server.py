@@ -472,6 +472,8 @@ class _Entry(NamedTuple):
     kind: str = _EVENT
 
 
+# Of an event: its bytes without its id, and its channel; None: there is none.
+_Held = Optional[tuple[bytes, Optional[str]]]
 _OWN_ID = re.compile("([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 
 
@@ -799,13 +801,13 @@ class _EventLog:
         reached = batch[-1].number if len(batch) < len(wanted) else upto
         return [_without_id(entry.frame) for entry in batch], reached
 
-    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
-        """Whether the event held under a publisher's id is this one; None: none is."""
+    def held(self, id: str) -> _Held:
+        """The event that is held under a publisher's id."""
         number = self._find_published(id)
         if number is None or number <= self.base:
             return None
         entry = self._entries[number]
-        return entry.channel == channel and _without_id(entry.frame) == body
+        return _without_id(entry.frame), entry.channel
 
 
 def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
@@ -1005,12 +1007,11 @@ class _LogFile:
             cursor.close()  # a checkpoint would wait for it
         return rows, size >= _BATCH_BYTES or len(rows) == _FILE_BATCH_EVENTS
 
-    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
-        """Whether the event held under a publisher's id is this one; None: none is."""
+    def held(self, id: str) -> _Held:
+        """The event that is held under a publisher's id."""
         with self._reading() as db:
             select = "SELECT body, channel FROM events WHERE id = ?"
-            row = db.execute(select, (id,)).fetchone()
-        return None if row is None else bool(row == (body, channel))
+            return cast(_Held, db.execute(select, (id,)).fetchone())
 
     def changed(self) -> bool:
         """Whether somebody has added a row since the last call; it takes 6 us."""
@@ -1851,8 +1852,7 @@ class _Site:
     read_page: Callable[[], bytes] | None  # for GET /; None: it is "ok" as well
     publishing_waits: bool  # so that it must be done in a thread
     publish: Callable[..., str]
-    # Whether the event held under this id has this body and channel; None: none is.
-    is_repeated: Callable[[str, bytes, str | None], bool | None]
+    held: Callable[[str], _Held]  # under a publisher's id
     finish: Callable[[str | None], str]
     # Whether a stream of these channels, after this id or with this replay, is over.
     has_ended: Callable[[Channels, str | None, float], bool]
@@ -2157,11 +2157,10 @@ class _Site:
             raise HTTPError(503, fault, [("Retry-After", "1")]) from None
         except ValueError as error:
             # The publisher may not have got the first answer.
-            id, event = fields.get("id", ""), fields.get("event")
-            frame = format_event(data, event=event)
-            repeated = self.is_repeated(id, frame, fields.get("channel"))
-            if not repeated:
-                raise HTTPError(400 if repeated is None else 409, str(error)) from None
+            id, channel = fields.get("id", ""), fields.get("channel")
+            held = self.held(id)
+            if held != (format_event(data, event=fields.get("event")), channel):
+                raise HTTPError(409 if held else 400, str(error)) from None
         return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
 
     def _add_fields(self, request: Request, response: _Response) -> _Response:
@@ -2986,11 +2985,11 @@ class _Intake:
                 self.bell.ring_from_any_thread()
         return has_more
 
-    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
+    def held(self, id: str) -> _Held:
         if self.file:  # it may hold more than the log
-            return self.file.is_repeated(id, body, channel)
+            return self.file.held(id)
         with self.lock:
-            return self.log.is_repeated(id, body, channel)
+            return self.log.held(id)
 
     def _take_in(self, file: _LogFile) -> bool:
         """Take in the next rows of the file; return whether there may be more."""
@@ -5369,7 +5368,7 @@ class SSEServer:
             read_page=read_page,
             publishing_waits=history_file is not None,
             publish=self.publish,
-            is_repeated=self._intake.is_repeated,
+            held=self._intake.held,
             stats=lambda: self.stats,
             finish=self.finish,
             has_ended=self._intake.has_ended,

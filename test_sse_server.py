@@ -4045,7 +4045,7 @@ def new_site(**policy):
         "publishing_waits": False,
         "read_page": None,
         "publish": publish,
-        "is_repeated": lambda id, body, channel: None,
+        "held": lambda id: None,
         "finish": lambda channel: publish("", finish=channel),
         "has_ended": lambda channels, last_event_id, replay: False,
         "stats": lambda: sse_server.Stats(1, 2, 3, 4, 5, 6, 7, 8),
@@ -4549,24 +4549,26 @@ class SiteTest(unittest.TestCase):
             self.assertEqual(found.newest_id, found.body.decode())
 
     def test_what_publish_raises(self):
-        for error, target, repeated, expected in (
+        same = b"data: a\n\n", None
+        for error, target, held, expected in (
             (ValueError("no"), "/sse", None, (400, "no")),
-            (RuntimeError("no"), "/sse?id=1", True, (503, "no")),
+            (RuntimeError("no"), "/sse?id=1", same, (503, "no")),
             (ValueError("no"), "/sse?id=1", None, (400, "no")),
-            (ValueError("no"), "/sse?id=1", False, (409, "no")),
-            (ValueError("no"), "/sse?id=1&retain=1", True, (200, b"1")),
+            (ValueError("no"), "/sse?id=1", (b"data: b\n\n", None), (409, "no")),
+            (ValueError("no"), "/sse?id=1", (b"data: a\n\n", "a"), (409, "no")),
+            (ValueError("no"), "/sse?id=1&event=e", same, (409, "no")),
+            (ValueError("no"), "/sse?id=1&retain=1", same, (200, b"1")),
         ):
             with self.subTest(expected, target=target):
-                is_repeated = mock.Mock(return_value=repeated)
                 site = new_site(
                     publish_token="secret",
                     publish=mock.Mock(side_effect=error),
-                    is_repeated=is_repeated,
+                    held=mock.Mock(return_value=held),
                 )
                 request = get(SECRET, method="POST", target=target)
                 self.assertEqual(decided(site, request, body=b"a"), expected)
                 if expected[0] == 200:
-                    is_repeated.assert_called_once_with("1", b"data: a\n\n", None)
+                    site.held.assert_called_once_with("1")
 
     def test_the_newest_id_is_not_for_those_who_hear_some_channels(self):
         site = new_site(asks=True)
