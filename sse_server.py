@@ -1933,7 +1933,6 @@ class _Site:
         return request.path == (request.stream_path or self.path)
 
     def _decide_elsewhere(self, request: Request, body: bytes | None) -> _Decision:
-        """On every path but that of the stream."""
         if body is None and request.method == "POST" and self._token:
             fault = f"POST to {request.path[:80]!a} publishes nothing; "
             fault += f"publish at {self.path}"
@@ -1954,7 +1953,6 @@ class _Site:
     def _decide_here(
         self, request: Request, permit: _Permit | HTTPError | None, body: bytes | None
     ) -> _Decision:
-        """On the path of the stream."""
         method = request.method
         publishes = method == "POST" and bool(self._token)
         self._require_own_name(request)
@@ -2046,7 +2044,6 @@ class _Site:
         return False
 
     def compresses(self, request: Request) -> bool:
-        """Whether its stream is compressed."""
         return self.compress and request.version >= (1, 1) and request.accepts_gzip
 
     def come_back(self) -> bytes:
@@ -2861,7 +2858,6 @@ class _Intake:
             self.bell.ring()
 
     def close_file(self) -> None:
-        """Nothing is read or published any more."""
         if self.file:
             self.file.close()
 
@@ -4606,7 +4602,6 @@ class _Call(_Reader):
             super().expire()
 
     def disconnect(self) -> None:
-        """Answer a request that `authorize` is still asked about: it is not wanted."""
         self._answer_without(HTTPError(503, "disconnected by the program"))
 
 
