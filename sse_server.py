@@ -103,6 +103,7 @@ import re
 import secrets
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -368,10 +369,10 @@ def _split_lines(text: str) -> list[str]:
 
 
 def _refuse_characters(what: str, text: str) -> str:
-    found = _LINE_BREAKS.search(text)
-    if found:
-        name = {"\r": "CR", "\n": "LF", "\0": "NUL"}[found[0]]
-        raise ValueError(f"{what} {text!r} has a {name} at index {found.start()}")
+    match = _LINE_BREAKS.search(text)
+    if match:
+        name = {"\r": "CR", "\n": "LF", "\0": "NUL"}[match[0]]
+        raise ValueError(f"{what} {text!r} has a {name} at index {match.start()}")
     return text
 
 
@@ -464,20 +465,22 @@ class _Entry(NamedTuple):
     frame: bytes
     channel: str | None
     id: str | None  # the publisher's; what is no event has that of the one before it
-    place: tuple[Any, int] | None  # the newest key up to here, and its event's number
+    last_key: tuple[Any, int] | None  # the newest up to here, and its event's number
     total: int  # the sum of the costs of all events up to this one, in bytes
     time: float  # when it was published, in seconds since 1970
     retain: str | None = None  # the name under which the event is retained
     kind: str = _EVENT
 
 
+# Of an event: its bytes without its id, and its channel; None: there is none.
+_Held = Optional[tuple[bytes, Optional[str]]]
 _OWN_ID = re.compile("([0-9a-f]{8})-(0|[1-9][0-9]{0,18})")
 
 
 def _number_in(id: str, epoch: str) -> int | None:
     """The event's number, if the log of this epoch made the id."""
-    found = _OWN_ID.fullmatch(id)
-    return int(found[2]) if found and found[1] == epoch else None
+    match = _OWN_ID.fullmatch(id)
+    return int(match[2]) if match and match[1] == epoch else None
 
 
 def _refuse_own_id(id: str, epoch: str) -> None:
@@ -528,9 +531,9 @@ class _EventLog:
         self.sent = 0
         self.retained_changes = 0  # by unretain(); other changes change `newest`
         # Random, so that an id from before a restart never names another event.
-        self.begin(secrets.token_hex(4))
+        self.restart(secrets.token_hex(4))
 
-    def begin(self, epoch: str, base: int = 0, retained: Iterable[Any] = ()) -> None:
+    def restart(self, epoch: str, base: int = 0, retained: Iterable[Any] = ()) -> None:
         """Hold nothing but these retained events; all up to `base` was forgotten.
 
         With a history file, this is how a log goes on after it has missed rows.
@@ -597,22 +600,22 @@ class _EventLog:
             if id is not None:
                 self._check_id(id, key)
         self._note_newest()
-        number, place = self.newest + 1, self._newest.place
+        number, last_key = self.newest + 1, self._newest.last_key
+        own_key = None if key is None else (key, number)
         if kind != _EVENT:
             id = self._newest.id  # with which other processes find this place, too
         elif id is not None:
-            place = None if key is None else (key, number)
+            last_key = own_key
         name = id or self._make_id(number)
         frame = _with_id(body, name) if kind in (_EVENT, _GAP) else b""
-        own_place = None if key is None else place
-        total = self._newest.total + _cost(frame, id, channel, retain, own_place)
-        entry = _Entry(number, frame, channel, id, place, total, added, retain, kind)
+        total = self._newest.total + _cost(frame, id, channel, retain, own_key)
+        entry = _Entry(number, frame, channel, id, last_key, total, added, retain, kind)
         self._entries[number] = entry
         self._newest = entry  # from here on the event exists
         self._settle()
         return name
 
-    def take(self, row: _Row) -> None:
+    def append_row(self, row: _Row) -> None:
         """Add the row that follows in the history file."""
         _, kind, body, channel, id, name, added = row
         if kind == _FORGET:
@@ -623,10 +626,10 @@ class _EventLog:
     def _check_id(self, id: str, key: Any) -> None:
         self._settle()  # events may have become too old
         _refuse_own_id(id, self.epoch)
-        place = self._newest.place
+        last_key = self._newest.last_key
         if (self._find_published(id) or 0) > self.base:
             raise ValueError(f"id {id!r} is that of an event that is held")
-        if place and not place[0] < key:
+        if last_key and not last_key[0] < key:
             raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
 
     def advance(self, position: int) -> None:
@@ -637,9 +640,9 @@ class _EventLog:
         """Drop a retained event.  Return whether there was one."""
         self._note_newest()
         self.retained_changes += 1
-        found = (channel, name) in self._retained
+        was_retained = (channel, name) in self._retained
         self._replace_retained((channel, name), None)
-        return found
+        return was_retained
 
     def _settle(self) -> None:
         """Note what the newest entry changes, and forget old ones."""
@@ -680,7 +683,7 @@ class _EventLog:
         size -= retained.pop(key, (None, 0))[1]
         if by:
             cost = _cost(by.frame, *key)
-            retained[key] = by._replace(id=None, place=None), cost
+            retained[key] = by._replace(id=None, last_key=None), cost
             size += cost
         while retained and (
             len(retained) > self._max_retained or size > self._max_bytes
@@ -723,24 +726,24 @@ class _EventLog:
         if number is not None and number <= self.newest:
             return number
         # Binary search for the last key that is not above this one.
-        low, high, found = self.base, self.newest + 1, None
+        low, high, below = self.base, self.newest + 1, None
         with contextlib.suppress(TypeError):  # it is not a key of the publisher's
             while key is not None and low < high:
                 middle = (low + high) // 2
-                place = self._entries[middle].place
-                if place and key < place[0]:
+                last_key = self._entries[middle].last_key
+                if last_key and key < last_key[0]:
                     high = middle
                 else:
-                    low, found = middle + 1, place
+                    low, below = middle + 1, last_key
             # It may be below `base`: then what follows it was perhaps forgotten.
-            return found[1] if found else None
+            return below[1] if below else None
         return None
 
     def is_ahead(self, key: Any) -> bool:
         """Whether `key` is above the newest key, so that its event is yet to come."""
-        place = self._newest.place
+        last_key = self._newest.last_key
         with contextlib.suppress(TypeError):  # it is not a key of the publisher's
-            return key is not None and (place is None or bool(place[0] < key))
+            return key is not None and (last_key is None or bool(last_key[0] < key))
         return False
 
     def missed(self, position: int, channels: Channels) -> bool:
@@ -756,9 +759,14 @@ class _EventLog:
 
     def follows(self, position: int, channels: Channels) -> bool:
         """Whether any event of these channels follows the position."""
-        numbers = range(self.newest, max(position, self.base), -1)
-        entries = map(self._entries.__getitem__, numbers)
-        return any(entry.frame and entry.channel in channels for entry in entries)
+        return any(self._newest_first(position, channels))
+
+    def _newest_first(self, after: int, channels: Channels) -> Iterator[int]:
+        """The numbers of the events of these channels that are held after this one."""
+        for number in range(self.newest, max(after, self.base), -1):
+            entry = self._entries[number]
+            if entry.frame and entry.channel in channels:
+                yield number
 
     def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
         """The next batch after `position`, up to `end`, and its last event's number."""
@@ -770,10 +778,8 @@ class _EventLog:
         """The position before the newest `count` events of these channels."""
         self._settle()  # events may have become too old
         newest = self.newest
-        numbers = range(newest, max(self.base, newest - _MAX_REPLAY_SCAN), -1)
-        entries = map(self._entries.__getitem__, numbers)
-        found = (e.number for e in entries if e.frame and e.channel in channels)
-        return min(itertools.islice(found, count), default=newest + 1) - 1
+        numbers = self._newest_first(newest - _MAX_REPLAY_SCAN, channels)
+        return min(itertools.islice(numbers, count), default=newest + 1) - 1
 
     def retains(self, channels: Channels) -> bool:
         """Whether there may be retained events of these channels."""
@@ -786,22 +792,22 @@ class _EventLog:
     ) -> tuple[list[bytes], int]:
         """The next batch of retained events, without ids, and the position reached."""
         self._note_newest()
-        found = [
+        wanted = [
             entry
-            for entry, _ in list(self._retained.values())
+            for entry, _ in self._retained.values()
             if entry.channel in channels and after < entry.number <= upto
         ]
-        batch = _take_batch(found)
-        reached = batch[-1].number if len(batch) < len(found) else upto
+        batch = _take_batch(wanted)
+        reached = batch[-1].number if len(batch) < len(wanted) else upto
         return [_without_id(entry.frame) for entry in batch], reached
 
-    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
-        """Whether the event held under a publisher's id is this one; None: none is."""
+    def held(self, id: str) -> _Held:
+        """The event that is held under a publisher's id."""
         number = self._find_published(id)
         if number is None or number <= self.base:
             return None
         entry = self._entries[number]
-        return entry.channel == channel and _without_id(entry.frame) == body
+        return _without_id(entry.frame), entry.channel
 
 
 def _take_batch(entries: Iterable[_Entry]) -> list[_Entry]:
@@ -884,7 +890,7 @@ class _LogFile:
         self._read_lock, self._write_lock = threading.RLock(), threading.RLock()
         self._forking = 0  # the thread that forks, and so holds both
         self._checkpoint: threading.Timer | None = None
-        _files_of_this_process().add(self)
+        _files.add(self)
 
     # Adding rows.
 
@@ -918,8 +924,7 @@ class _LogFile:
             number += 1
             size = len(body) + len(channel or "") + len(id or "")
             size += _EVENT_OVERHEAD_BYTES
-            added = time.time()
-            row = number, kind, body, channel, id, name, added, size, total + size
+            row = number, kind, body, channel, id, name, time.time(), size, total + size
             try:
                 db.execute("INSERT INTO events VALUES (?,?,?,?,?,?,?,?,?)", row)
             except self._sqlite3.IntegrityError:
@@ -972,15 +977,15 @@ class _LogFile:
             db.execute(f"UPDATE state SET {bounds}", self._bounds)
             self._trim(db)
 
-    def begin(self) -> tuple[int, list[Any]]:
+    def read_base(self) -> tuple[int, list[Any]]:
         """The position before the oldest row, and what is retained of that time."""
         with self._reading() as db, db:
             db.execute("BEGIN")  # one state of the file
             (oldest,) = db.execute("SELECT min(number) FROM events").fetchone()
             base = (oldest or 1) - 1
-            columns, which = "number, body, channel, name", "number <= ?"
-            select = f"SELECT {columns} FROM retained WHERE {which} ORDER BY number"
-            return base, db.execute(select, (base,)).fetchall()
+            select = "SELECT number, body, channel, name FROM retained"
+            which = "WHERE number <= ? ORDER BY number"
+            return base, db.execute(f"{select} {which}", (base,)).fetchall()
 
     def read(self, after: int) -> tuple[list[_Row], bool]:
         """The next rows after this number, and whether there may be more.
@@ -990,25 +995,23 @@ class _LogFile:
         """
         rows: list[_Row] = []
         size = 0
-        columns = "number, kind, body, channel, id, name, time"
+        select = "SELECT number, kind, body, channel, id, name, time FROM events"
         which = "WHERE number > ? ORDER BY number LIMIT ?"
         with self._reading() as db:
-            select = f"SELECT {columns} FROM events {which}"
-            found = db.execute(select, (after, _FILE_BATCH_EVENTS))
-            for row in map(_Row._make, found):
+            cursor = db.execute(f"{select} {which}", (after, _FILE_BATCH_EVENTS))
+            for row in map(_Row._make, cursor):
                 rows.append(row)
                 size += len(row.body)
                 if size >= _BATCH_BYTES:
                     break
-            found.close()  # a checkpoint would wait for it
+            cursor.close()  # a checkpoint would wait for it
         return rows, size >= _BATCH_BYTES or len(rows) == _FILE_BATCH_EVENTS
 
-    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
-        """Whether the event held under a publisher's id is this one; None: none is."""
+    def held(self, id: str) -> _Held:
+        """The event that is held under a publisher's id."""
         with self._reading() as db:
             select = "SELECT body, channel FROM events WHERE id = ?"
-            found = db.execute(select, (id,)).fetchone()
-        return None if found is None else bool(found == (body, channel))
+            return cast(_Held, db.execute(select, (id,)).fetchone())
 
     def changed(self) -> bool:
         """Whether somebody has added a row since the last call; it takes 6 us."""
@@ -1136,8 +1139,8 @@ class _LogFile:
                 db.execute("INSERT INTO state VALUES (?,?,?,?,?,?,?,?,?)", new)
                 db.execute(f"PRAGMA application_id = {self._APPLICATION}")
                 db.execute(f"PRAGMA user_version = {self._FORMAT}")
-            state = db.execute("SELECT epoch, boot, openers FROM state").fetchone()
-            epoch, boot, openers = state
+            select = "SELECT epoch, boot, openers FROM state"
+            epoch, boot, openers = db.execute(select).fetchone()
             this_boot = _boot_id()
             if boot != this_boot:
                 if openers:
@@ -1180,8 +1183,8 @@ class _LogFile:
             yield
         except self._sqlite3.Error as error:
             text = str(error)
-            found = (advice for part, advice in _FILE_ADVICE.items() if part in text)
-            self._refuse(f"{text}; {next(found, 'see whether its disk works')}")
+            fitting = (advice for part, advice in _FILE_ADVICE.items() if part in text)
+            self._refuse(f"{text}; {next(fitting, 'see whether its disk works')}")
         except _LogFileError:
             raise
         except OSError as error:
@@ -1270,22 +1273,23 @@ def _patiently(db: sqlite3.Connection, statement: str, seconds: float) -> Any:
         time.sleep(random.uniform(0, 2 * _FILE_RETRY_SECONDS))
 
 
-@functools.cache
-def _files_of_this_process() -> weakref.WeakSet[_LogFile]:
-    """It is called before a file is opened, so that a fork is noticed from then on."""
-    files: weakref.WeakSet[_LogFile] = weakref.WeakSet()
+_files: weakref.WeakSet[_LogFile] = weakref.WeakSet()  # of this process
 
-    def before() -> None:
-        for file in list(files):
-            file.before_fork()
 
-    def after() -> None:
-        for file in list(files):
-            file.after_fork()
+def _before_fork() -> None:
+    for file in list(_files):
+        file.before_fork()
 
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
-    return files
+
+def _after_fork() -> None:
+    for file in list(_files):
+        file.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )
 
 
 def _boot_id() -> str:
@@ -1400,8 +1404,8 @@ class Request:
         if ids:
             return ids.pop().decode("utf-8", "surrogateescape")
         parameters = _parse_query(self.query)
-        found = parameters.get("lastEventId") or parameters.get("last_event_id")
-        return found[0] if found else None
+        values = parameters.get("lastEventId") or parameters.get("last_event_id")
+        return values[0] if values else None
 
     @property
     def replay(self) -> float | None:
@@ -1424,8 +1428,8 @@ class Request:
     @property
     def accepts_gzip(self) -> bool:
         """Whether gzip is accepted and preferred to no coding (RFC 9110, 12.5.3)."""
-        found = map(_CODING.fullmatch, self.tokens(b"accept-encoding"))
-        wanted = {coding[1]: float(coding[2] or 1) for coding in found if coding}
+        codings = map(_CODING.fullmatch, self.tokens(b"accept-encoding"))
+        wanted = {coding[1]: float(coding[2] or 1) for coding in codings if coding}
         gzip = wanted.get(b"gzip", wanted.get(b"x-gzip", wanted.get(b"*", 0.0)))
         return gzip > 0 and gzip >= wanted.get(b"identity", 0.0)
 
@@ -1455,10 +1459,10 @@ class Request:
 
     @functools.cached_property
     def _by_name(self) -> dict[bytes, list[bytes]]:
-        found: dict[bytes, list[bytes]] = {}
+        by_name: dict[bytes, list[bytes]] = {}
         for name, value in self.fields:
-            found.setdefault(name, []).append(value)
-        return found
+            by_name.setdefault(name, []).append(value)
+        return by_name
 
     def values(self, name: bytes) -> list[bytes]:
         """The values of the fields of this name, which is in lower case."""
@@ -1500,8 +1504,8 @@ def _find_head_end(received: bytearray, searched: int = 0) -> int:
         raise HTTPError(400, f"no request begins with the byte {received[0]}{hint}")
     if len(received) > _MAX_HEAD_BYTES and received.find(b"\n", 0, _MAX_HEAD_BYTES) < 0:
         raise HTTPError(414, f"request line is longer than {_MAX_HEAD_BYTES} bytes")
-    found = _EMPTY_LINE.search(received, max(0, searched - 2))
-    end = found.end() if found else 0
+    match = _EMPTY_LINE.search(received, max(0, searched - 2))
+    end = match.end() if match else 0
     if (end or len(received)) > _MAX_HEAD_BYTES:
         raise HTTPError(431, f"request head is larger than {_MAX_HEAD_BYTES} bytes")
     return end
@@ -1518,18 +1522,18 @@ def _parse_head(head: bytes) -> Request:
     if not head.endswith(b"\r\n\r\n"):
         raise HTTPError(400, "a line of the request ends with a bare LF")
     request_line, _, lines = head[:-2].partition(b"\r\n")
-    found = _REQUEST_LINE.fullmatch(request_line)
-    if not found:
+    match = _REQUEST_LINE.fullmatch(request_line)
+    if not match:
         hint = "" if request_line.isascii() else "; percent-encode what is not ASCII"
         if request_line.startswith(b"PROXY "):  # its version 1
             hint = _NO_PROXY_PROTOCOL
         raise HTTPError(400, f"malformed request line {_quote(request_line)}{hint}")
-    version = (int(found[3]), int(found[4]))
+    version = (int(match[3]), int(match[4]))
     if version[0] != 1:
         raise HTTPError(505, f"HTTP version {version[0]}.{version[1]}; served is 1.x")
     fields = _parse_fields(lines)
-    path, query = _parse_target(found[1], found[2])
-    method, target = found[1].decode(), found[2].decode()
+    path, query = _parse_target(match[1], match[2])
+    method, target = match[1].decode(), match[2].decode()
     request = Request(method, target, path, query, version, fields, peer="")
     _check_fields(request)
     return request
@@ -1556,11 +1560,11 @@ def _parse_target(method: bytes, target: bytes) -> tuple[str, str]:
         raise HTTPError(501, "CONNECT is for proxies, and this is none")
     if method == b"OPTIONS" and target == b"*":
         return "*", ""
-    found = _TARGET.fullmatch(target)
-    if not found:
+    match = _TARGET.fullmatch(target)
+    if not match:
         raise HTTPError(400, f"malformed request target {_quote(target)}")
-    path = (found[1] or b"/").decode()
-    return _ESCAPE.sub(_decode_unreserved, path), (found[2] or b"").decode()
+    path = (match[1] or b"/").decode()
+    return _ESCAPE.sub(_decode_unreserved, path), (match[2] or b"").decode()
 
 
 def _decode_unreserved(escape: re.Match[str]) -> str:
@@ -1653,10 +1657,10 @@ class _BodyReader:
         if end < 0:
             return False
         line = bytes(received[:end])
-        found = _CHUNK_SIZE.fullmatch(line)
-        if not found:
+        match = _CHUNK_SIZE.fullmatch(line)
+        if not match:
             raise HTTPError(400, f"malformed chunk size {_quote(line)}")
-        self._missing = int(found[1], 16)
+        self._missing = int(match[1], 16)
         self._size += self._missing
         _check_body_size(self._size, self._limit)
         if self._missing:
@@ -1684,8 +1688,8 @@ class _BodyReader:
         return True
 
     def _read_trailers(self, received: bytearray) -> bool:
-        found = _EMPTY_LINE.search(received, max(0, self._searched - 2))
-        end = found.end() if found else 0
+        match = _EMPTY_LINE.search(received, max(0, self._searched - 2))
+        end = match.end() if match else 0
         self._searched = len(received)
         if (end or len(received)) > _MAX_HEAD_BYTES + 2:  # a CRLF stands before them
             raise HTTPError(431, f"trailers are larger than {_MAX_HEAD_BYTES} bytes")
@@ -1807,13 +1811,20 @@ class _Body(NamedTuple):
     keep: bool  # whether its content is wanted
 
 
+class _Wish(NamedTuple):
+    """The content and the coding of a stream.  Equal wishes need the same bytes."""
+
+    channels: Channels  # EVERYBODY is always one of them
+    chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
+    gzip: bool
+    direct: bool = False  # written to sockets, past the transports
+
+
 class _Stream(NamedTuple):
     """A stream must be opened: what is sent first, and what it contains."""
 
     head: _Response
-    channels: Channels
-    chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
-    gzip: bool
+    wish: _Wish
     last_event_id: str | None
     replay: float  # events for a new client
 
@@ -1832,9 +1843,8 @@ _Decision = Union[_Question, _Body, _Stream, _Publication, _Response]
 class _Site:
     """Decides what is answered.  It knows what a server was told, and no connection.
 
-    `decide` is asked when the head of a request is there.  Each decision tells what to
-    do next: ask `authorize`, read the body, open a stream, or answer.  After a question
-    and after a body, `decide` is asked again, with what came of it as well.
+    Each decision tells what to do next.  After a question for `authorize` and after a
+    body, `decide` is asked again, with what came of it as well.
     """
 
     # As SSEServer is given them:
@@ -1851,12 +1861,9 @@ class _Site:
     read_page: Callable[[], bytes] | None  # for GET /; None: it is "ok" as well
     publishing_waits: bool  # so that it must be done in a thread
     publish: Callable[..., str]
-    # Whether the event that is held under this id has this body and channel; None: no
-    # event is held under it.
-    is_repeated: Callable[[str, bytes, str | None], bool | None]
+    held: Callable[[str], _Held]  # under a publisher's id
     finish: Callable[[str | None], str]
-    # Whether a stream of these channels, after this id or with this replay, would end
-    # at once because nothing more will come.
+    # Whether a stream of these channels, after this id or with this replay, is over.
     has_ended: Callable[[Channels, str | None, float], bool]
     stats: Callable[[], Stats]
     newest_id: Callable[[], str]
@@ -1870,9 +1877,9 @@ class _Site:
         token = self.publish_token or ""
         if not isinstance(token, str):
             raise TypeError("publish_token is not a str; allowed is a str or None")
-        found = re.search("[^!-~]", token)
-        if found:
-            fault = f"publish_token has {found[0]!a} at index {found.start()}"
+        match = re.search("[^!-~]", token)
+        if match:
+            fault = f"publish_token has {match[0]!a} at index {match.start()}"
             raise ValueError(fault + "; allowed are visible ASCII characters")
         self._token = token.encode()
         self._allow = "GET, HEAD, OPTIONS" + (", POST" if token else "")
@@ -1935,7 +1942,6 @@ class _Site:
         return request.path == (request.stream_path or self.path)
 
     def _decide_elsewhere(self, request: Request, body: bytes | None) -> _Decision:
-        """On every path but that of the stream."""
         if body is None and request.method == "POST" and self._token:
             fault = f"POST to {request.path[:80]!a} publishes nothing; "
             fault += f"publish at {self.path}"
@@ -1956,7 +1962,6 @@ class _Site:
     def _decide_here(
         self, request: Request, permit: _Permit | HTTPError | None, body: bytes | None
     ) -> _Decision:
-        """On the path of the stream."""
         method = request.method
         publishes = method == "POST" and bool(self._token)
         self._require_own_name(request)
@@ -2034,7 +2039,7 @@ class _Site:
         if request.method == "HEAD":
             return head
         head = self._add_fields(request, head)
-        return _Stream(head, channels, chunked, gzip, last_id, replay)
+        return _Stream(head, _Wish(channels | _ALL, chunked, gzip), last_id, replay)
 
     def _may_count(self, request: Request) -> bool:
         """Whether it gets the counts; HTTPError if it can have nothing else."""
@@ -2048,7 +2053,6 @@ class _Site:
         return False
 
     def compresses(self, request: Request) -> bool:
-        """Whether its stream is compressed."""
         return self.compress and request.version >= (1, 1) and request.accepts_gzip
 
     def come_back(self) -> bytes:
@@ -2140,8 +2144,8 @@ class _Site:
             others = [name for name in fields if name != "channel"]
             others += ["a body"] if data else []
             if finishes and others:
-                found = ", ".join(others)
-                raise ValueError(f"finish=1 together with {found}; allowed is channel")
+                named = ", ".join(others)
+                raise ValueError(f"finish=1 together with {named}; allowed is channel")
         except UnicodeDecodeError as error:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
         except ValueError as error:
@@ -2159,11 +2163,10 @@ class _Site:
             raise HTTPError(503, fault, [("Retry-After", "1")]) from None
         except ValueError as error:
             # The publisher may not have got the first answer.
-            id, event = fields.get("id", ""), fields.get("event")
-            frame = format_event(data, event=event)
-            repeated = self.is_repeated(id, frame, fields.get("channel"))
-            if not repeated:
-                raise HTTPError(400 if repeated is None else 409, str(error)) from None
+            id, channel = fields.get("id", ""), fields.get("channel")
+            held = self.held(id)
+            if held != (format_event(data, event=fields.get("event")), channel):
+                raise HTTPError(409 if held else 400, str(error)) from None
         return _Response(200, _TEXT_HEADERS, id.encode(), newest_id=id)
 
     def _add_fields(self, request: Request, response: _Response) -> _Response:
@@ -2250,8 +2253,7 @@ _GZIP = ("Content-Encoding", "gzip")
 def _permitted(request: Request, permission: Permission) -> _Permit:
     """What a request is permitted by the value that `authorize` returned.
 
-    Raises HTTPError 403 for a channel that is not allowed, and TypeError or ValueError
-    for an invalid answer of the hook.
+    HTTPError 403 if it asks for more, TypeError or ValueError for an invalid answer.
     """
     if permission is True:
         return _Permit(request.channels, is_limited=False)
@@ -2326,9 +2328,7 @@ def _jittered_ms(seconds: float) -> int:
 # ------------------------------------------------------------------------------------
 # 7. Audiences and the broadcaster.
 #
-#    Everything here runs in the event loop, except publish().  A sweep writes its batch
-#    to the subscribers that are live when it moves `sent`.  A subscriber that joins
-#    after that begins at the new position, and the sweep does not write to it.
+#    Everything here runs in the event loop, except _Intake.publish() and forget().
 # ------------------------------------------------------------------------------------
 
 _HANDSHAKE, _HEAD, _BODY, _ASKING = "handshake", "head", "body", "asking"
@@ -2402,8 +2402,8 @@ class _Cursor(NamedTuple):
                 told = None if snapshot or frames else id
                 gaps = [format_event({"reason": reason}, event="gap", id=told)]
         if snapshot is None:
-            # If every event up to `sent` is forgotten, it reads on beyond `sent`,
-            # before the live subscribers.  If it waited, it would lose more events.
+            # If all up to `sent` are forgotten, it reads on beyond, before the live
+            # subscribers.  If it waited, it would lose more events.
             end = log.sent if log.base < log.sent else log.newest
             batch, position = log.read(position, end)
             wanted = [e.frame for e in batch if e.frame and e.channel in channels]
@@ -2469,27 +2469,13 @@ class _Subscriber(abc.ABC):
         """The time for the present state is over."""
 
 
-class _Wish(NamedTuple):
-    """The content and the coding of a stream.  Equal wishes need the same bytes."""
-
-    channels: Channels  # EVERYBODY is always one of them
-    chunked: bool  # for HTTP/1.1; for HTTP/1.0 the stream is not framed
-    gzip: bool
-    direct: bool  # written to sockets, past the transports
-
-
-def _wish_for(stream: _Stream, is_direct: bool = False) -> _Wish:
-    return _Wish(stream.channels | _ALL, stream.chunked, stream.gzip, is_direct)
-
-
 class _Audience:
     """The subscribers with equal wishes, and the bytes that they share.
 
     With gzip, a compressor of its own compresses each batch.  Its dictionary is the
     tail of what was written to the audience before, so that a small event becomes
-    smaller.  A subscriber that has joined lately does not have all of that tail.  It is
-    young, and is written each batch compressed without the dictionary, until so many
-    bytes have been written to it.
+    smaller.  A subscriber that has joined lately is young: it gets each batch without
+    the dictionary, until as many bytes as the tail has were written to it.
     """
 
     __slots__ = ("live", "members", "tail", "wish", "write", "young")
@@ -2529,7 +2515,7 @@ class _Audience:
         begins: bool = False,
         ends: bool = False,
     ) -> Generator[None, None, bytes]:
-        """Return the payload as it is written: compressed and framed, as is wished.
+        """The payload as it is written: compressed and framed, as is wished.
 
         A client must have decoded the dictionary last.  The stream `begins` or `ends`
         with this payload, if so.  It gives way in the midst of a large payload.
@@ -2553,13 +2539,12 @@ class _Audiences:
         self._by_channel: dict[str | None, _Audience | dict[_Audience, None]] = {}
 
     def all(self) -> Collection[_Audience]:
-        """All audiences."""
         return self._by_wish.values()
 
     def of(self, channel: str | None) -> Collection[_Audience]:
         """The audiences of a channel: a dict, or one that has the channel alone."""
-        found = self._by_channel.get(channel, ())
-        return (found,) if isinstance(found, _Audience) else found
+        audiences = self._by_channel.get(channel, ())
+        return (audiences,) if isinstance(audiences, _Audience) else audiences
 
     def admit(self, wish: _Wish) -> _Audience:
         """The audience of this wish, with one member more."""
@@ -2595,11 +2580,7 @@ def _deflate(payload: bytes, dictionary: bytes) -> Generator[None, None, bytes]:
     """Deflate blocks that can be decoded at once (RFC 1951)."""
     size = len(payload)
     if size <= _STORED_BYTES:  # a stored block is shorter, and costs no time
-        return b"\0%b%b%b" % (
-            size.to_bytes(2, "little"),
-            (0xFFFF - size).to_bytes(2, "little"),
-            payload,
-        )
+        return struct.pack("<xHH", size, 0xFFFF - size) + payload
     import zlib
 
     # A small window costs less time, and is enough for what is small.
@@ -2651,16 +2632,13 @@ class _Registry:
         self._size = 0
         self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self._timer_due = math.inf  # when it looks at the deadlines
-        self._emptied: asyncio.Future[None] | None = None  # while it is waited for
+        self._watchers = _Watchers()
 
     async def wait_until_empty(self) -> None:
-        """Return once all are closed."""
         while self._size:
-            self._emptied = asyncio.get_running_loop().create_future()
-            await self._emptied
+            await self._watchers.wait()
 
     def stop(self) -> None:
-        """Look at no deadline any more."""
         if self._timer:
             self._timer.cancel()
         self._timer_due = -math.inf
@@ -2669,15 +2647,12 @@ class _Registry:
         return self._size
 
     def count(self, *states: str) -> int:
-        """How many there are in these states."""
         return sum(len(self.members[state]) for state in states)
 
     def all(self, *states: str) -> list[_Subscriber]:
-        """Those that are in these states now."""
         return [s for state in states for s in list(self.members[state])]
 
     def add(self, subscriber: _Subscriber, state: str) -> None:
-        """Begin to know it."""
         subscriber.state = state
         self._size += 1
         self._set_deadline(subscriber, state)
@@ -2695,8 +2670,8 @@ class _Registry:
             audience.join(subscriber)
         if state == _CLOSED:
             self._size -= 1
-            if not self._size and self._emptied and not self._emptied.done():
-                self._emptied.set_result(None)
+            if not self._size:
+                self._watchers.notify()
         else:
             self._set_deadline(subscriber, state)
 
@@ -2715,8 +2690,7 @@ class _Registry:
         deadline = math.inf
         if state in self.seconds:
             deadline = time.monotonic() + self.seconds[state]
-            # The timer may be too early; then it is set again.  This costs less than a
-            # timer for each deadline.
+            # It may be too early, and is set again.  A timer for each would cost more.
             if deadline < self._timer_due:
                 self._set_timer(self.seconds[state], deadline)
         self.members[state][subscriber] = deadline
@@ -2753,18 +2727,15 @@ class _Registry:
                 # If it stays in this state, it has the time once more.
                 del members[subscriber]
                 members[subscriber] = now + self.seconds[state]
-                self._expire(subscriber)
+                try:
+                    subscriber.expire()
+                except Exception:
+                    logger.exception("%s: ending it failed", subscriber.peer)
+                    subscriber.cut()
         first = [next(iter(self.members[s].values()), math.inf) for s in self.seconds]
         self._timer, self._timer_due = None, math.inf
         if min(first) < math.inf:
             self._set_timer(max(0.0, min(first) - now), min(first))
-
-    def _expire(self, subscriber: _Subscriber) -> None:
-        try:
-            subscriber.expire()
-        except Exception:
-            logger.exception("%s: ending it failed", subscriber.peer)
-            subscriber.cut()
 
 
 class _Turns:
@@ -2826,7 +2797,6 @@ class _Bell:
         self._is_rung = False
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin, in the running event loop."""
         self._bell: asyncio.Future[None] = loop.create_future()
         self.loop, self.process = loop, os.getpid()
 
@@ -2871,8 +2841,8 @@ class _Intake:
     added: int = 0  # the newest row that this process has added
 
     def __post_init__(self) -> None:
-        # Guards the log, and whether the bell is rung.
-        # Nothing is logged under it, because a logging handler may publish.
+        # Guards the log and the bell.  Nothing is logged under it, because a logging
+        # handler may publish.
         self.lock = threading.RLock()
         self.bell = _Bell()
         self._file_fault = ""  # why the file cannot be read now
@@ -2897,7 +2867,6 @@ class _Intake:
             self.bell.ring()
 
     def close_file(self) -> None:
-        """Nothing is read or published any more."""
         if self.file:
             self.file.close()
 
@@ -2919,11 +2888,10 @@ class _Intake:
         return key
 
     def check_caller(self) -> None:
-        """RuntimeError for a call that must not use the log.
+        """RuntimeError in a forked process, where nobody may ever release the lock.
 
-        That is one in a forked process, where nobody may ever release the lock, and one
-        from within the log: a signal's handler, or a `__del__`, that has interrupted
-        this thread while it holds the lock.
+        And for a call from within the log: that of a signal's handler, or a `__del__`,
+        that has interrupted this thread while it holds the lock.
         """
         if self.bell.loop and os.getpid() != self.bell.process:
             fault = "this process was forked from the one in which the server runs"
@@ -2958,7 +2926,6 @@ class _Intake:
         return id
 
     def forget(self, channel: str | None, name: str) -> bool:
-        """Drop a retained event; return whether there was one."""
         if self.file:
             return self._add_row(self.file, _FORGET, b"", channel, None, name) > 0
         self.check_caller()
@@ -3024,12 +2991,11 @@ class _Intake:
                 self.bell.ring_from_any_thread()
         return has_more
 
-    def is_repeated(self, id: str, body: bytes, channel: str | None) -> bool | None:
-        """Whether the event held under a publisher's id is this one; None: none is."""
+    def held(self, id: str) -> _Held:
         if self.file:  # it may hold more than the log
-            return self.file.is_repeated(id, body, channel)
+            return self.file.held(id)
         with self.lock:
-            return self.log.is_repeated(id, body, channel)
+            return self.log.held(id)
 
     def _take_in(self, file: _LogFile) -> bool:
         """Take in the next rows of the file; return whether there may be more."""
@@ -3038,10 +3004,10 @@ class _Intake:
             is_behind = rows and rows[0].number != self.log.newest + 1
             if is_behind or self.log.epoch != file.epoch:
                 # Rows were forgotten before they could be read: that is a gap.
-                self.log.begin(file.epoch, *file.begin())
+                self.log.restart(file.epoch, *file.read_base())
                 return True
             for row in rows:
-                self.log.take(row)
+                self.log.append_row(row)
         return has_more
 
     def read_news(self) -> None:
@@ -3159,7 +3125,7 @@ class _Broadcaster:
         self.log, self._bell = self.intake.log, self.intake.bell
         self._audiences = _Audiences()
         self._written = 0  # events up to here were written to the live; for drain()
-        self._next_batch: dict[object, _Batch] = {}  # the last one, by what it is for
+        self._last_batch: dict[object, _Batch] = {}  # by what it is for
         self._task: asyncio.Task[None] | None = None
         self._heartbeat_due = False
         self._timer: asyncio.TimerHandle | None = None  # of the next heartbeat
@@ -3189,42 +3155,40 @@ class _Broadcaster:
             self._timer.cancel()
 
     async def _run(self) -> None:
-        log, intake = self.log, self.intake
-        while (
-            not self.closed_because
-            or self.connected
-            or log.sent < log.newest
-            or intake.has_news
-        ):
-            await self._bell.wait(intake.lock)
-            for must_end in self.work():
-                if must_end or self.turn_is_over():
+        while not self.closed_because or self.connected or self._has_work():
+            await self._bell.wait(self.intake.lock)
+            for _ in self.work():
+                if self.turn_is_over():
                     await asyncio.sleep(0)
+            if self._has_work():
+                self._bell.ring()
+                await asyncio.sleep(0)
+
+    def _has_work(self) -> bool:
+        log, is_ready = self.log, self.registry.count(_READY) > 0
+        return is_ready or log.sent < log.newest or self.intake.has_news
 
     def turn_is_over(self) -> bool:
         """Whether no time for broadcasting is left in this round of the event loop."""
         return self.turns.is_over(_BROADCAST_SECONDS)
 
-    def work(self) -> Iterator[bool | None]:
-        """Do what there is to do.  A turn may end at each yield, at True it must."""
-        while True:
-            yield from self._serve_live()
-            for _ in self._serve_ready():
-                if self.turn_is_over():
-                    # What is new need not wait until a large batch is compressed.
-                    yield True
-                    yield from self._serve_live()
-            self._watchers.notify()
-            is_done = self.log.sent == self.log.newest and not self.intake.has_news
-            if is_done and not self.registry.count(_READY):
-                break
-            yield True
-        self._next_batch = {}
+    def work(self) -> Iterator[None]:
+        """Do some of the work there is.  A turn may end at each yield."""
+        yield from self._serve_live()
+        for _ in self._serve_ready():
+            if self.turn_is_over():
+                yield
+                # What is new need not wait until a large batch is compressed.
+                yield from self._serve_live()
+        self._watchers.notify()
+        if self._has_work():
+            return
+        self._last_batch = {}
         if self.closed_because:
             for subscriber in self.registry.all(_LIVE, _AHEAD):
                 if subscriber.state in (_LIVE, _AHEAD):
                     self.end(subscriber, "the server ends")
-                yield None
+                yield
             self._watchers.notify()
 
     def _serve_live(self) -> Iterator[None]:
@@ -3269,25 +3233,19 @@ class _Broadcaster:
             frames: _Frames = {}
             ended = [entry.channel for entry in batch if entry.kind == _END]
             for number, entry in enumerate(batch):
-                if not entry.frame:
-                    continue
-                frames.setdefault(entry.channel, []).append((number, entry.frame))
-            has_lost = before < self.log.base  # before the live were given it
-            channels = [*frames, EVERYBODY] if has_lost else list(frames)
-            found: dict[_Audience, None] = {}
-            for name in channels:
-                found.update(dict.fromkeys(self._audiences.of(name)))
-            losers = [
-                audience
-                for audience in (found if has_lost else ())
-                if self.log.missed(before, audience.wish.channels)
-            ]
-            for audience in losers:  # they fall behind, and get a gap
-                del found[audience]
-                for subscriber in [*audience.live, *audience.young]:
-                    subscriber.cursor = position
-                    self.registry.enter(subscriber, _READY)
-            taken = self._take(found)
+                if entry.frame:
+                    frames.setdefault(entry.channel, []).append((number, entry.frame))
+            audiences: dict[_Audience, None] = {}
+            for channel in frames:
+                audiences.update(dict.fromkeys(self._audiences.of(channel)))
+            if before < self.log.base:  # events were forgotten that these did not get
+                for audience in list(self._audiences.all()):
+                    if self.log.missed(before, audience.wish.channels):
+                        audiences.pop(audience, None)
+                        for subscriber in [*audience.live, *audience.young]:
+                            subscriber.cursor = position  # it falls behind: a gap
+                            self.registry.enter(subscriber, _READY)
+            taken = self._take(audiences)
             self.log.advance(end)
         yield from self._write_to(
             taken, lambda wish: _payload_for(wish.channels, frames), position
@@ -3401,18 +3359,13 @@ class _Broadcaster:
 
     # Subscribers come, fall behind, catch up and leave.
 
-    def add(
-        self,
-        subscriber: _Subscriber,
-        stream: _Stream,
-        head: bytes = b"",
-    ) -> None:
+    def add(self, subscriber: _Subscriber, stream: _Stream, head: bytes = b"") -> None:
         """Open the stream of an `answering` subscriber: write its head and first bytes.
 
         Firefox calls onopen when the first byte of the body comes, and the retry counts
         without a blank line, which some clients would take for an event.
         """
-        wish = _wish_for(stream, is_direct=subscriber.target is not None)
+        wish = stream.wish._replace(direct=subscriber.target is not None)
         audience = subscriber.audience = self._audiences.admit(wish)
         first = b": open\nretry: %d\n" % _jittered_ms(self.retry)
         self.connected += 1
@@ -3445,25 +3398,19 @@ class _Broadcaster:
         self, subscriber: _Subscriber, channels: Channels, stream: _Stream
     ) -> bool:
         """Find where a stream begins; False if its last event is yet to come."""
-        # A new client misses nothing that was forgotten before it connected.
-        subscriber.cursor = _Cursor(max(self.log.sent, self.log.base))
         if stream.last_event_id:
             return self._go_on_after(subscriber, stream.last_event_id)
-        if stream.replay or self.log.retains(channels):
-            subscriber.cursor = self._begin_anew(channels, stream.replay)
-        return True
-
-    def _begin_anew(self, channels: Channels, replay: float) -> _Cursor:
-        """A new client begins with what is retained, and with the newest events."""
+        log, position = self.log, self.log.sent
         with self.intake.lock:
-            position = self.log.sent
-            if replay:
-                newest = int(min(replay, _MAX_REPLAY_SCAN))
-                position = min(position, self.log.before_newest(newest, channels))
-            position = max(position, self.log.base)
-            if self.log.retains(channels):
-                return _Cursor(position, None, (0, self.log.id_at(position)))
-            return _Cursor(position)
+            if stream.replay:
+                newest = int(min(stream.replay, _MAX_REPLAY_SCAN))
+                position = min(position, log.before_newest(newest, channels))
+            # A new client misses nothing that was forgotten before it connected.
+            position = max(position, log.base)
+            subscriber.cursor = _Cursor(position)
+            if log.retains(channels):
+                subscriber.cursor = _Cursor(position, None, (0, log.id_at(position)))
+        return True
 
     def _go_on_after(self, subscriber: _Subscriber, id: str) -> bool:
         """Find where to go on after `id`; False if that event is yet to come."""
@@ -3476,42 +3423,33 @@ class _Broadcaster:
                     subscriber.awaited = id, key
                     return False
         if position is None:
-            subscriber.cursor = self._after_unknown_id()
+            subscriber.cursor = _Cursor(self.log.base, "unknown id")
         else:
             subscriber.cursor = _Cursor(position)
         return True
-
-    def _after_unknown_id(self) -> _Cursor:
-        return _Cursor(self.log.base, "unknown id")
 
     def _end_being_ahead(self) -> Iterator[None]:
         """Let the subscribers resume whose awaited event was published meanwhile."""
         for subscriber in self.registry.all(_AHEAD):
             id, key = subscriber.awaited
-            has_come = not self.log.is_ahead(key)
-            if (
-                subscriber.state == _AHEAD
-                and has_come
-                and self._go_on_after(subscriber, id)
-            ):
+            has_come = subscriber.state == _AHEAD and not self.log.is_ahead(key)
+            if has_come and self._go_on_after(subscriber, id):
                 self._fall_behind(subscriber)
             yield
 
     def _call(self, hook: _Hook, subscriber: _Subscriber) -> None:
         """Call the hook in the next round, when the state here is consistent again."""
-        if hook is None or self._bell.loop is None:
-            return
+        if hook and self._bell.loop:
+            self._bell.loop.call_soon(self._run_hook, hook, subscriber.request())
 
-        def call(request: Request) -> None:
-            try:
-                hook(request)
-            except Exception as error:
-                if self.closed_because and isinstance(error, RuntimeError):
-                    logger.debug("%s: a hook: %s", request.peer, error)  # it published
-                else:
-                    logger.exception("%s: a hook failed", request.peer)
-
-        self._bell.loop.call_soon(call, subscriber.request())
+    def _run_hook(self, hook: Callable[[Request], object], request: Request) -> None:
+        try:
+            hook(request)
+        except Exception as error:
+            if self.closed_because and isinstance(error, RuntimeError):
+                logger.debug("%s: a hook: %s", request.peer, error)  # it published
+            else:
+                logger.exception("%s: a hook failed", request.peer)
 
     def _is_in_step(self, subscriber: _Subscriber) -> bool:
         """Whether it was given everything that the live were given."""
@@ -3563,11 +3501,10 @@ class _Broadcaster:
         self._bell.ring()
 
     def expire(self, subscriber: _Subscriber) -> None:
-        """Its time in one of a stream's states is over."""
         if subscriber.state == _FULL:
             self._check_progress(subscriber)
         elif subscriber.state == _AHEAD:  # the event that it has seen does not come
-            subscriber.cursor = self._after_unknown_id()
+            subscriber.cursor = _Cursor(self.log.base, "unknown id")
             self._fall_behind(subscriber)
         else:
             subscriber.cut()  # an answer, a farewell or a handshake took too long
@@ -3592,8 +3529,9 @@ class _Broadcaster:
                 continue  # it has left while this gave way
             self.registry.enter(subscriber, _READY)  # to the end of the queue
             position, gap, snapshot = subscriber.cursor
-            if position < self.log.sent or gap or snapshot:
-                yield from self._write_next(subscriber)
+            audience = subscriber.audience
+            if audience and (position < self.log.sent or gap or snapshot):
+                yield from self._write_next(subscriber, audience)
             if subscriber.state == _READY and self._is_in_step(subscriber):
                 if self._is_finished(subscriber.audience):
                     self._end_finished(subscriber)
@@ -3602,21 +3540,20 @@ class _Broadcaster:
             if self.turn_is_over():
                 return
 
-    def _write_next(self, subscriber: _Subscriber) -> Iterator[None]:
-        audience, log = subscriber.audience, self.log
-        if audience is None:
-            return
+    def _write_next(
+        self, subscriber: _Subscriber, audience: _Audience
+    ) -> Iterator[None]:
+        log = self.log
         with self.intake.lock:
-            # After an outage many clients resume at the same position.  They get the
-            # same bytes, which are encoded once.
+            # After an outage many resume at one position: encode their bytes once.
             key = audience, subscriber.cursor, log.base, log.retained_changes
-            batch = known = self._next_batch.get(key)
+            batch = known = self._last_batch.get(key)
             if batch is None:
                 batch = subscriber.cursor.next_batch(log, audience.wish.channels)
         if known is None:
             payload = batch.payload and (yield from audience.encode(batch.payload))
             batch = batch._replace(payload=payload)
-            self._next_batch = {key: batch}
+            self._last_batch = {key: batch}
         if subscriber.state != _READY:
             return  # it has left while this gave way
         subscriber.cursor = batch.cursor
@@ -3666,10 +3603,15 @@ class _Broadcaster:
         self._call(self.on_close, subscriber)
         self._bell.ring()  # somebody may wait for this
 
+    def has_closed(self, subscriber: _Subscriber, why: str) -> None:
+        """It is gone, whether it was an open stream or not."""
+        self.leave(subscriber, _CLOSED, why)
+        if subscriber.state != _CLOSED:
+            self.registry.enter(subscriber, _CLOSED)
+
     # Waiting for it.
 
     async def drain(self, behind: bool) -> None:
-        """See SSEServer.drain()."""
         target = max(self.log.newest, self.intake.added)
         while self._written < target:
             if self.closed_because and self._task and self._task.done():
@@ -3709,17 +3651,13 @@ class _Watchers:
         await asyncio.wait([self._change], timeout=seconds)
 
     def notify(self) -> None:
-        """Something may have changed."""
         if self._change:
             self._change.set_result(None)
             self._change = None
 
 
 def _is_in_task_of(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether this is called within a task of the loop, so that the loop is awake.
-
-    A signal's handler that has interrupted such a task counts as within it.
-    """
+    """Whether a task of the loop calls this, or is interrupted: then it is awake."""
     try:
         return asyncio.get_running_loop() is loop and bool(asyncio.current_task())
     except RuntimeError:  # in this thread runs no event loop
@@ -3765,10 +3703,9 @@ def _set_user_timeout(sock: Any, write_timeout: float | None) -> None:
 # ------------------------------------------------------------------------------------
 # 8. The connection, and the ASGI door.
 #
-#    A connection is one object from its first byte to its last.  Its transport calls
-#    it, and it answers a request that needs no waiting in the call that completed it.
-#    A request that comes by ASGI is a call, which goes on until the answer has ended;
-#    its stream is pulled, like that of SSEServer.stream().
+#    A connection is called by its transport, and answers a request that needs no
+#    waiting in the call that completed it.  A request that comes by ASGI is a call,
+#    which goes on until its answer has ended; its stream is pulled.
 # ------------------------------------------------------------------------------------
 
 
@@ -3789,26 +3726,13 @@ class _Threads:
 
         Each of two waits may take so many seconds: for a thread, and for the call.
         """
-        self._free = self._free or asyncio.Semaphore(self._limit)
-        await asyncio.wait_for(self._free.acquire(), seconds)
-        call = self._begin(function, arguments, self._free.release)
-        answer, error = await asyncio.wait_for(call, seconds)
-        if error:
-            raise error
-        return answer
-
-    def _begin(
-        self,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        release: Callable[[], None],
-    ) -> asyncio.Future[tuple[Any, Exception | None]]:
-        """The future is (what it returned, what it raised)."""
+        self._free = free = self._free or asyncio.Semaphore(self._limit)
+        await asyncio.wait_for(free.acquire(), seconds)
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[tuple[Any, Exception | None]] = loop.create_future()
 
         def settle(answer: Any, failure: Exception | None) -> None:
-            release()
+            free.release()
             if not outcome.done():  # it is still waited for
                 outcome.set_result((answer, failure))
 
@@ -3828,9 +3752,12 @@ class _Threads:
         try:
             thread.start()
         except RuntimeError:  # the system has no thread left
-            release()
+            free.release()
             raise
-        return outcome
+        answer, failure = await asyncio.wait_for(outcome, seconds)
+        if failure:
+            raise failure
+        return answer
 
 
 class _Asker:
@@ -3867,7 +3794,7 @@ class _Asker:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class _Rooms:
+class _Parts:
     """What the connections of one server work with."""
 
     site: _Site
@@ -3896,18 +3823,18 @@ class _Rooms:
 class _Connection(_Subscriber, asyncio.Protocol):
     """One HTTP/1.1 connection (RFC 9112), and the stream that it may become."""
 
-    __slots__ = ("body", "discarded", "head", "input_ended", "lower", "permit",
-                 "question", "received", "rooms", "searched", "task", "transport",
+    __slots__ = ("body", "discarded", "head", "input_ended", "lower", "parts",
+                 "permit", "question", "received", "searched", "task", "transport",
                  "writer")  # fmt: skip
 
     discarded: int  # while it lingers: the bytes that were thrown away
 
-    def __init__(self, rooms: _Rooms, writer: asyncio.StreamWriter, state: str) -> None:
+    def __init__(self, parts: _Parts, writer: asyncio.StreamWriter, state: str) -> None:
         transport = cast(asyncio.Transport, writer.transport)
-        super().__init__(_peer_name(transport))
+        super().__init__(_join_address(transport.get_extra_info("peername")))
         self.transport = transport
         self.lower = transport  # what TLS writes to; without TLS it is the same
-        self.rooms = rooms
+        self.parts = parts
         self.writer = _disarm(writer)
         self.received = bytearray()  # and not yet parsed
         self.searched = 0  # so many of these bytes hold no end of a head
@@ -3917,7 +3844,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.permit: _Permit | HTTPError | None = None  # what it has answered
         self.body: _BodyReader | None = None  # of that request, while it is received
         self.task: asyncio.Task[None] | None = None  # that waits for somebody else
-        rooms.registry.add(self, state)
+        parts.registry.add(self, state)
         # So the transport calls pause_writing() as soon as it must hold one byte.
         transport.set_write_buffer_limits(high=0)
         if _is_plain_asyncio(transport):
@@ -3953,7 +3880,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
     @property
     def _receives(self) -> bool:
         """Whether new input is parsed at once; otherwise it is kept for later."""
-        waits = self in self.rooms.turns.waiting
+        waits = self in self.parts.turns.waiting
         return self.state in (_HEAD, _IDLE, _BODY) and not waits
 
     # Called by the transport.
@@ -3964,7 +3891,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             return
         if self.state in _STREAMING:
             self._pause_reading()
-            loop, read_on = asyncio.get_running_loop(), self.rooms.turns.defer
+            loop, read_on = asyncio.get_running_loop(), self.parts.turns.defer
             loop.call_later(_IGNORED_INPUT_SECONDS, read_on, self)
             return
         self.received += data
@@ -3994,34 +3921,30 @@ class _Connection(_Subscriber, asyncio.Protocol):
         self.question = None
         if self.task:
             self.task.cancel()
-        self.rooms.turns.waiting.pop(self, None)
-        self.rooms.refusing.discard(self)
-        self.rooms.broadcaster.leave(self, _CLOSED, f"lost: {exc}" if exc else "closed")
-        if self.state != _CLOSED:  # it was no open stream
-            self.rooms.registry.enter(self, _CLOSED)
+        self.parts.turns.waiting.pop(self, None)
+        self.parts.refusing.discard(self)
+        self.parts.broadcaster.has_closed(self, f"lost: {exc}" if exc else "closed")
         self.transport = self.lower  # TLS refers to this object
         _break_cycle(self.lower)
 
     def pause_writing(self) -> None:
-        """The socket did not take everything."""
-        self.rooms.broadcaster.pause(self)
+        self.parts.broadcaster.pause(self)
 
     def resume_writing(self) -> None:
-        """The socket has taken everything."""
         if self.state == _FULL:
-            self.rooms.broadcaster.resume(self)
+            self.parts.broadcaster.resume(self)
         elif self.state == _ANSWERING:
             self._expect_next()
 
     # The states of a request.
 
-    def begin(self) -> None:
+    def end_handshake(self) -> None:
         """TLS is agreed on."""
-        self.rooms.registry.enter(self, _HEAD)
+        self.parts.registry.enter(self, _HEAD)
 
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
-        turns = self.rooms.turns
+        turns = self.parts.turns
         if self.state in _STREAMING:
             if not self.input_ended:
                 self._receive_more()
@@ -4030,13 +3953,18 @@ class _Connection(_Subscriber, asyncio.Protocol):
             else:
                 self._end_stream()
             return
+        self._try(self._work_off)
+
+    def _try(self, work: Callable[..., None], *arguments: Any) -> None:
+        """An error of the server's own ends this connection, and no other."""
         try:
-            self._work_off()
+            work(*arguments)
         except Exception:
-            self._cut_failed()
+            logger.exception("%s: answering a request failed", self.peer)
+            self.cut()
 
     def _work_off(self) -> None:
-        turns = self.rooms.turns
+        turns = self.parts.turns
         try:
             while self.state in (_HEAD, _IDLE, _BODY):
                 if self.transport.is_closing():
@@ -4050,10 +3978,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
                     return
         except HTTPError as error:
             self._answer_error(error)
-
-    def _cut_failed(self) -> None:
-        logger.exception("%s: answering a request failed", self.peer)
-        self.cut()
 
     def _receive_more(self) -> None:
         if self.input_ended:
@@ -4069,7 +3993,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
             while received.startswith(lines):
                 del received[: len(lines)]
         if self.state == _IDLE and received:
-            self.rooms.registry.enter(self, _HEAD)
+            self.parts.registry.enter(self, _HEAD)
         end = _find_head_end(received, self.searched)
         self.searched = 0 if end else len(received)
         if not end:
@@ -4080,7 +4004,6 @@ class _Connection(_Subscriber, asyncio.Protocol):
         return True
 
     def _read_body(self, body: _BodyReader) -> bool:
-        """Read more of the body; False if more of it must come first."""
         if body.read(self.received):
             return True
         if body.complete:
@@ -4090,13 +4013,16 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def _go_on(self, request: Request, body: bytes | None = None) -> None:
         """Do what the site decides, now that so much is known about the request."""
-        site, is_full = self.rooms.site, self in self.rooms.refusing
+        site, is_full = self.parts.site, self in self.parts.refusing
         decision = site.decide(request, self.permit, body, is_full)
         if isinstance(decision, _Question):
-            self._ask(decision)
+            self.question = decision
+            self._begin_waiting(_ASKING, self._await_permit(decision))
         elif isinstance(decision, _Body):
             self.body = _BodyReader(request, decision.limit, decision.keep)
-            self._expect_body(request)
+            self.parts.registry.enter(self, _BODY)
+            if request.expects_continue and not self.received:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif isinstance(decision, _Stream):
             self._open_stream(request, decision)
         elif isinstance(decision, _Publication):
@@ -4106,12 +4032,8 @@ class _Connection(_Subscriber, asyncio.Protocol):
         else:
             self._answer(decision, request)
 
-    def _ask(self, question: _Question) -> None:
-        self.question = question
-        self._begin_waiting(_ASKING, self._await_permit(question))
-
     def _begin_waiting(self, state: str, work: Coroutine[Any, Any, None]) -> None:
-        self.rooms.registry.enter(self, state)
+        self.parts.registry.enter(self, state)
         task = asyncio.get_running_loop().create_task(work)
         if not task.done():  # with asyncio.eager_task_factory it may be
             self.task = task
@@ -4119,7 +4041,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
     async def _await_permit(self, question: _Question) -> None:
         permit: _Permit | HTTPError
         try:
-            permit = await self.rooms.asker.ask(question.request)
+            permit = await self.parts.asker.ask(question.request)
         except asyncio.CancelledError:
             if self.question is not question:
                 raise  # nobody waits for it any more
@@ -4132,12 +4054,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """Go on with the request that `authorize` was asked about."""
         self.question = self.task = None
         self.permit = permit
-        try:
-            self._go_on(question.request)
-        except Exception:
-            self._cut_failed()
+        self._try(self._go_on, question.request)
         if self.state == _BODY:  # it may be here already
-            self.rooms.turns.defer(self)
+            self.parts.turns.defer(self)
 
     def disconnect(self) -> None:
         """Answer a request that `authorize` is still asked about: it is not wanted."""
@@ -4147,21 +4066,13 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._go_on_with(self.question, refusal)
 
     async def _await_publication(self, publication: _Publication) -> None:
-        response = await self.rooms.publish(publication)
+        response = await self.parts.publish(publication)
         self.task = None
-        try:
-            if self.state == _PUBLISHING:
-                self._answer(response, publication.request)
-        except Exception:
-            self._cut_failed()
-
-    def _expect_body(self, request: Request) -> None:
-        self.rooms.registry.enter(self, _BODY)
-        if request.expects_continue and not self.received:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.state == _PUBLISHING:
+            self._try(self._answer, response, publication.request)
 
     def _answer(self, response: _Response, request: Request) -> None:
-        self.rooms.registry.enter(self, _ANSWERING)
+        self.parts.registry.enter(self, _ANSWERING)
         again = request.keep_alive and not response.is_last
         keep = "keep-alive" if response.body is None else ""
         connection = keep if again else "close"
@@ -4174,23 +4085,23 @@ class _Connection(_Subscriber, asyncio.Protocol):
     def _expect_next(self) -> None:
         """The answer was taken; the next request may have come already."""
         self.head, self.permit = b"", None
-        self.rooms.registry.enter(self, _HEAD if self.received else _IDLE)
-        if not self.received and self.rooms.site.closed_because():
+        self.parts.registry.enter(self, _HEAD if self.received else _IDLE)
+        if not self.received and self.parts.site.closed_because():
             # Not here: asyncio's transport, which may call this, would end twice.
             asyncio.get_running_loop().call_soon(self.close_if_idle)
         elif self.received:
-            self.rooms.turns.defer(self)
+            self.parts.turns.defer(self)
         else:
             self._receive_more()
 
     def _open_stream(self, request: Request, stream: _Stream) -> None:
-        rooms = self.rooms
-        rooms.registry.enter(self, _ANSWERING)
+        parts = self.parts
+        parts.registry.enter(self, _ANSWERING)
         self.target = _direct_socket(self.transport)
         self.received, self.permit = bytearray(), None
         connection = "keep-alive" if request.keep_alive else "close"
         head = stream.head.render(time.time(), request, connection)
-        rooms.broadcaster.add(self, stream, head)
+        parts.broadcaster.add(self, stream, head)
         if not self.transport.is_closing():
             self.transport.resume_reading()
         if self.input_ended:
@@ -4198,12 +4109,12 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def _end_stream(self) -> None:
         """The client has ended its side of the connection."""
-        self.rooms.broadcaster.end(self, "closed by the client")
+        self.parts.broadcaster.end(self, "closed by the client")
 
     def _answer_error(self, error: HTTPError) -> None:
         """Answer an invalid or incomplete request."""
         logger.debug("%s: %s", self.peer, error)
-        site, request = self.rooms.site, None
+        site, request = self.parts.site, None
         if error.status == 431 and self.state == _HEAD:
             head = bytes(self.head or self.received)
             site.log_large_head(error, head, self.peer, time.monotonic())
@@ -4217,7 +4128,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         The client may still be sending.  It must read the answer before it sees a
         reset, so for a while its input is read and thrown away (RFC 9112, 9.6).
         """
-        self.rooms.registry.enter(self, _LINGERING)
+        self.parts.registry.enter(self, _LINGERING)
         self.body = None
         self.transport.write(response.render(time.time(), request, "close"))
         if self.transport.can_write_eof():
@@ -4234,16 +4145,16 @@ class _Connection(_Subscriber, asyncio.Protocol):
             self._close()
 
     def expire(self) -> None:
-        state, rooms = self.state, self.rooms
-        if self in rooms.turns.waiting or self.transport in rooms.turns.waiting:
+        state, parts = self.state, self.parts
+        if self in parts.turns.waiting or self.transport in parts.turns.waiting:
             return  # the server is late, not the client
         if state in (_IDLE, _LINGERING):
             self._close()
         elif state in (_HEAD, _BODY):
-            message = f"not complete in {rooms.registry.seconds[state]:g} s"
+            message = f"not complete in {parts.registry.seconds[state]:g} s"
             self._answer_error(HTTPError(408, f"request {state} {message}"))
         else:
-            rooms.broadcaster.expire(self)
+            parts.broadcaster.expire(self)
 
     def close_if_idle(self) -> None:
         """Close if no request has begun: the server ends."""
@@ -4256,7 +4167,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         """Close when everything is sent."""
         if self.state not in (_LEAVING, _CLOSED):
             self.question = None
-            self.rooms.registry.enter(self, _LEAVING)
+            self.parts.registry.enter(self, _LEAVING)
             self.transport.close()
 
 
@@ -4273,7 +4184,7 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
         import ssl
 
         self.connection, self._lower = connection, connection.lower
-        self._turns = connection.rooms.turns
+        self._turns = connection.parts.turns
         self._context = context
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()  # encrypted
         self._tls: Any = None  # an SSLObject, from the first turn on
@@ -4365,13 +4276,16 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
     def proceed(self) -> None:
         """Decrypt what was received, as far as it is wanted and as time is left."""
         try:
-            while self._held and self._wants_input():
+            while self._held and not (self._is_paused or self._lower.is_closing()):
+                # The socket must take the answers to what TLS itself is asked.
+                if self._outgoing.pending >= _TLS_BYTES_PER_LOOK:
+                    break
                 if self._turns.is_over():
                     self._turns.defer(self)
                     break
                 piece = bytes(self._held[:_TLS_BYTES_PER_LOOK])
                 del self._held[: len(piece)]
-                self._take_in(piece)
+                self._decrypt(piece)
             self._choose_reading()
             if self._input_ended and not self._held and not self._end_input():
                 self.close()
@@ -4379,13 +4293,7 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
             logger.exception("%s: TLS failed", self.connection.peer)
             self.connection.cut()
 
-    def _wants_input(self) -> bool:
-        if self._lower.is_closing():
-            return False
-        # The socket must take the answers to what TLS itself is asked.
-        return not self._is_paused and self._outgoing.pending < _TLS_BYTES_PER_LOOK
-
-    def _take_in(self, piece: bytes) -> None:
+    def _decrypt(self, piece: bytes) -> None:
         """Give TLS a piece of the input, and the connection what was in it."""
         import ssl
 
@@ -4402,7 +4310,7 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
             if not self._is_agreed:
                 self._tls.do_handshake()
                 self._is_agreed = True
-                self.connection.begin()
+                self.connection.end_handshake()
             data += iter(lambda: self._tls.read(_READ_BYTES), b"")
             self._input_ended = True  # it has said so: what follows does not count
             self._held.clear()
@@ -4426,40 +4334,6 @@ class _TLS(asyncio.Protocol, asyncio.Transport):
     def _end_input(self) -> bool:
         """Whether the connection stays open after the client's last byte."""
         return self._is_agreed and self.connection.eof_received()
-
-
-@dataclasses.dataclass(eq=False, repr=False)
-class _Door:
-    """Takes in connections: so many, and some more that are only told to come back."""
-
-    rooms: _Rooms
-    limit: int | None  # of connections, calls and streams; None: not known yet
-    context: ssl_module.SSLContext | None  # None: without TLS
-    is_open: bool = True
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no more connections and streams are served."""
-        admitted = len(self.rooms.registry) - len(self.rooms.refusing)
-        return self.limit is not None and admitted >= self.limit
-
-    def accept(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        """Serve a connection, or cut it; asyncio calls this for each new one."""
-        refusing, is_full = self.rooms.refusing, self.is_full
-        if not self.is_open or (is_full and len(refusing) == _MAX_REFUSALS_AT_ONCE):
-            self.rooms.site.refused += 1
-            writer.transport.abort()
-            return
-        state = _HANDSHAKE if self.context else _HEAD
-        connection = _Connection(self.rooms, writer, state)
-        protocol: _Connection | _TLS = connection
-        if self.context:
-            protocol = connection.transport = _TLS(connection, self.context)
-        connection.lower.set_protocol(protocol)
-        if is_full:
-            refusing.add(connection)
 
 
 class _Reader(_Subscriber):
@@ -4493,17 +4367,13 @@ class _Reader(_Subscriber):
                 await self._bell
             finally:
                 self._bell = None
-        taken, self._pending = (
-            self._pending[:_BATCH_BYTES],
-            self._pending[_BATCH_BYTES:],
-        )
+        taken = self._pending[:_BATCH_BYTES]
+        self._pending = self._pending[_BATCH_BYTES:]
         return taken
 
     def close(self) -> None:
         """Nobody reads it any more."""
-        self._broadcaster.leave(self, _CLOSED, "closed")
-        if self.state != _CLOSED:  # it was no open stream
-            self._broadcaster.registry.enter(self, _CLOSED)
+        self._broadcaster.has_closed(self, "closed")
 
     def request(self) -> Request:
         return self._request
@@ -4551,14 +4421,14 @@ class _Call(_Reader):
     Only the task that calls serve() sends.  Others may break off what it waits for.
     """
 
-    __slots__ = ("_answer_instead", "_has_body", "_is_over", "_receive", "_rooms",
+    __slots__ = ("_answer_instead", "_has_body", "_is_over", "_parts", "_receive",
                  "_send", "_task", "_watching", "_work")  # fmt: skip
 
     def __init__(
-        self, rooms: _Rooms, request: Request, receive: _Receive, send: _Send
+        self, parts: _Parts, request: Request, receive: _Receive, send: _Send
     ) -> None:
-        super().__init__(rooms.broadcaster, request, _HEAD)
-        self._rooms = rooms
+        super().__init__(parts.broadcaster, request, _HEAD)
+        self._parts = parts
         self._receive, self._send = receive, send
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._has_body = False  # that was not received to its end
@@ -4571,7 +4441,7 @@ class _Call(_Reader):
     async def serve(self, is_full: bool) -> None:
         """Answer the request; return when the answer, or the stream, has ended."""
         if is_full:
-            self._rooms.refusing.add(self)
+            self._parts.refusing.add(self)
         try:
             decision = await self._decide()
             if self._is_over:
@@ -4590,13 +4460,13 @@ class _Call(_Reader):
         finally:
             if self._watching:
                 self._watching.cancel()
-            self._rooms.refusing.discard(self)
+            self._parts.refusing.discard(self)
             self.close()
 
     async def _decide(self) -> _Stream | _Response:
         """What the site decides when it knows enough about the request."""
-        site, request = self._rooms.site, self._request
-        is_full = self in self._rooms.refusing
+        site, request = self._parts.site, self._request
+        is_full = self in self._parts.refusing
         permit: _Permit | HTTPError | None = None
         body: bytes | None = None
         try:
@@ -4609,7 +4479,7 @@ class _Call(_Reader):
                 elif isinstance(decision, _Body):
                     body = await self._do(_BODY, self._receive_body(decision))
                 elif isinstance(decision, _Publication):
-                    return await self._do(_PUBLISHING, self._rooms.publish(decision))
+                    return await self._do(_PUBLISHING, self._parts.publish(decision))
                 else:
                     return decision
         except HTTPError as error:
@@ -4620,13 +4490,13 @@ class _Call(_Reader):
         if not self._has_body:
             self._watch()
         try:
-            return await self._do(_ASKING, self._rooms.asker.ask(question.request))
+            return await self._do(_ASKING, self._parts.asker.ask(question.request))
         except HTTPError as error:
             return error
 
     async def _do(self, state: str, work: Coroutine[Any, Any, _T]) -> _T:
         """What the work gives.  HTTPError if it was broken off."""
-        self._rooms.registry.enter(self, state)
+        self._parts.registry.enter(self, state)
         self._work = task = asyncio.get_running_loop().create_task(work)
         try:
             await asyncio.wait([task])
@@ -4674,7 +4544,7 @@ class _Call(_Reader):
         if self._is_over:
             return
         lingered = self.state == _LINGERING
-        self._rooms.registry.enter(self, _LEAVING if lingered else _ANSWERING)
+        self._parts.registry.enter(self, _LEAVING if lingered else _ANSWERING)
         await self._send_head(response)
         without_body = self._request.method == "HEAD"
         body = b"" if without_body else response.body or b""
@@ -4696,7 +4566,7 @@ class _Call(_Reader):
         await self._send(start)
 
     async def _stream(self, stream: _Stream) -> None:
-        self._rooms.registry.enter(self, _ANSWERING)
+        self._parts.registry.enter(self, _ANSWERING)
         self._broadcaster.add(self, stream)
         self._watch()
         await self._send_head(stream.head)
@@ -4743,22 +4613,21 @@ class _Call(_Reader):
 
     def expire(self) -> None:
         if self.state in (_BODY, _LINGERING):
-            seconds = self._rooms.registry.seconds[self.state]
+            seconds = self._parts.registry.seconds[self.state]
             message = f"request body not complete in {seconds:g} s"
             self._answer_without(HTTPError(408, message))
         else:
             super().expire()
 
     def disconnect(self) -> None:
-        """Answer a request that `authorize` is still asked about: it is not wanted."""
         self._answer_without(HTTPError(503, "disconnected by the program"))
 
 
 def _request_of(scope: _Scope, own_path: str | None) -> Request:
     """The request of an ASGI scope.
 
-    `own_path` is the stream's path if the server is the whole application.  None: the
-    path that was routed here is the stream's, whatever it is.
+    `own_path` is the stream's if the server is the whole application.  None: the path
+    that was routed here is the stream's, whatever it is.
     """
     raw = scope.get("raw_path") or urllib.parse.quote(scope["path"]).encode()
     target = raw.partition(b"?")[0].decode("utf-8", "surrogateescape")
@@ -4780,8 +4649,7 @@ def _request_of(scope: _Scope, own_path: str | None) -> Request:
     )
 
 
-# The transport of a writer that has lost its own to a _Connection: when the writer is
-# collected, it has nothing to close.
+# Of a writer that has lost its own: when it is collected, it has nothing to close.
 _CLOSED_TRANSPORT = types.SimpleNamespace(is_closing=lambda: True)
 
 
@@ -4820,18 +4688,13 @@ def _is_plain_asyncio(transport: asyncio.Transport) -> bool:
 def _direct_socket(transport: asyncio.Transport) -> socket.socket | None:
     """The socket that may be written to past the transport, if there is one.
 
-    This is correct only while the transport holds nothing, and only for asyncio's own
-    transport for plain TCP: TLS must encrypt, and the transports of other event loops
-    are different.
+    Only while the transport holds nothing, and only past asyncio's own for plain TCP:
+    TLS must encrypt, and the transports of other event loops are different.
     """
     if os.name != "posix" or not _is_plain_asyncio(transport):
         return None
     # asyncio hands out a wrapper that has no send().
     return getattr(transport.get_extra_info("socket"), "_sock", None)
-
-
-def _peer_name(transport: asyncio.BaseTransport) -> str:
-    return _join_address(transport.get_extra_info("peername"))
 
 
 def _join_address(address: Sequence[Any] | None) -> str:
@@ -4896,9 +4759,7 @@ class _Termination:
         before = signal.getsignal(number)
         _, blocks = _handled.setdefault(number, (before, []))
         blocks.append(self)
-        if (
-            self.loop
-        ):  # so that a signal wakes it, whenever it comes; int() does nothing
+        if self.loop:  # a signal wakes it, whenever it comes; int() does nothing
             with contextlib.suppress(NotImplementedError):  # Windows
                 self.loop.add_signal_handler(number, int)
         signal.signal(number, _end_blocks)
@@ -4916,8 +4777,14 @@ class _Termination:
         if self.number:
             logger.info("%s: ending", signal.Signals(self.number).name)
 
-    def restore(self) -> bool:
-        """The block has ended.  Return whether a signal has ended it."""
+    def end(self) -> None:
+        """The block has ended; so does the program if a signal has ended the block."""
+        self.restore()
+        if self.number:
+            sys.exit(0)
+
+    def restore(self) -> None:
+        """Put back the handlers that stood there before."""
         for number, (handler, blocks) in list(_handled.items()):
             if self in blocks:
                 blocks.remove(self)
@@ -4932,7 +4799,6 @@ class _Termination:
                     with contextlib.suppress(NotImplementedError):
                         self.loop.remove_signal_handler(number)
                 signal.signal(number, handler)
-        return self.number != 0
 
 
 # Of each signal that ends blocks: the handler that stood there before, and the blocks,
@@ -4966,12 +4832,12 @@ def _is_unhandled(number: signal.Signals) -> bool:
     return handler in usual or is_runner
 
 
-class _Signals:
+class _FrameworkSignals:
     """At SIGINT and SIGTERM, has the streams end before the handlers that stand there.
 
     A framework's server waits for its responses, and a stream does not end by itself.
     gunicorn tells its workers with SIGQUIT.  It needs the main thread, and leaves alone
-    what is ignored.
+    what is ignored.  A _Termination is for signals that nobody handles.
     """
 
     def __init__(self, end: Callable[[], asyncio.Future[None] | None]) -> None:
@@ -5011,10 +4877,8 @@ class _Signals:
     def _end_streams(self, number: signal.Signals) -> None:
         logger.info("%s: ending the streams", number.name)
         ending = self._end()
-        if ending:
+        if ending:  # as it has begun, there is one
             ending.add_done_callback(lambda ended: self._pass_held_on())
-        else:
-            self._pass_held_on()
 
     def _pass_held_on(self) -> None:
         number, self._held = self._held, 0
@@ -5050,8 +4914,9 @@ class _Service:
     It begins in an event loop, and ends there.
     """
 
-    rooms: _Rooms
-    door: _Door
+    parts: _Parts
+    limit: int | None  # of connections, calls and streams; None: not known yet
+    context: ssl_module.SSLContext | None  # None: without TLS
     host: str | None
     port: int | None  # None: it does not listen
     reuse_port: bool
@@ -5059,10 +4924,10 @@ class _Service:
     shutdown_timeout: float
     state: str = _NEW
     loop: asyncio.AbstractEventLoop | None = None  # None: it has not begun
-    signals: _Signals | None = None  # in a framework
+    signals: _FrameworkSignals | None = None
 
     def __post_init__(self) -> None:
-        self.intake = self.rooms.broadcaster.intake
+        self.intake = self.parts.broadcaster.intake
         self.listeners: list[asyncio.Server] = []
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # that disconnect
@@ -5088,6 +4953,33 @@ class _Service:
                 return False
             self.state = state
             return True
+
+    # Taking in connections: so many, and some more that are only told to come back.
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more connections and streams are served."""
+        admitted = len(self.parts.registry) - len(self.parts.refusing)
+        return self.limit is not None and admitted >= self.limit
+
+    def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve a connection, or cut it; asyncio calls this for each new one."""
+        refusing, is_full = self.parts.refusing, self.is_full
+        is_closed = self.state in (_CLOSING, _CLOSED)
+        if is_closed or (is_full and len(refusing) == _MAX_REFUSALS_AT_ONCE):
+            self.parts.site.refused += 1
+            writer.transport.abort()
+            return
+        state = _HANDSHAKE if self.context else _HEAD
+        connection = _Connection(self.parts, writer, state)
+        protocol: _Connection | _TLS = connection
+        if self.context:
+            protocol = connection.transport = _TLS(connection, self.context)
+        connection.lower.set_protocol(protocol)
+        if is_full:
+            refusing.add(connection)
 
     # Beginning.
 
@@ -5116,26 +5008,26 @@ class _Service:
         sockets: list[socket.socket] = []
         try:
             self.intake.load()
-            self.door.limit = self.door.limit or _connections_by_descriptors()
+            self.limit = self.limit or _connections_by_descriptors()
             if self.port is not None:
                 sockets = await _listen(
                     self.host, self.port, self.reuse_port, self.write_timeout
                 )
             for sock in sockets:
                 listener = await asyncio.start_server(
-                    self.door.accept,
+                    self._accept,
                     sock=sock,
                     backlog=_ACCEPTS_PER_TURN,  # asyncio accepts so many in a turn
                     start_serving=False,
                 )
                 self.listeners.append(listener)
-            self.rooms.registry.listening = sockets
+            self.parts.registry.listening = sockets
             names = [sock.getsockname() for sock in sockets]
             if names:
                 self.port = names[0][1]
             bound = [ipaddress.ip_address(name[0].split("%")[0]) for name in names]
             if bound and all(address.is_loopback for address in bound):
-                self.rooms.site.require_loopback_name(self.host or "")
+                self.parts.site.require_loopback_name(self.host or "")
             if not self._enter(_SERVING):
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -5146,8 +5038,8 @@ class _Service:
             if self._enter(_NEW):
                 self.loop = None
             raise
-        _running.add(self.rooms.registry)
-        self.broadcasting = self.rooms.broadcaster.start()
+        _running.add(self.parts.registry)
+        self.broadcasting = self.parts.broadcaster.start()
         self.broadcasting.add_done_callback(self._broadcasting_ended)
         for listener, sock in zip(self.listeners, sockets):
             await listener.start_serving()
@@ -5163,14 +5055,13 @@ class _Service:
         if not program_ends and not (cancelled and self.state == _CLOSING):
             logger.critical("broadcasting ended", exc_info=error)
         self._enter(_FAILED)
-        self.rooms.broadcaster.stop("broadcasting has failed")
-        for subscriber in self.rooms.registry.all(*_STREAMING):
-            self.rooms.broadcaster.end(subscriber, "broadcasting has failed")
+        self.parts.broadcaster.stop("broadcasting has failed")
+        for subscriber in self.parts.registry.all(*_STREAMING):
+            self.parts.broadcaster.end(subscriber, "broadcasting has failed")
 
     # Ending.
 
     async def close(self) -> None:
-        """See SSEServer.close()."""
         self.end_unbegun()
         loop = self.loop
         if self.state == _CLOSED:  # perhaps by a signal: then publish() went on
@@ -5189,7 +5080,7 @@ class _Service:
         """If it has not begun, it never will."""
         with self.intake.lock:
             if self.state == _NEW and self._enter(_CLOSED):
-                self.rooms.broadcaster.stop("the server is closed")
+                self.parts.broadcaster.stop("the server is closed")
 
     async def _close_elsewhere(self, loop: asyncio.AbstractEventLoop) -> None:
         closing = self.close()
@@ -5208,8 +5099,7 @@ class _Service:
     def begin_closing(self, mute: bool = True) -> asyncio.Task[None] | None:
         """Let it end in order; None if it has not begun.  `mute` refuses publish()."""
         if self._enter(_CLOSING):
-            self.door.is_open = False
-            self.rooms.broadcaster.stop("the server is closed", mute)
+            self.parts.broadcaster.stop("the server is closed", mute)
             self._closing = asyncio.get_running_loop().create_task(self._close())
         elif mute and self._closing:
             self.intake.stop("the server is closed")
@@ -5221,32 +5111,29 @@ class _Service:
         cutting = loop.call_later(self.shutdown_timeout, self._cut_all)
         for listener in self.listeners:
             listener.close()
-        for subscriber in self.rooms.registry.all(_HANDSHAKE, _HEAD, _IDLE):
-            if self.rooms.turns.is_over():
+        for subscriber in self.parts.registry.all(_HANDSHAKE, _HEAD, _IDLE):
+            if self.parts.turns.is_over():
                 await asyncio.sleep(0)
             cast(_Connection, subscriber).close_if_idle()
         # Else it was closed before.
         if not self.starting.cancelled() and self.starting.exception() is None:
             await asyncio.wait([self.broadcasting])
-            await self.rooms.registry.wait_until_empty()
+            await self.parts.registry.wait_until_empty()
         cutting.cancel()
-        self.rooms.registry.stop()
-        for task in self._tasks:
-            task.cancel()
-        # Who publishes may wait for the file, and has it until then.  If that takes too
-        # long, the end of the program closes the file.
+        self.parts.registry.stop()
+        # Who publishes may have the file too long; then the program's end closes it.
         with contextlib.suppress(RuntimeError, asyncio.TimeoutError):
             if self.intake.file:
                 close = _Threads("close", 1).call
                 await close(_FILE_LEAVE_SECONDS, self.intake.close_file)
         self._enter(_CLOSED)
-        _running.discard(self.rooms.registry)
+        _running.discard(self.parts.registry)
         if self.signals:
             self.signals.restore()
 
     def _cut_all(self) -> None:
         """Cut all connections: shutdown_timeout is over, or the start has failed."""
-        for subscriber in self.rooms.registry.all(*_TRANSITIONS):
+        for subscriber in self.parts.registry.all(*_TRANSITIONS):
             subscriber.cut()
 
     # From any thread.
@@ -5258,19 +5145,18 @@ class _Service:
                 self.loop.call_soon_threadsafe(function, *arguments)
 
     def disconnect(self, predicate: Callable[[Request], bool]) -> None:
-        """See SSEServer.disconnect()."""
         task = asyncio.get_running_loop().create_task(self._disconnect(predicate))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _disconnect(self, predicate: Callable[[Request], bool]) -> None:
         """Ask the predicate about open streams and those that wait for authorize."""
-        found = self.rooms.registry.all(*_STREAMING, _ASKING)
+        asked = self.parts.registry.all(*_STREAMING, _ASKING)
         # The streams get the events that were published before the call.
         with contextlib.suppress(RuntimeError):  # broadcasting has failed
-            await self.rooms.broadcaster.drain(behind=False)
-        for subscriber in found:
-            if self.rooms.turns.is_over():
+            await self.parts.broadcaster.drain(behind=False)
+        for subscriber in asked:
+            if self.parts.turns.is_over():
                 await asyncio.sleep(0)
             if subscriber.state not in (*_STREAMING, _ASKING):
                 continue
@@ -5282,7 +5168,7 @@ class _Service:
             if chosen and subscriber.state == _ASKING:
                 cast(Union[_Connection, _Call], subscriber).disconnect()
             elif chosen:
-                self.rooms.broadcaster.end(subscriber, "disconnected by the program")
+                self.parts.broadcaster.end(subscriber, "disconnected by the program")
 
 
 class SSEServer:
@@ -5299,8 +5185,7 @@ class SSEServer:
 
     Where it is:
       host="localhost"        A name or an address.  None: every address of the machine.
-      port=8080               0: one that is free.  None: no port, for a server in a
-                              framework; see below.
+      port=8080               0: a free one.  None: none, for a server in a framework.
       path="/sse"             The path of the stream.  Other paths are answered "ok".
       page=None               An HTML file that "/" is answered with.  It is read at
                               each request, and must be there at the start.
@@ -5315,9 +5200,8 @@ class SSEServer:
                               What is unchanged for the longest time is dropped first.
       history_file=None       A file in which they survive a restart.  Servers that name
                               the same file are one, also in other processes.
-      replay=0                So many past events are sent to a new client that does not
-                              ask for a number of them.  math.inf: all, but none that
-                              is older than the newest 10,000.
+      replay=0                So many past events are sent to a new client that asks for
+                              no number of them.  math.inf: all of the newest 10,000.
 
     Timing, in seconds:
       heartbeat=15.0          From one comment on every stream to the next.  None: none.
@@ -5328,8 +5212,7 @@ class SSEServer:
                               so a restart should take less.
       lifetime=None           A stream is ended after this time, jittered by 20 %, and
                               its client reconnects.  None: never.
-      header_timeout=10.0     A request's head may take so long.  Then it is answered
-                              with 408.
+      header_timeout=10.0     A request's head may take so long.  Then it gets 408.
       body_timeout=30.0       The same for its body.
       keepalive_timeout=75.0  A connection without a next request is closed after it.
       write_timeout=30.0      A client that takes nothing of its stream for so long is
@@ -5459,7 +5342,6 @@ class SSEServer:
         _check_arguments(locals())
         self._max_event_bytes = max_event_bytes
         self._dumps = dumps
-        self._ssl = ssl
         seconds = {
             _HANDSHAKE: header_timeout,
             _HEAD: header_timeout,
@@ -5471,6 +5353,10 @@ class SSEServer:
             _AHEAD: _AHEAD_SECONDS,
             _LEAVING: write_timeout,
         }
+        read_page: Callable[[], bytes] | None = None
+        if page is not None:
+            read_page = functools.partial(_read_file, os.path.abspath(page))
+            read_page()  # OSError now rather than at the first request
         bounds = _Bounds(history, history_bytes, retained, history_seconds)
         log = _EventLog(bounds)
         file = None if history_file is None else _LogFile(history_file, bounds)
@@ -5499,23 +5385,20 @@ class SSEServer:
             max_event_bytes=max_event_bytes,
             restart_retry=restart_retry,
             replay=replay,
-            read_page=None if page is None else _page_reader(page),
+            read_page=read_page,
             publishing_waits=history_file is not None,
             publish=self.publish,
-            is_repeated=self._intake.is_repeated,
+            held=self._intake.held,
             stats=lambda: self.stats,
             finish=self.finish,
             has_ended=self._intake.has_ended,
             newest_id=lambda: self.last_event_id,
             closed_because=lambda: broadcaster.closed_because,
         )
-        self._rooms = rooms = _Rooms(
-            site, _Asker(authorize), registry, broadcaster, turns
-        )
-        self._door = _Door(rooms, max_connections, ssl)
         self._service = _Service(
-            rooms,
-            self._door,
+            _Parts(site, _Asker(authorize), registry, broadcaster, turns),
+            max_connections,
+            ssl,
             host,
             port,
             reuse_port,
@@ -5546,9 +5429,8 @@ class SSEServer:
         It may be called from any thread, and before the server is started (then the
         event is there for clients that resume).  It never waits for a client.  For a
         signal, use loop.add_signal_handler(): a handler of signal.signal(), like a
-        `__del__`, may interrupt the server while it uses its log.  Then this raises
-        RuntimeError, which a handler of signal.signal() raises in the code that it has
-        interrupted.
+        `__del__`, may interrupt the server while it uses its log, and then gets a
+        RuntimeError.
 
         `data` and `event` are as in format_event, but None is sent as JSON's null.  No
         event may be named `gap`.  Do not name one `open` or `error`, which a browser
@@ -5571,8 +5453,7 @@ class SSEServer:
         a control character or a space at an end (a header field could not carry it);
         TypeError for data that is not JSON; RuntimeError once the server is closed,
         has failed, or has lost its event loop, in a process forked from its own (unless
-        there is a history file), and for a call that has interrupted another one in the
-        same thread.
+        there is a history file), and within a call that it has interrupted.
         """
         for what, name in (("event", event), ("id", id), ("channel", channel)):
             if name is not None and not (what == "channel" and name == EVERYBODY):
@@ -5658,9 +5539,10 @@ class SSEServer:
         self._service.require_own_loop("stream()")
         path = self._site.path
         request = _request_for_stream(path, last_event_id, names, accept_encoding)
-        head, gzip = _Response(200, (), None), self._site.compresses(request)
-        last_id, wanted = request.last_event_id, names or _NO_CHANNEL
-        stream = _Stream(head, wanted, False, gzip, last_id, replay)
+        gzip = self._site.compresses(request)
+        wish = _Wish((names or _NO_CHANNEL) | _ALL, chunked=False, gzip=gzip)
+        head = _Response(200, (), None)
+        stream = _Stream(head, wish, request.last_event_id, replay)
         return self._read_stream(request, stream)
 
     async def _read_stream(
@@ -5668,10 +5550,10 @@ class SSEServer:
     ) -> AsyncIterator[bytes]:
         service = self._service
         await service.wait_for_start("stream()")
-        if service.state != _SERVING or self._door.is_full:
+        if service.state != _SERVING or service.is_full:
             self._site.refused += 1
             why = self._site.come_back()
-            yield _at_once(_Audience(_wish_for(stream)).encode(why, begins=True))
+            yield _at_once(_Audience(stream.wish).encode(why, begins=True))
             return
         reader = _Reader(self._broadcaster, request)
         try:
@@ -5797,7 +5679,7 @@ class SSEServer:
             raise RuntimeError("the server has no port of its own")
         host = self._service.host or "localhost"
         host = f"[{host}]" if ":" in host else host
-        scheme = "https" if self._ssl else "http"
+        scheme = "https" if self._service.context else "http"
         return f"{scheme}://{host}:{self.port}{self._site.path}"
 
     @property
@@ -5846,8 +5728,8 @@ class SSEServer:
                 self._service.require_own_loop("an ASGI request")
                 self._listen_for_signals()
             own_path = self._site.path if self._is_application else None
-            request, is_full = _request_of(scope, own_path), self._door.is_full
-            await _Call(self._rooms, request, receive, send).serve(is_full)
+            request, is_full = _request_of(scope, own_path), self._service.is_full
+            await _Call(self._service.parts, request, receive, send).serve(is_full)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close"})
@@ -5873,7 +5755,7 @@ class SSEServer:
         service = self._service
         if not service.signals and service.state == _SERVING:
             end = functools.partial(service.begin_closing, mute=False)
-            service.signals = _Signals(end)
+            service.signals = _FrameworkSignals(end)
 
     # Beginning and ending.
 
@@ -5885,7 +5767,7 @@ class SSEServer:
         try:
             await self._service.start()
         except BaseException:
-            self._exit_if_ended_by_a_signal(self._terminations.pop())
+            self._terminations.pop().end()
             raise
         return self
 
@@ -5894,14 +5776,14 @@ class SSEServer:
         try:
             await self.close()
         finally:
-            self._exit_if_ended_by_a_signal(self._terminations.pop())
+            self._terminations.pop().end()
 
     def __enter__(self) -> SSEServer:
         self._termination = _Termination(sys.exit)
         try:
             self.start()
         except BaseException:
-            self._exit_if_ended_by_a_signal(self._termination)
+            self._termination.end()
             raise
         return self
 
@@ -5911,12 +5793,7 @@ class SSEServer:
         try:
             self.stop()
         finally:
-            self._exit_if_ended_by_a_signal(self._termination)
-
-    @staticmethod
-    def _exit_if_ended_by_a_signal(termination: _Termination) -> None:
-        if termination.restore():
-            sys.exit(0)
+            self._termination.end()
 
     def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
         async def serve() -> None:
@@ -6007,16 +5884,9 @@ def _need_module(parameter: str, module: str) -> Any:
         raise ValueError(f"{fault}, which this Python does not have") from None
 
 
-def _page_reader(page: str | os.PathLike[str]) -> Callable[[], bytes]:
-    """A function that reads the file anew.  OSError if it cannot be read now."""
-    path = os.path.abspath(page)
-
-    def read() -> bytes:
-        with open(path, "rb") as file:
-            return file.read()
-
-    read()
-    return read
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _check_integer(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -6049,25 +5919,23 @@ async def _listen(
     host: str | None, port: int, reuse_port: bool, write_timeout: float
 ) -> list[socket.socket]:
     """Bind every address of the host, all of them to one port."""
-    # A browser may try either address (RFC 6761, 6.3), so bind both, whatever the
-    # hosts file says.
+    # A browser may try either (RFC 6761, 6.3), whatever the hosts file says.
     hosts = ["127.0.0.1", "::1"] if host == "localhost" else [host or None]
     loop = asyncio.get_running_loop()
-    found: list[Any] = []
+    addresses: dict[tuple[int, Any], None] = {}  # each once, in order
     try:
         for name in hosts:
-            found += await loop.getaddrinfo(
+            for family, _, _, _, address in await loop.getaddrinfo(
                 name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
+            ):
+                addresses[family, address] = None
     except UnicodeError:
         raise OSError(f"{host!r} is not a host's name") from None
-    addresses = list(dict.fromkeys((info[0], info[4]) for info in found))
-    # With port 0, the port that is free on the first address may be in use on the next
-    # one.
+    # With port 0, what is free on the first address may be in use on the next one.
     attempts = 1 if port else 10
     while True:
         try:
-            return _bind(addresses, port, reuse_port, write_timeout)
+            return _bind([*addresses], port, reuse_port, write_timeout)
         except OSError as error:
             attempts -= 1
             if error.errno != errno.EADDRINUSE or not attempts:
@@ -6084,16 +5952,13 @@ def _bind(
             # The first socket of an address is bound without SO_REUSEPORT, so that the
             # kernel reports a port that is in use.
             shared = reuse_port or number >= len(addresses)
+            address = host, port, *scope
             try:
                 sock = socket.create_server(
-                    (host, port, *scope),
-                    family=family,
-                    backlog=_BACKLOG,
-                    reuse_port=shared,
+                    address, family=family, backlog=_BACKLOG, reuse_port=shared
                 )
             except OSError as error:
-                # A name may have an address that the machine has not, as ::1 where
-                # IPv6 is off.
+                # The machine may not have each address of a name, such as ::1.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 failure = error

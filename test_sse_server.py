@@ -2141,7 +2141,7 @@ class LogFileTest(LogFileTestCase):
                     numbers = [row.number for row in self.rows(file)]
                     first = max(1, number + 1 - held)
                     self.assertEqual(numbers, [*range(first, number + 1)])
-                self.assertEqual(file.begin(), (first - 1, []))
+                self.assertEqual(file.read_base(), (first - 1, []))
 
     def test_what_is_too_old_is_forgotten(self):
         file = self.file(9, 10**6, 9, 60)
@@ -2416,7 +2416,7 @@ class LogFileTest(LogFileTestCase):
             with open(self.path, "rb") as opened:
                 before = opened.read()
         file = self.file()
-        for use in (file.open, file.changed, lambda: file.add("event"), file.begin):
+        for use in (file.open, file.changed, lambda: file.add("event"), file.read_base):
             with self.assertRaises(OSError) as caught:
                 use()
             message = str(caught.exception)
@@ -2471,7 +2471,7 @@ class LogFileTest(LogFileTestCase):
         for number in range(60):
             name = f"{number % 7}" if number % 3 == 0 else None
             file.add("event", b"data: %d\n\n" % number, "c", f"id {number}", name)
-        found = file.begin(), self.rows(file), file.epoch
+        found = file.read_base(), self.rows(file), file.epoch
         file.close()
         with open(self.path, "rb") as opened:
             return opened.read(), found
@@ -2486,7 +2486,7 @@ class LogFileTest(LogFileTestCase):
                 self.write(bad)
                 file = self.file(20)
                 try:
-                    self.assertEqual(file.begin(), begin)
+                    self.assertEqual(file.read_base(), begin)
                     self.assertEqual(self.rows(file), rows)
                     self.assertEqual(file.epoch, epoch)
                     self.assertEqual(file.add("event", b"", None, None, "1"), 61)
@@ -2788,7 +2788,7 @@ class LogFileModelTest(LogFileTestCase):
     def begin(self):
         file = self.random.choice(self.files)
         file.set_bounds()
-        base, begun_with = file.begin()
+        base, begun_with = file.read_base()
         rows = self.model.rows
         retained = self.model.retained
         expected = [(*key, rows[number - 1][1]) for key, number in retained.items()]
@@ -4065,7 +4065,7 @@ def new_site(**policy):
         "publishing_waits": False,
         "read_page": None,
         "publish": publish,
-        "is_repeated": lambda id, body, channel: None,
+        "held": lambda id: None,
         "finish": lambda channel: publish("", finish=channel),
         "has_ended": lambda channels, last_event_id, replay: False,
         "stats": lambda: sse_server.Stats(1, 2, 3, 4, 5, 6, 7, 8),
@@ -4094,8 +4094,8 @@ def decided(site, request, **known):
     if isinstance(found, sse_server._Body):
         return ("body", *found)
     if isinstance(found, sse_server._Stream):
-        _, channels, *rest = found
-        return ("stream", set(channels), *rest)
+        _, (channels, chunked, gzip, _), *rest = found
+        return ("stream", channels - {EVERYBODY}, chunked, gzip, *rest)
     is_text = PLAIN_TEXT in found.headers and found.body[-1:] == b"\n"
     return found.status, found.body.decode()[:-1] if is_text else found.body
 
@@ -4569,24 +4569,26 @@ class SiteTest(unittest.TestCase):
             self.assertEqual(found.newest_id, found.body.decode())
 
     def test_what_publish_raises(self):
-        for error, target, repeated, expected in (
+        same = b"data: a\n\n", None
+        for error, target, held, expected in (
             (ValueError("no"), "/sse", None, (400, "no")),
-            (RuntimeError("no"), "/sse?id=1", True, (503, "no")),
+            (RuntimeError("no"), "/sse?id=1", same, (503, "no")),
             (ValueError("no"), "/sse?id=1", None, (400, "no")),
-            (ValueError("no"), "/sse?id=1", False, (409, "no")),
-            (ValueError("no"), "/sse?id=1&retain=1", True, (200, b"1")),
+            (ValueError("no"), "/sse?id=1", (b"data: b\n\n", None), (409, "no")),
+            (ValueError("no"), "/sse?id=1", (b"data: a\n\n", "a"), (409, "no")),
+            (ValueError("no"), "/sse?id=1&event=e", same, (409, "no")),
+            (ValueError("no"), "/sse?id=1&retain=1", same, (200, b"1")),
         ):
             with self.subTest(expected, target=target):
-                is_repeated = mock.Mock(return_value=repeated)
                 site = new_site(
                     publish_token="secret",
                     publish=mock.Mock(side_effect=error),
-                    is_repeated=is_repeated,
+                    held=mock.Mock(return_value=held),
                 )
                 request = get(SECRET, method="POST", target=target)
                 self.assertEqual(decided(site, request, body=b"a"), expected)
                 if expected[0] == 200:
-                    is_repeated.assert_called_once_with("1", b"data: a\n\n", None)
+                    site.held.assert_called_once_with("1")
 
     def test_the_newest_id_is_not_for_those_who_hear_some_channels(self):
         site = new_site(asks=True)
@@ -4748,7 +4750,7 @@ def inside(server):
         log=server._intake.log,
         registry=server._registry,
         service=server._service,
-        turns=server._rooms.turns,
+        turns=server._service.parts.turns,
     )
 
 
@@ -5797,8 +5799,8 @@ class SubscriberModelTest(unittest.TestCase):
 
     def step(self):
         broadcaster = inside(self.server).broadcaster
-        for must_end in self.work:
-            if must_end or broadcaster.turn_is_over():
+        for _ in self.work:
+            if broadcaster.turn_is_over():
                 return
         self.work = broadcaster.work()
 
@@ -6082,8 +6084,8 @@ class WindowModelTest(LogFileTestCase):
 
     def count_begins(self, server):
         log = inside(server).log
-        count = mock.Mock(side_effect=log.begin)
-        log.begin = count
+        count = mock.Mock(side_effect=log.restart)
+        log.restart = count
         return count
 
     def publish(self):
@@ -6185,13 +6187,13 @@ class FileSubscriberModelTest(SubscriberModelTest, LogFileTestCase):
         self.addCleanup(self.limits.stop)
         server = SSEServer(*arguments, **options, **file)
         log = inside(server).log
-        begin, begins = log.begin, itertools.count()
+        begin, begins = log.restart, itertools.count()
 
         def begin_and_note(*state):
             self.gap_for_all = next(begins) > 0  # the first one is at the start
             begin(*state)
 
-        log.begin = begin_and_note
+        log.restart = begin_and_note
         return server
 
     async def finish(self):
@@ -12493,7 +12495,7 @@ class TLSTest(OverTLS, ServerTestCase):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             self.addCleanup(writer.close)
         await self.until(lambda: len(self.in_state("handshake")) == 3, "all")
-        self.assertEqual(len(server._door.rooms.refusing), 1)
+        self.assertEqual(len(server._service.parts.refusing), 1)
 
     async def test_the_end_does_not_wait_for_a_handshake(self):
         server = await self.start(shutdown_timeout=1000, header_timeout=1000)

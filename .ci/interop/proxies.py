@@ -263,7 +263,9 @@ async def asks_to_come_again(proxy):
 
 async def refuses_a_publication(proxy):
     """While the server is away: whoever publishes has to be told."""
-    curl = "curl --silent --output /dev/null --write-out %{http_code} --data-binary lost"
+    curl = (
+        "curl --silent --output /dev/null --write-out %{http_code} --data-binary lost"
+    )
     status = (await asyncio.to_thread(common.run, curl, proxy.url)).stdout
     expect(int(status) >= 500, f"status {status} for a lost publication")
 
