@@ -3238,15 +3238,19 @@ class _Broadcaster:
             audiences: dict[_Audience, None] = {}
             for channel in frames:
                 audiences.update(dict.fromkeys(self._audiences.of(channel)))
+            losers: list[_Audience] = []
             if before < self.log.base:  # events were forgotten that these did not get
                 for audience in list(self._audiences.all()):
                     if self.log.missed(before, audience.wish.channels):
                         audiences.pop(audience, None)
-                        for subscriber in [*audience.live, *audience.young]:
-                            subscriber.cursor = position  # it falls behind: a gap
-                            self.registry.enter(subscriber, _READY)
-            taken = self._take(audiences)
+                        losers.append(audience)
+            taken, lost = self._take(audiences), self._take(losers)
             self.log.advance(end)
+        for subscriber in lost.members:
+            subscriber.cursor = position  # before what is forgotten: it gets a gap
+            if subscriber.state == _LIVE:
+                self._get_ready(subscriber)
+            yield
         yield from self._write_to(
             taken, lambda wish: _payload_for(wish.channels, frames), position
         )

@@ -6668,6 +6668,37 @@ class ResumeTest(ServerTestCase):
         server.publish("", channel="other")
         self.assertEqual(await other.data(1), [""])
 
+    async def test_who_pauses_before_it_is_put_behind_is_told_of_the_gap(self):
+        server = await self.start(history_bytes=20_000)
+        clients = [await self.stream(server) for _ in range(2)]
+        first, other = self.in_state("live")
+        broadcaster = inside(server).broadcaster
+        get_ready = broadcaster._get_ready
+
+        def pause_the_other(subscriber):
+            if subscriber is first:
+                broadcaster.pause(other)
+            get_ready(subscriber)
+
+        broadcaster._get_ready = pause_the_other
+        for n in range(100):
+            server.publish(f"{n} ".ljust(1000, "x"))
+        await self.until(lambda: other.state == "full", "the pause")
+        await server.drain()
+        other.resume_writing()
+        for client in clients:
+            self.assertEqual((await client.events(1))[0].type, "gap")
+
+    async def test_those_who_lost_something_are_put_behind_in_turns(self):
+        server = await self.start(history_bytes=20_000)
+        for _ in range(3):
+            await self.stream(server)
+        for n in range(100):
+            server.publish(f"{n} ".ljust(1000, "x"))
+        work = inside(server).broadcaster.work()
+        found = [server.stats.live for _ in itertools.islice(work, 3)]
+        self.assertEqual(found, [2, 1, 0])
+
     async def test_resuming_at_full_speed_sees_every_event_once(self):
         """Rule 2: from its own position to that of the live, without a seam."""
         server = await self.start(history=100_000)
