@@ -547,6 +547,7 @@ class _EventLog:
         self._retained = collections.OrderedDict[Any, tuple[_Entry, int]]()
         self._retained_bytes = 0  # their sum; below 0: not known
         self._finished: dict[str | None, int] = {}  # by channel, its end's number
+        self._last: dict[str | None, int] = {}  # by channel, of its newest held event
         self._settled = base  # the number of the last entry that _settle() has noted
         # The number of the last forgotten event of each channel, the oldest first.
         self._forgotten = collections.OrderedDict[Optional[str], int]()
@@ -669,6 +670,8 @@ class _EventLog:
                 self._replace_retained((newest.channel, newest.retain), newest)
             if newest.kind == _EVENT and newest.id is not None:
                 self._numbers[newest.id] = newest.number
+            if newest.frame:
+                self._last[newest.channel] = newest.number
             self._finished.pop(newest.channel, None)
             if newest.kind == _END:
                 self._finished[newest.channel] = newest.number
@@ -702,6 +705,8 @@ class _EventLog:
             del self._forgotten[oldest]
         if self._finished.get(entry.channel) == number:
             del self._finished[entry.channel]
+        if self._last.get(entry.channel) == number:
+            del self._last[entry.channel]
         self.base = number  # from here on it is not held
         self._entries[number] = entry._replace(frame=b"", retain=None)
         for gone in (number - 2, number - 1):  # Ctrl-C may have left the first
@@ -758,15 +763,9 @@ class _EventLog:
         )
 
     def follows(self, position: int, channels: Channels) -> bool:
-        """Whether any event of these channels follows the position."""
-        return any(self._newest_first(position, channels))
-
-    def _newest_first(self, after: int, channels: Channels) -> Iterator[int]:
-        """The numbers of the events of these channels that are held after this one."""
-        for number in range(self.newest, max(after, self.base), -1):
-            entry = self._entries[number]
-            if entry.frame and entry.channel in channels:
-                yield number
+        """Whether any held event of these channels follows the position."""
+        self._note_newest()
+        return any(self._last.get(channel, 0) > position for channel in channels)
 
     def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
         """The next batch after `position`, up to `end`, and its last event's number."""
@@ -778,8 +777,10 @@ class _EventLog:
         """The position before the newest `count` events of these channels."""
         self._settle()  # events may have become too old
         newest = self.newest
-        numbers = self._newest_first(newest - _MAX_REPLAY_SCAN, channels)
-        return min(itertools.islice(numbers, count), default=newest + 1) - 1
+        numbers = range(newest, max(self.base, newest - _MAX_REPLAY_SCAN), -1)
+        entries = map(self._entries.__getitem__, numbers)
+        found = (e.number for e in entries if e.frame and e.channel in channels)
+        return min(itertools.islice(found, count), default=newest + 1) - 1
 
     def retains(self, channels: Channels) -> bool:
         """Whether there may be retained events of these channels."""
@@ -3070,11 +3071,10 @@ class _Intake:
                 if log.missed(position, wanted):
                     return False
             else:
-                position = log.base if replay else log.sent
+                searched = max(log.base, log.newest - _MAX_REPLAY_SCAN)
+                position = searched if replay else log.sent
                 if log.retains(wanted):
                     return False
-            if log.newest - position > _MAX_REPLAY_SCAN:
-                return False  # a stream that ends soon costs less than a long search
             return not log.follows(position, wanted)
 
     def key_of_seen(self, id: str) -> Any:

@@ -7810,6 +7810,17 @@ class FinishTest(ServerTestCase):
         server.publish("1", channel="job")
         self.assertEqual(await client.data(1), ["1"])
 
+    async def test_who_has_missed_nothing_is_told_so_whatever_has_followed(self):
+        self.change(sse_server, _MAX_REPLAY_SCAN=3)
+        server = await self.start()
+        last = server.publish("1", channel="job")
+        server.finish("job")
+        for number in range(5):
+            server.publish(str(number))
+        for query in (f"last_event_id={last}", "replay=all"):
+            answer = await self.ask(server, ask(f"/sse?channel=job&{query}"))
+            self.assertEqual(answer.status, 204, query)
+
     async def test_by_post(self):
         server = await self.start(publish_token="secret")
         client = await self.stream(server, "/sse?channel=job")
