@@ -5642,7 +5642,8 @@ class SSEServer:
         try:
             started.result()
         except BaseException:
-            if started.done():  # else it is Ctrl-C, and the start goes on
+            # Else it is Ctrl-C or a signal: the start goes on, or has succeeded just now.
+            if started.done() and started.exception():
                 self._thread.join()
                 self._thread = None
             raise

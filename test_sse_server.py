@@ -12342,6 +12342,31 @@ class ThreadTest(ServerTestCase):
             (error,) = [*started.set_exception.call_args_list, None][:1]
             self.assertEqual(error is not None, begins)
 
+    async def test_a_start_that_is_interrupted_when_it_has_succeeded(self):
+        """It does not wait for the end of the server that runs."""
+
+        class Interrupted(sse_server.concurrent.futures.Future):
+            def result(self):
+                super().result()
+                raise KeyboardInterrupt
+
+        server, raised = SSEServer("127.0.0.1", 0), []
+
+        def program():
+            futures = types.SimpleNamespace(Future=Interrupted)
+            concurrent = types.SimpleNamespace(futures=futures)
+            with mock.patch.object(sse_server, "concurrent", concurrent):
+                try:
+                    server.start()
+                except KeyboardInterrupt:
+                    raised.append(server.port)
+
+        thread = threading.Thread(target=program, daemon=True)
+        thread.start()
+        await self.in_thread(lambda: thread.join(3))
+        self.assertEqual(raised, [server.port])
+        await self.in_thread(server.stop)
+
     async def test_a_failure_to_start_is_raised_in_the_caller(self):
         first = await self.start()
 
