@@ -697,9 +697,8 @@ class _EventLog:
     def _forget(self, number: int) -> None:
         """Forget the oldest event.  Ctrl-C may come after each step."""
         entry = self._entries[number]
-        if entry.kind != _END:
-            self._forgotten[entry.channel] = number  # before the event is gone
-            self._forgotten.move_to_end(entry.channel)
+        self._forgotten[entry.channel] = number  # before the event is gone
+        self._forgotten.move_to_end(entry.channel)
         if len(self._forgotten) > _MAX_TRACKED_CHANNELS:
             oldest, self._forgotten_floor = next(iter(self._forgotten.items()))
             del self._forgotten[oldest]

@@ -1550,8 +1550,7 @@ class ModelLog:
     def missed(self, position, channels):
         lost = {}
         for event in self.events[: self.base]:
-            if event.kind != "end":  # nobody needs it who was not given it
-                lost[event.channel] = event.number
+            lost[event.channel] = event.number
         # The channels beyond the tracked ones are taken for the newest among them.
         untracked = sorted(lost.values(), reverse=True)[self.tracked :]
         floor = untracked[0] if untracked else 0
@@ -7820,6 +7819,18 @@ class FinishTest(ServerTestCase):
         for query in (f"last_event_id={last}", "replay=all"):
             answer = await self.ask(server, ask(f"/sse?channel=job&{query}"))
             self.assertEqual(answer.status, 204, query)
+
+    async def test_who_was_not_told_of_an_end_that_is_forgotten_gets_a_gap(self):
+        """Else it would wait for ever."""
+        server = await self.start(history=2)
+        last = server.publish("1", channel="job")
+        server.finish("job")
+        for number in range(3):
+            server.publish(str(number))
+        await server.drain()
+        client = await self.stream(server, f"/sse?channel=job&last_event_id={last}")
+        (gap,) = await client.events(1)
+        self.assertEqual((gap.type, gap.data), ("gap", '{"reason":"history"}'))
 
     async def test_by_post(self):
         server = await self.start(publish_token="secret")
