@@ -228,9 +228,8 @@ _FILE_CHECKPOINT_SECONDS = 0.5
 _RESERVED_DESCRIPTORS = 64
 _MAX_REFUSALS_AT_ONCE = 32
 _BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
-# A listening socket accepts this many connections in one round of the event loop; from
-# Python 3.14 on, one more.  When no descriptor is free, asyncio logs this many errors
-# per second.
+# What a listening socket accepts in one round of the event loop; from Python 3.14 on
+# one more.  When no descriptor is free, asyncio logs this many errors per second.
 _ACCEPTS_PER_TURN = 10
 # Listening sockets for each address.  On Linux, each of the sockets that share a port
 # has its own queue, and the kernel distributes the clients among the queues.  A client
@@ -241,8 +240,7 @@ _LISTENERS = 2 if sys.platform == "linux" else 1
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 * _MIB
 _FULL_RETRY_SECONDS = 30.0  # for clients of a full server to wait, before jitter
-# for an event that a client has seen elsewhere and that is not published here; then the
-# client is told of a gap
+# For an event that a client has seen elsewhere; then the client is told of a gap.
 _AHEAD_SECONDS = 30.0
 _CLOSE_MARGIN_SECONDS = 5.0  # close() in another event loop waits so much longer
 _AUTHORIZE_SECONDS = 30.0  # for each wait: for a thread, for the call, for its answer
@@ -514,8 +512,7 @@ class _EventLog:
     """The events that are held, in order, and the newest retained events.
 
     An event that the live subscribers were not given yet is forgotten only for the
-    bytes.  `clock` gives the seconds since 1970: unlike other clocks, it tells the same
-    time in all processes.
+    bytes.  `clock` gives the seconds since 1970, which are the same in all processes.
 
     The publisher's ids may have keys, which ascend.  With the key of an id that is not
     held, find() knows between which two held ids it belongs.
@@ -990,8 +987,7 @@ class _LogFile:
     def read(self, after: int) -> tuple[list[_Row], bool]:
         """The next rows after this number, and whether there may be more.
 
-        If the first one is not the next number, the rows between are forgotten.  It
-        never waits for a writer.
+        If the first is not the next, those between are forgotten.  It never waits.
         """
         rows: list[_Row] = []
         size = 0
@@ -1206,9 +1202,8 @@ class _LogFile:
     def _begin_checkpoint(self) -> None:
         """Let a thread do it soon, which may wait for the disk.
 
-        A PASSIVE checkpoint waits for nobody, and so does most of the work; but where
-        somebody always writes it never empties the WAL.  RESTART then makes the writers
-        wait, for a short time.
+        A PASSIVE checkpoint waits for nobody and does most of the work, but while
+        somebody writes, it does not empty the WAL.  RESTART makes the writers wait.
         """
         if not self._checkpoint or not self._checkpoint.is_alive():
             timer = threading.Timer(_FILE_CHECKPOINT_SECONDS, self._move)
@@ -1260,8 +1255,7 @@ def _leave_file(process: int, connections: list[sqlite3.Connection]) -> None:
 def _patiently(db: sqlite3.Connection, statement: str, seconds: float) -> Any:
     """Execute it once no other process is in the way; return what it says.
 
-    SQLite would wait by itself, but longer each time: four processes that always write
-    made one of them wait for seconds.
+    SQLite waits longer each time: of four that always write, one waited for seconds.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -1321,8 +1315,7 @@ _TARGET = re.compile(
     % _HOST_NAME,
     re.IGNORECASE,
 )
-# It ends header or trailer fields.  Bare LFs also do, so that they are refused now and
-# not at a timeout.
+# It ends the fields.  Bare LFs also do, to be refused now and not at a timeout.
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _CHUNK_SIZE = re.compile(
@@ -2116,8 +2109,7 @@ class _Site:
     def _turn_away(self, request: Request) -> _Response:
         """The answer of a server that is full or closing.
 
-        For an EventSource it is a stream that ends at once: an error status would stop
-        a browser's EventSource for good.
+        For an EventSource it is a stream that ends at once: 503 would stop it for good.
         """
         self.refused += 1
         if self._wants_stream(request):
@@ -2482,8 +2474,7 @@ class _Audience:
 
     def __init__(self, wish: _Wish) -> None:
         self.wish = wish
-        # Dicts, because their order is roughly the order in memory; sets make a sweep
-        # some 3 % slower.
+        # Dicts: their order is roughly that in memory.  Sets make a sweep 3 % slower.
         self.live: dict[_Subscriber, None] = {}
         self.young: dict[_Subscriber, None] = {}
         self.tail = b""
@@ -2617,9 +2608,8 @@ def _send_nothing(target: None, payload: bytes) -> int:
 class _Registry:
     """The state of each connection and subscriber, and its deadline.
 
-    `seconds` gives the time limit of each state; a state that is not in it has none.
-    The limit is the same for all members of a state, so they expire in the order in
-    which they entered.
+    `seconds` gives the time limit of each state that has one.  It is the same for all
+    members of the state, so they expire in the order in which they entered.
     """
 
     def __init__(self, seconds: dict[str, float], turns: _Turns) -> None:
@@ -2841,8 +2831,7 @@ class _Intake:
     added: int = 0  # the newest row that this process has added
 
     def __post_init__(self) -> None:
-        # Guards the log and the bell.  Nothing is logged under it, because a logging
-        # handler may publish.
+        # Of the log and the bell.  Under it nothing is logged: a handler may publish.
         self.lock = threading.RLock()
         self.bell = _Bell()
         self._file_fault = ""  # why the file cannot be read now
@@ -2873,9 +2862,8 @@ class _Intake:
     def key_of(self, id: str) -> Any:
         """The sort key of an id; None if the server has no `id_order`.
 
-        Raises what the program's function raises, and TypeError for a key that is not
-        made of numbers and texts.  Comparing other objects may run the program's code,
-        which may publish.
+        Raises what the program's function raises, and TypeError for a key of anything
+        but numbers and texts, whose comparison might run code that publishes.
         """
         if self.id_order is None:
             return None
@@ -3099,9 +3087,8 @@ class _Broadcaster:
 
     It takes a batch in one step: it reads the batch, notes who is live, and moves
     `sent`.  Who joins after that step begins after the batch.  Then it writes the batch
-    in turns, and encodes it for each audience when the turn of this audience comes.  A
-    subscriber that stops being live before its turn is put back to its position before
-    the batch.
+    in turns, and encodes it for each audience when its turn comes.  A subscriber that
+    stops being live before its turn is put back to its position before the batch.
     """
 
     intake: _Intake
@@ -4557,8 +4544,7 @@ class _Call(_Reader):
     async def _throw_away(self) -> None:
         """Receive what is still sent of the body, before it is answered with an error.
 
-        After the answer, most servers would close the connection, and its client might
-        see a reset instead of the answer.
+        After that most servers close the connection: its client might see a reset.
         """
         discarded = 0
         while self._has_body and discarded < _LINGER_BYTES:
@@ -5228,8 +5214,7 @@ class SSEServer:
                               EventSource, which would stop for good at that, is told to
                               come back in 30 seconds.  None: the process's limit of
                               descriptors less 64.
-      max_event_bytes=2**20   Of data, in UTF-8.  Above it, publish() raises ValueError
-                              and a POST is answered with 413.
+      max_event_bytes=2**20   Of data, in UTF-8.  Above it: ValueError; to a POST 413.
 
     Access:
       authorize=None          A function that is asked about each request; see below.
@@ -5297,8 +5282,7 @@ class SSEServer:
 
     Many machines: if all of them publish events with the same ids, and the ids ascend
     when they are sorted by `id_order` (such as `int`), a client may resume at any of
-    them.  If a client has seen events that this process has not published yet, it waits
-    for them for up to 30 seconds.
+    them.  For events that a client has seen elsewhere, it waits for up to 30 seconds.
     """
 
     def __init__(
@@ -5433,14 +5417,12 @@ class SSEServer:
         It may be called from any thread, and before the server is started (then the
         event is there for clients that resume).  It never waits for a client.  For a
         signal, use loop.add_signal_handler(): a handler of signal.signal(), like a
-        `__del__`, may interrupt the server while it uses its log, and then gets a
-        RuntimeError.
+        `__del__`, may interrupt a use of the log, and then this raises RuntimeError.
 
         `data` and `event` are as in format_event, but None is sent as JSON's null.  No
         event may be named `gap`.  Do not name one `open` or `error`, which a browser
         cannot tell from its own.  `channel` may be EVERYBODY.  `id` is an id of your
-        own, which a Last-Event-ID then finds.  By default the server numbers the
-        events.
+        own, which a Last-Event-ID then finds.  Without it the server numbers the event.
 
         If a burst is larger than `history_bytes`, its first events are lost, and
         clients that miss them get a gap.  A fast producer should await drain().
@@ -5480,8 +5462,7 @@ class SSEServer:
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
 
-        From any thread.  Nothing is sent.  It raises OSError and RuntimeError as
-        publish() does.
+        From any thread.  Nothing is sent.  Raises OSError, RuntimeError as publish().
         """
         return self._intake.forget(channel, event or "message")
 
@@ -5490,8 +5471,7 @@ class SSEServer:
 
         Connected clients get an event `gap` with this reason, and so do clients that
         resume from an earlier event, in its place.  It is for a program that feeds the
-        server from elsewhere and has lost events on the way.  Like publish(), it may be
-        called from any thread.
+        server from elsewhere and has lost events on the way.  From any thread.
         """
         body = format_event({"reason": reason}, event="gap")
         return self._intake.publish(body, EVERYBODY, kind=_GAP)
@@ -5827,18 +5807,15 @@ def _request_for_stream(
 async def _run_lifespan(server: SSEServer, receive: _Receive, send: _Send) -> None:
     """Answer an ASGI server that runs the lifespan of its application."""
     await receive()
-    lifespan = server.lifespan()
-    try:
-        await lifespan.__aenter__()
-    except Exception as error:
-        message = f"sse_server: {error}"
-        await send({"type": "lifespan.startup.failed", "message": message})
-        return
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(server.lifespan())
+        except Exception as error:
+            message = f"sse_server: {error}"
+            await send({"type": "lifespan.startup.failed", "message": message})
+            return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-    finally:
-        await lifespan.__aexit__(None, None, None)
     await send({"type": "lifespan.shutdown.complete"})
 
 
