@@ -848,8 +848,7 @@ class _LogFile:
     The bounds of the process that called set_bounds() last count for all, so that a
     program which only publishes need not know them.
 
-    Any thread may call the methods.  Each opens the file if it is not open.  If the
-    file cannot be used, it raises _LogFileError.
+    Any thread may call the methods.  Each opens the file, or raises _LogFileError.
     """
 
     _APPLICATION, _FORMAT = 0x53534531, 1  # application_id: "SSE1", and user_version
@@ -987,7 +986,7 @@ class _LogFile:
     def read(self, after: int) -> tuple[list[_Row], bool]:
         """The next rows after this number, and whether there may be more.
 
-        If the first is not the next, those between are forgotten.  It never waits.
+        If the first is not the next, others were forgotten.  It waits for no writer.
         """
         rows: list[_Row] = []
         size = 0
@@ -1388,8 +1387,7 @@ class Request:
     def last_event_id(self) -> str | None:
         """The id to resume after, from the header or else the query, or None.
 
-        Raises HTTPError 400 for two different ones in the header: with either, the
-        client might miss events without being told of a gap.
+        Raises HTTPError 400 for two different ones in the header: one may hide a gap.
         """
         ids = set(self.values(b"last-event-id"))
         if len(ids) > 1:
@@ -1634,8 +1632,7 @@ class _BodyReader:
     def read(self, received: bytearray) -> bool:
         """Take what is there; return whether it may be called again at once.
 
-        It takes at most _PARTS_PER_TURN parts.  If it returns False, the body is
-        complete, or more of it must be received first.
+        At most _PARTS_PER_TURN parts.  False: it is complete, or more must come first.
         """
         for _ in range(_PARTS_PER_TURN):
             if self.complete or not self._read_part(self, received):
@@ -4616,8 +4613,7 @@ class _Call(_Reader):
 def _request_of(scope: _Scope, own_path: str | None) -> Request:
     """The request of an ASGI scope.
 
-    `own_path` is the stream's if the server is the whole application.  None: the path
-    that was routed here is the stream's, whatever it is.
+    `own_path` is the stream's.  None: it is whatever path was routed here.
     """
     raw = scope.get("raw_path") or urllib.parse.quote(scope["path"]).encode()
     target = raw.partition(b"?")[0].decode("utf-8", "surrogateescape")
@@ -4721,8 +4717,7 @@ class _Termination:
     so are all if it does so with SIGTERM, or if the block is not in the main thread.  A
     second signal ends the process at once.
 
-    Each task of the program may have a block, and a block may be in another one.  A
-    signal ends the innermost block of each task.
+    A task may have blocks in blocks.  A signal ends the innermost block of each task.
 
     While it handles a signal it logs nothing: what the signal has interrupted may be
     writing to the log, and a stream that is written to twice raises RuntimeError.
@@ -4791,8 +4786,7 @@ class _Termination:
                 signal.signal(number, handler)
 
 
-# Of each signal that ends blocks: the handler that stood there before, and the blocks,
-# the newest last.
+# Of each signal that ends blocks: the handler before, and the blocks, the newest last.
 _handled: dict[signal.Signals, tuple[Any, list[_Termination]]] = {}
 
 
