@@ -3029,13 +3029,20 @@ class _Intake:
             self._look_timer.cancel()
             self._look(self.file)
 
-    def find(self, id: str, key: Any) -> int | None:
-        """The position of an id, which another process may have published just now."""
-        position, may_come = self.log.find(id, key), self.file is not None
-        while position is None and may_come:
-            may_come = self.catch_up()
-            position = self.log.find(id, key)
-        return position
+    def locate(self, id: str) -> tuple[int | None, Any]:
+        """The position of an id that a client has seen; None: the id is unknown.
+
+        And its key, if its event is yet to come.
+        """
+        if len(id) > _MAX_NAME_BYTES:
+            return None, None
+        key = self._key_of_seen(id)
+        with self.lock:
+            position, may_come = self.log.find(id, key), self.file is not None
+            while position is None and may_come:  # from another process, just now
+                may_come = self.catch_up()
+                position = self.log.find(id, key)
+            return position, (key if self.log.is_ahead(key) else None)
 
     def has_ended(
         self, channels: Channels, last_event_id: str | None, replay: float
@@ -3045,24 +3052,24 @@ class _Intake:
         self.catch_up()
         if not log.is_finished(channels, log.newest):
             return False
+        position = None  # of a new client
+        if last_event_id:
+            position, awaited_key = self.locate(last_event_id)
+            # If it is ahead, the channel may have begun anew elsewhere.
+            if position is None or awaited_key is not None:
+                return False
         with self.lock:
-            if last_event_id:
-                key = self.key_of_seen(last_event_id)
-                position = log.find(last_event_id, key)
-                # If it is ahead, the channel may have begun anew elsewhere.
-                if position is None or log.is_ahead(key):
-                    return False
-                if log.missed(position, wanted):
-                    return False
-            else:
+            if position is None:
                 position = log.base if replay else log.sent
-                if log.retains(wanted):
-                    return False
-            if log.newest - position > _MAX_REPLAY_SCAN:
-                return False  # a stream that ends soon costs less than a long search
+                owes = log.retains(wanted)
+            else:
+                owes = log.missed(position, wanted)
+            # A stream that ends soon costs less than a long search.
+            if owes or log.newest - position > _MAX_REPLAY_SCAN:
+                return False
             return not log.follows(position, wanted)
 
-    def key_of_seen(self, id: str) -> Any:
+    def _key_of_seen(self, id: str) -> Any:
         """The sort key of an id that a client has seen; None: it has none."""
         with contextlib.suppress(Exception):  # the publisher never gave such an id
             if _number_in(id, self.log.epoch) is None:
@@ -3402,14 +3409,10 @@ class _Broadcaster:
 
     def _go_on_after(self, subscriber: _Subscriber, id: str) -> bool:
         """Find where to go on after `id`; False if that event is yet to come."""
-        position = None
-        if len(id) <= _MAX_NAME_BYTES:
-            key = self.intake.key_of_seen(id)
-            with self.intake.lock:
-                position = self.intake.find(id, key)
-                if self.log.is_ahead(key):
-                    subscriber.awaited = id, key
-                    return False
+        position, awaited_key = self.intake.locate(id)
+        if awaited_key is not None:
+            subscriber.awaited = id, awaited_key
+            return False
         if position is None:
             subscriber.cursor = _Cursor(self.log.base, "unknown id")
         else:
