@@ -3156,8 +3156,8 @@ class _Broadcaster:
                 await asyncio.sleep(0)
 
     def _has_work(self) -> bool:
-        log, is_ready = self.log, self.registry.count(_READY) > 0
-        return is_ready or log.sent < log.newest or self.intake.has_news
+        is_new = self.log.sent < self.log.newest or self.intake.has_news
+        return is_new or bool(self.registry.members[_READY])
 
     def turn_is_over(self) -> bool:
         """Whether no time for broadcasting is left in this round of the event loop."""
