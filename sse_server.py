@@ -3935,16 +3935,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
-        turns = self.parts.turns
-        if self.state in _STREAMING:
-            if not self.input_ended:
-                self._receive_more()
-            elif turns.is_over():
-                turns.defer(self)
-            else:
-                self._end_stream()
-            return
-        self._try(self._work_off)
+        if self.state not in _STREAMING:
+            self._try(self._work_off)
+        elif not self.input_ended:
+            self._receive_more()
+        elif self.parts.turns.is_over():
+            self.parts.turns.defer(self)
+        else:
+            self.parts.broadcaster.end(self, "closed by the client")
 
     def _try(self, work: Callable[..., None], *arguments: Any) -> None:
         """An error of the server's own ends this connection, and no other."""
@@ -4093,14 +4091,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         connection = "keep-alive" if request.keep_alive else "close"
         head = stream.head.render(time.time(), request, connection)
         parts.broadcaster.add(self, stream, head)
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
-        if self.input_ended:
-            self._end_stream()
-
-    def _end_stream(self) -> None:
-        """The client has ended its side of the connection."""
-        self.parts.broadcaster.end(self, "closed by the client")
+        self.proceed()
 
     def _answer_error(self, error: HTTPError) -> None:
         """Answer an invalid or incomplete request."""
@@ -5391,7 +5382,7 @@ class SSEServer:
             shutdown_timeout,
         )
         self._thread: threading.Thread | None = None
-        self._terminations: list[_Termination] = []  # of `async with` blocks
+        self._terminations: list[_Termination] = []  # of the blocks, the newest last
         self._is_application = False  # an ASGI server has run its lifespan
 
     # What a program calls.
@@ -5760,21 +5751,21 @@ class SSEServer:
             self._terminations.pop().end()
 
     def __enter__(self) -> SSEServer:
-        self._termination = _Termination(sys.exit)
+        self._terminations.append(_Termination(sys.exit))
         try:
             self.start()
         except BaseException:
-            self._termination.end()
+            self._terminations.pop().end()
             raise
         return self
 
     def __exit__(self, *raised: object) -> None:
         self._termination.is_leaving()
-        self._termination.log()
+        self._terminations[-1].log()
         try:
             self.stop()
         finally:
-            self._termination.end()
+            self._terminations.pop().end()
 
     def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
         async def serve() -> None:
