@@ -153,10 +153,7 @@ async def until_async(condition, what, within=15.0):
     """As until(), in an event loop."""
     deadline = time.monotonic() + within
     while True:
-        holds = condition()
-        if asyncio.iscoroutine(holds):
-            holds = await holds
-        if holds:
+        if holds := condition():
             return holds
         if time.monotonic() > deadline:
             _fail(what, within)
@@ -387,16 +384,10 @@ class Decoder:
     """
 
     def __init__(self, last_id=""):
-        self.last_id = last_id  # of the last event that was dispatched
+        self.last_id = self._id = last_id  # of the last event that was dispatched
         self.retry = None  # milliseconds
         self.comments = 0
-        self._rest = b""
-        self._begin()
-        self._id = last_id
-
-    def _begin(self):
-        self._name = ""
-        self._data = []
+        self._rest, self._name, self._data = b"", "", []
 
     def feed(self, received):
         *lines, self._rest = (self._rest + received).split(b"\n")
@@ -411,7 +402,7 @@ class Decoder:
             if self._data:
                 name = self._name or "message"
                 events.append((self._id, name, b"\n".join(self._data)))
-            self._begin()
+            self._name, self._data = "", []
         return events
 
     def _field(self, line):
@@ -441,10 +432,7 @@ class Dechunker:
     def feed(self, received):
         """The chunks that are complete."""
         self._rest += received
-        while not self.ended:
-            end = self._rest.find(b"\r\n")
-            if end < 0:
-                break
+        while not self.ended and (end := self._rest.find(b"\r\n")) >= 0:
             size = int(self._rest[:end], 16)
             whole = end + 2 + size + 2
             if len(self._rest) < whole:
@@ -491,28 +479,25 @@ class Stream:
         return events
 
     def _check(self, head):
-        status, *fields = head.split(b"\r\n")
-        if b" 200 " not in status:
-            raise ValueError(f"not a stream: {status!r}")
-        fields = [field.lower() for field in fields]
-        if any(field.startswith(b"content-length:") for field in fields):
+        if b" 200 " not in head.partition(b"\r\n")[0]:
+            raise ValueError(f"not a stream: {head!r}")
+        head = head.lower()
+        if b"\r\ncontent-length:" in head:
             self._dechunker = None  # it is to come back: the server ends, or is full
             return
-        chunked = b"transfer-encoding: chunked" in fields
+        chunked = b"\r\ntransfer-encoding: chunked" in head
         if chunked != (self._version == "1.1"):
             raise ValueError(f"wrong framing for HTTP/{self._version}: {head!r}")
-        if b"content-encoding: gzip" in fields:
+        if b"\r\ncontent-encoding: gzip" in head:
             self.inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 
-def request(
-    version="1.1", channels=(), last_id="", by_query=False, gzip=False, target="/sse"
-):
-    """The bytes of a request for a stream."""
+def request(version="1.1", channels=(), last_id="", target="/sse", **how):
+    """The bytes of a request for a stream; how: `by_query`, `gzip`."""
     query = [f"channel={channel}" for channel in channels]
     fields = ["Host: localhost", "Accept: text/event-stream"]
-    fields += ["Accept-Encoding: gzip"] * gzip
-    if last_id and by_query:
+    fields += ["Accept-Encoding: gzip"] * how.get("gzip", False)
+    if last_id and how.get("by_query"):
         query.append(f"last_event_id={last_id}")
     elif last_id:
         fields.append(f"Last-Event-ID: {last_id}")
@@ -553,14 +538,10 @@ def reset(sock):
 class Client:
     """One connection with a stream on it, which blocks until it is in a crowd."""
 
-    def __init__(
-        self, address, timeout=30, small=False, tls=False, source="", **parameters
-    ):
+    def __init__(self, address, timeout=30, small=False, tls=False, source="", **asked):
         self.socket = connect(address, small, tls, timeout, source)
-        self.socket.sendall(request(**parameters))
-        self.stream = Stream(
-            parameters.get("version", "1.1"), parameters.get("last_id", "")
-        )
+        self.socket.sendall(request(**asked))
+        self.stream = Stream(asked.get("version", "1.1"), asked.get("last_id", ""))
         self.received = 0  # bytes
         self._events = []
 
@@ -679,17 +660,15 @@ class Cutting:
 
     async def __call__(self, reader, writer):
         self.connections += 1
-        number, events, upstream = self.connections, 0, None
+        number, events, upstream, due = self.connections, 0, None, False
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             source, upstream = await asyncio.open_connection("127.0.0.1", self._port)
             upstream.write(await reader.readuntil(b"\r\n\r\n"))
-            while data := await source.read(65536):
+            while not due and (data := await source.read(65536)):
                 events += data.count(b"data: ")
-                if b"data: " in data and self._is_due(number, events):
+                if due := b"data: " in data and self._is_due(number, events):
                     self.cuts += 1
-                    writer.write(data[: data.rindex(b"data: ") + 8])
-                    await writer.drain()
-                    break
+                    data = data[: data.rindex(b"data: ") + 8]
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()

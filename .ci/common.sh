@@ -34,6 +34,29 @@ install_packages() {
     cp "$1" "$2/installed-from"
 }
 
+# prepare STAGE: installs what it needs, once, and exports where that is.
+prepare() {
+    local programs=(curl:curl) folder=$cache/$1
+    case $1 in
+        interop) programs+=(chromium:chromium firefox-esr:firefox-esr nginx:nginx-light
+            haproxy:haproxy caddy:caddy node:nodejs npm:npm) ;;
+        faults) programs+=(ip:iproute2 slowhttptest:slowhttptest openssl:openssl
+            unshare:util-linux) ;;
+        scale) programs+=(redis-server:redis-server nginx:nginx-light caddy:caddy
+            ip:iproute2 unshare:util-linux openssl:openssl systemd-analyze:systemd
+            pg_lsclusters:postgresql) ;;
+    esac
+    install_programs "${programs[@]}" &&
+        { install_packages "$checks/$1/requirements.txt" "$folder/venv" ||
+            [[ $1 == faults ]]; } && # a fuzzer, for which this Python may be too new
+        { [[ $1 != interop ]] ||
+            install_packages "$checks/interop/package.json" "$folder/node"; } ||
+        { echo "FAIL $1: nothing installed" && return 1; }
+    python=$folder/venv/bin/python
+    export PYTHONPATH=$checks NODE_PATH=$folder/node/node_modules
+    export INTEROP_PYTHON=$python FUZZ_PYTHON=$python
+}
+
 summary=()
 status=0
 pending=()

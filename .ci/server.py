@@ -51,7 +51,7 @@ class Commands:
         self.server = None
         self.storming = None
         self._turned_away = None  # the status that subscribers get, once told so
-        self._tasks = set()
+        self._tasks = []
 
     async def authorize(self, request):
         if self._turned_away is not None and request.method == "GET":
@@ -102,8 +102,8 @@ class Commands:
         self.storming.start()
 
     async def end_storm(self):
-        await asyncio.to_thread(self.storming.stop)
-        self.storming = None
+        storm, self.storming = self.storming, None
+        await asyncio.to_thread(storm.stop)
 
     async def close(self):
         """Twice at once and again: how long it took, what is left."""
@@ -143,13 +143,11 @@ class Commands:
 
     def pump(self, rate, seconds):
         """Numbered events, in the background."""
-        pump = asyncio.create_task(self._pump(rate, seconds))
-        self._tasks.add(pump)
-        pump.add_done_callback(self._tasks.discard)
+        self._tasks.append(asyncio.create_task(self._pump(rate, seconds)))
 
     async def _pump(self, rate, seconds):
         start = time.monotonic()
-        for number in range(rate * seconds):
+        for number in range(round(rate * seconds)):
             while (time.monotonic() - start) * rate < number:
                 await asyncio.sleep(PUMP_SECONDS)
             self.server.publish({"number": number, "wave": math.sin(number / rate)})

@@ -197,13 +197,13 @@ class Record:
 
     def __init__(self, paths):
         self._events = {}  # (epoch, number): (channel, crc)
-        self._retained = {}  # crc: (place, channel, name)
+        self.retained = {}  # crc: (place, channel, name)
         for path in paths:
             for id, channel, name, crc in lines_of(path):
                 place = parse_id(id)
                 self._events[place] = (channel, crc)
                 if name:
-                    self._retained[crc] = (place, channel, name)
+                    self.retained[crc] = (place, channel, name)
         # In the order of the servers.
         self._epochs = list(dict.fromkeys(epoch for epoch, _ in self._events))
         self._by_channel = collections.defaultdict(list)
@@ -218,24 +218,16 @@ class Record:
 
     def between(self, channels, epoch, low, high):
         """How many events of the channels there are after low and before high."""
-        total = 0
-        for channel in channels:
-            numbers = self._by_channel[epoch, channel]
-            start = bisect.bisect_right(numbers, low)
-            total += max(0, bisect.bisect_left(numbers, high) - start)
-        return total
-
-    def retained(self, crc):
-        """Where, in which channel, under which name this was published."""
-        return self._retained.get(crc)
+        lists = [self._by_channel[epoch, channel] for channel in channels]
+        count = lambda it: bisect.bisect_left(it, high) - bisect.bisect_right(it, low)
+        return sum(max(0, count(numbers)) for numbers in lists)
 
     def state(self, channels):
         """What is retained in the end: the crc of the newest by channel and name."""
+        in_order = sorted(self.retained.items(), key=lambda item: item[1][0])
         return {
             (channel, name): crc
-            for crc, (place, channel, name) in sorted(
-                self._retained.items(), key=lambda item: item[1][0]
-            )
+            for crc, (place, channel, name) in in_order
             if channel in channels and place[0] == self._epochs[-1]
         }
 
@@ -300,7 +292,7 @@ def verify(transcript, channels, record):
                 gap = gap if place == before else None
             else:
                 fault = _event_fault(before, place, crc, channels, record)
-            found = record.retained(crc)
+            found = record.retained.get(crc)
             if found:
                 state[found[1:]] = crc
         if fault:
@@ -320,7 +312,7 @@ def _state_fault(before, place, crc, gap, channels, record):
 
     The last one has the id of the client's place from then on.
     """
-    found = record.retained(crc)
+    found = record.retained.get(crc)
     if not found:
         return "not retained, and without an id of its own"
     if found[1] not in channels:
@@ -338,9 +330,8 @@ def _gap_fault(before, place, reason, channels, record):
     if before[0] != place[0]:
         good = reason == "unknown id" and record.later(place[0], before[0])
         return None if good else "gap between epochs in the wrong order"
-    if not record.between(channels, place[0], before[1], place[1] + 1):
-        return "gap without a hole"
-    return None
+    hole = record.between(channels, place[0], before[1], place[1] + 1)
+    return None if hole else "gap without a hole"
 
 
 def _event_fault(before, place, crc, channels, record):
@@ -349,12 +340,9 @@ def _event_fault(before, place, crc, channels, record):
         return "data differ, or never published"
     if channel not in channels:
         return f"channel {channel} was not asked for"
-    if before is None:
-        return None
-    if before[0] != place[0]:
+    if before and before[0] != place[0]:
         return "another epoch without a gap"
-    if before[1] >= place[1]:
+    if before and before[1] >= place[1]:
         return "twice or out of order"
-    if record.between(channels, place[0], before[1], place[1]):
-        return "a hole that was not announced"
-    return None
+    hole = before and record.between(channels, place[0], before[1], place[1])
+    return "a hole that was not announced" if hole else None

@@ -185,7 +185,7 @@ def bursts(run):
     How many is taken from a trial, so that slow and fast contestants need about the
     same time.
     """
-    clients, seconds = 1000, 0.5 if run.quick else 1.5
+    seconds = 0.5 if run.quick else 1.5
     for batch in (10, 100):
         batches = {}
 
@@ -195,12 +195,11 @@ def bursts(run):
                 trial, _ = stand.window(2 * batch, batch=batch)
                 batches[stand.name] = max(2, round(2 * seconds / trial["span_s"]))
             report, cpu = stand.window(batches[stand.name] * batch, batch=batch)
-            deliveries = report["events"]
-            rate = deliveries / report["span_s"] / MILLION
+            rate = report["events"] / report["span_s"] / MILLION
             run.record(f"burst{batch}", stand.name, rate)
-            run.record(f"burst{batch}_cpu", stand.name, cpu / deliveries * 1e9)
+            run.record(f"burst{batch}_cpu", stand.name, cpu / report["events"] * 1e9)
 
-        in_rounds(run, f"burst{batch}", clients, measure)
+        in_rounds(run, f"burst{batch}", 1000, measure)
 
 
 def memory(run):
@@ -208,18 +207,14 @@ def memory(run):
     for clients in (1000,) if run.quick else (1000, 15_000):
         for _ in range(1 if run.quick else min(run.rounds, 3)):
             for contestant in run.contestants:
-                with (
-                    run.guard("memory", contestant.name),
-                    standing(contestant, 1) as first,
-                ):
+                name = contestant.name
+                with run.guard("memory", name), standing(contestant, 1) as first:
                     first.window(1)
                     before = first.server.resident_bytes()
                     with Clients(first.server, clients) as crowd:
-                        stand = Stand("", first.server, crowd.connected())
-                        stand.window(1)
+                        Stand("", first.server, crowd.connected()).window(1)
                         added = first.server.resident_bytes() - before
-                    metric = f"memory{clients}"
-                    run.record(metric, contestant.name, added / clients / 1024)
+                    run.record(f"memory{clients}", name, added / clients / 1024)
 
 
 def arrivals(run):
@@ -318,13 +313,11 @@ def history_file(run):
                 standing(contestant, 1000) as plain,
                 standing(contestant, 1000, driving=in_file) as filed,
             ):
+                cost = lambda stand: stand.window(10, interval_us=interval_us)[1]
                 for number in range(1 + 3 * run.rounds):  # the first one warms up
-                    costs = [
-                        stand.window(10, interval_us=interval_us)[1]
-                        for stand in (plain, filed)
-                    ]
+                    before, after = cost(plain), cost(filed)
                     if number:
-                        run.record("file_single", name, costs[1] / costs[0])
+                        run.record("file_single", name, after / before)
             for number in range(1 if run.quick else run.rounds):
                 program = [python, driver.with_name("history_file.py")]
                 found = output_of([*program, f"{folder}/{number}.db"])
@@ -332,13 +325,8 @@ def history_file(run):
                     run.record(metric, name, value)
 
 
-SCENARIOS = {
-    function.__name__: function
-    for function in (
-        *(single, latency, bursts, memory, arrivals, resuming, channels, compression),
-        history_file,
-    )
-}
+IN_ORDER = single, latency, bursts, memory, arrivals, resuming, channels, compression
+SCENARIOS = {one.__name__: one for one in (*IN_ORDER, history_file)}
 
 
 def ratio(run, metric, name, against):

@@ -158,15 +158,15 @@ def pour(address, count, begin, data, pause=0.0, size=MIB):
             sock.sendall(data)
 
 
-def in_bursts(address, count, begin, burst, *firsts):
+def in_bursts(address, count, begin, burst, firsts):
     """Connections that send one of these and leave, so many at once."""
     begin()
     for _ in range(count // burst):
-        socks = [connect(address) for _ in range(burst)]
-        for number, sock in enumerate(socks):
-            sock.sendall(firsts[number % len(firsts)])
-        for number, sock in enumerate(socks):
-            if firsts[number % len(firsts)] == CLOSE:
+        sent = [(connect(address), firsts[n % len(firsts)]) for n in range(burst)]
+        for sock, first in sent:
+            sock.sendall(first)
+        for sock, first in sent:
+            if first == CLOSE:
                 read_on([sock], 5)
             sock.close()
 
@@ -176,22 +176,6 @@ def client_hello():
     with contextlib.suppress(ssl.SSLWantReadError):
         tls_context().wrap_bio(incoming, outgoing).do_handshake()
     return outgoing.read()
-
-
-def hellos(address, count, begin):
-    """ClientHellos that are complete in one moment."""
-    hello = client_hello()
-    at_once(address, count, begin, hello[:-1], hello[-1:])
-
-
-def leave_early(address, count, begin):
-    """Before the ClientHello, in it, and after it."""
-    hello = client_hello()
-    in_bursts(address, count, begin, 100, b"", hello[:100], hello)
-
-
-def short_connections(address, count, begin):
-    in_bursts(address, count, begin, 2500, CLOSE)
 
 
 def key_updates(address, count, begin):
@@ -287,6 +271,9 @@ BUFFERS = 140  # KiB: what was received, a batch, the objects (see README.md)
 GZIP = {"fields": b"Accept-Encoding: gzip\r\n"}
 CODED, TLS, ORDERED = {"compress": True}, {"tls": True}, {"id_order": "int"}
 NUMBERED = {"numbered": True}
+HELLO = client_hello()
+HELLOS = {"first": HELLO[:-1], "last": HELLO[-1:]}  # complete in one moment
+EARLY = {"burst": 100, "firsts": [b"", HELLO[:100], HELLO]}
 CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 TABLE = {"data": "a table, perhaps " * 224, "channel": "x"}
 NOISE = {"data": os.urandom(MIB // 2).hex(), "channel": "x"}
@@ -345,9 +332,9 @@ ATTACKS = [
            seen="p99 77 to 281 ms"),
     Attack("audiences of their own with gzip", streams, 9000, 5,
            {"query": "channel=own{}", **GZIP}, CODED),
-    Attack("ClientHellos at once", hellos, 300, 440, {}, TLS, seen="p99 335 ms"),
-    Attack("ClientHellos at once", hellos, 1000, 440, {}, TLS, seen="p99 979 ms"),
-    Attack("TLS that leaves before the handshake ends", leave_early, 3000, 4, {}, TLS,
+    Attack("ClientHellos at once", at_once, 300, 440, HELLOS, TLS, seen="p99 335 ms"),
+    Attack("ClientHellos at once", at_once, 1000, 440, HELLOS, TLS, seen="p99 979 ms"),
+    Attack("TLS that leaves before the handshake ends", in_bursts, 3000, 4, EARLY, TLS,
            after=True, seen="55 to 95 KiB each stayed"),
     Attack("KeyUpdates of TLS, 250 KB at once from each", key_updates, 6, 900, {}, TLS,
            seen="p99 547 ms"),
@@ -357,7 +344,8 @@ ATTACKS = [
            {"data": b"\r\n" * (4 * MIB)}, seen="p99 261 ms, 267 KiB each"),
     Attack("half-closes at once", at_once, 2000, 10, {"first": STREAM, "last": b""},
            seen="p99 190 ms with 9,000"),
-    Attack("short connections", short_connections, 10_000, 0.5, after=True,
+    Attack("short connections", in_bursts, 10_000, 0.5,
+           {"burst": 2500, "firsts": [CLOSE]}, after=True,
            seen="27 MiB stayed of 70,000 on 3.11"),
 ]  # fmt: skip
 

@@ -258,8 +258,8 @@ def main():
             old, new = lines[mutant.line - 1].strip(), " ".join(mutant.new.split())
             place = f"line {mutant.line}, {mutant.kind}  {old}   -> {new}"
             print(failed or "SURVIVED", place, sep="  ", flush=True)
-    names = ("killed", TIMED_OUT, "survived")
-    print("mutation:", ", ".join(f"{counts[name]} {name}" for name in names))
+    found = ", ".join(f"{counts[it]} {it}" for it in ("killed", TIMED_OUT, "survived"))
+    print("mutation:", found)
     bad = counts["survived"] > options.allowed or not counts["killed"]
     print(f"{'FAIL' if bad else 'PASS'} mutation: {options.allowed} may survive")
     return bad

@@ -24,14 +24,9 @@ import swarm
 from common import KIB, MIB, Child, Report, Server, arguments, free_port, wait_until
 
 SWARMS = 2  # processes that the clients are in
-USUAL = {
-    "write_timeout": 3.0,
-    "send_buffer": 16 * KIB,
-    "compress": True,
-    "heartbeat": 1.0,
-    "shutdown_timeout": 1.0,
-}
-SMALL_LOG = {"history": 300, "history_bytes": 512 * KIB}
+LOG_BYTES = 512 * KIB
+USUAL = {"write_timeout": 3.0, "heartbeat": 1.0, "shutdown_timeout": 1.0}
+USUAL.update(compress=True, send_buffer=16 * KIB, history=300, history_bytes=LOG_BYTES)
 LEAK_ALLOWED = 32 * MIB  # what a heap that was used by 300 may keep
 
 
@@ -73,24 +68,20 @@ class Swarms:
 def soak(report, options, folder):
     """The long part: one server, a small log."""
     record = os.path.join(folder, "record")
-    with Server(options.python, **USUAL, **SMALL_LOG) as server:
+    with Server(options.python, **USUAL) as server:
         before, rss = server.ask("usage"), server.rss()
         swarms = Swarms(server.address, options, [record])
         server.ask("storm", record=record, seed=options.seed)
         usages = watch(server, swarms, options)
         server.ask("end_storm")
         counts = swarms.finish(report, "soak")
-        report.check(
-            "soak: deliveries",
-            counts["event"] >= options.deliveries,
-            f"{counts['event']} events decoded, {options.deliveries} wanted",
-        )
+        count, wanted = counts["event"], options.deliveries
+        text = f"{count} events decoded, {wanted} wanted"
+        report.check("soak: deliveries", count >= wanted, text)
         cut, ended = counts["half-closed, cut"], counts["half-closed, ended"]
-        report.check(
-            "soak: half-closed streams are ended as their framing demands",
-            ended > 2 * cut,  # one that could not be told within write_timeout is cut
-            f"{ended} ended, {cut} cut",
-        )
+        name = "soak: half-closed streams are ended as their framing demands"
+        # One that could not be told within write_timeout is cut.
+        report.check(name, ended > 2 * cut, f"{ended} ended, {cut} cut")
         check_usage(report, server, before, rss, usages)
         happened = {n: counts[n] for n in ("gap", "reset", "stall", "compressed")}
         happened["dropped"] = server.ask("stats")["dropped"]
@@ -120,7 +111,7 @@ def check_usage(report, server, before, rss, usages):
     peak, third = max(usages) - rss, len(usages) // 3
     growth = max(usages[2 * third :]) - max(usages[third : 2 * third])
     # Each connection may hold 64 KiB and a batch of 64 KiB, and costs some 10 KiB.
-    bound = SMALL_LOG["history_bytes"] + 300 * 140 * KIB
+    bound = LOG_BYTES + 300 * 140 * KIB
     for name, grown, allowed in (
         ("is bounded by the log and the connections", peak, bound),
         ("does not go on growing", growth, LEAK_ALLOWED // 4),
@@ -133,7 +124,7 @@ def check_usage(report, server, before, rss, usages):
 def soak_restarted(report, options, folder):
     """The server is stopped and started again while the clients go on."""
     records = [os.path.join(folder, f"record-{number}") for number in (1, 2)]
-    parameters = {**USUAL, **SMALL_LOG, "port": free_port()}
+    parameters = {**USUAL, "port": free_port()}
     for number, record in enumerate(records, 1):
         with Server(options.python, **parameters) as server:
             if number == 1:

@@ -77,18 +77,16 @@ class Web(common.Program):
         super().__init__(command.format(app=app, port=port), folder, **how)
         self.port = port
         try:
-            until(self.answers, "it listens", PATIENCE)
-        except Failure as failure:
+            until(self.answers, lambda: f"it listens: {self.output()}", PATIENCE)
+        except Failure:
             self.kill()
-            raise Failure(f"{failure}: {self.output()[-1000:]}") from None
+            raise
 
     def answers(self):
-        expect(self.process.poll() is None, "it has ended")
-        try:
-            self.ask("/nothing")
-        except OSError:
-            return False
-        return True
+        expect(self.process.poll() is None, f"it has ended: {self.output()}")
+        with contextlib.suppress(OSError):
+            return self.ask("/nothing")
+        return False
 
     def ask(self, path=None, data=None, **fields):
         """The status and the body of an answer; data: of a POST with the token."""
@@ -117,17 +115,17 @@ class Web(common.Program):
         return Client(("127.0.0.1", self.port), PATIENCE, **parameters).open()
 
     def signal(self, number):
-        if number == signal.SIGINT:  # as a terminal does
-            os.killpg(self.process.pid, number)
-        else:
-            self.process.send_signal(number)
+        to_whom = (
+            os.killpg if number == signal.SIGINT else os.kill
+        )  # as a terminal does
+        to_whom(self.pid, number)
 
     def said_since(self, before):
         """What its log tells of its end, without what differs each time: the numbers,
         and the order in which several processes write."""
         lines = self.output()[len(before) :].splitlines()
-        said = [re.sub("[0-9]+", "#", x) for x in lines if not UNCOMPARED.search(x)]
-        return sorted(said)
+        lines = [line for line in lines if not UNCOMPARED.search(line)]
+        return sorted(re.sub("[0-9]+", "#", line) for line in lines)
 
     def kill(self):
         with contextlib.suppress(ProcessLookupError):
@@ -138,21 +136,17 @@ class Web(common.Program):
         self.kill()
 
 
-def data_of(event):
-    return event[2].decode()
-
-
 def check_behaviour(web):
     """What its own port does, it does here."""
     client, other = web.stream(), web.stream("?channel=a")
     first = web.publish("one")
     web.publish("for a", "?channel=a")
-    expect(data_of(client.next()) == "one", "another event")
-    expect(data_of(other.next()) == "for a", "another event of a channel")
+    expect(client.next()[2] == b"one", "another event")
+    expect(other.next()[2] == b"for a", "another event of a channel")
     client.close()
     web.publish("two")
     with web.stream(last_id=first) as resumed:
-        expect(data_of(resumed.next()) == "two", "it does not resume")
+        expect(resumed.next()[2] == b"two", "it does not resume")
     with web.stream(last_id="unknown") as resumed:
         _, name, _ = resumed.next()
         expect(name == "gap", f"an unknown id is no gap: {name}")
@@ -184,17 +178,17 @@ def end(web, number, clients):
     return web.process.returncode, web.said_since(before), taken, ended
 
 
-def without_streams(app, server, number):
-    with Web(SERVERS[server], app) as web:
-        if app == "with_django":
-            web.publish("so that it is started")
-        return end(web, number, [])
-
-
 def check_pair(report, app, server, name, pool):
+    number = SIGNALS[name]
+
+    def without_streams():
+        with Web(SERVERS[server], app) as web:
+            if app == "with_django":
+                web.publish("so that it is started")
+            return end(web, number, [])
+
     with report.case(f"{app} under {server}, {name}") as notes:
-        number = SIGNALS[name]
-        beside = pool.submit(without_streams, app, server, number)
+        beside = pool.submit(without_streams)
         with Web(SERVERS[server], app) as web:
             if number == signal.SIGINT:
                 check_behaviour(web)
@@ -205,9 +199,8 @@ def check_pair(report, app, server, name, pool):
         expected, normal, _, usual = beside.result()
         for _ in range(4):  # granian's own end is not always the same
             if (status, said) != (expected, normal):
-                expected, normal, _, usual = without_streams(app, server, number)
-        fine = status in (0, expected)
-        expect(fine, f"status {status}; without streams {expected}")
+                expected, normal, _, usual = without_streams()
+        expect(status in (0, expected), f"status {status}; without streams {expected}")
         expect(said == normal, f"said {said}; without streams {normal}")
         notes.append(f"streams {taken:.2f} s, all {ended:.2f} s, usually {usual:.2f} s")
 

@@ -1,12 +1,10 @@
 /* Chromium and Firefox against the server: EventSource, fetch, and the server's page.
  *
- * usage: browsers.cjs [--only TEXT] [--restarts NUMBER] [--screenshots FOLDER]
- *        (with the environment that install.sh prints)
+ * usage: browsers.cjs [TEXT]     only the checks whose title has this text
+ *        (with the environment that `prepare` of common.sh makes)
  */
 "use strict";
 
-const fs = require("node:fs");
-const { parseArgs } = require("node:util");
 const { inPage, startBrowsers, Report } = require("./harness.cjs");
 const eventsource = require("./eventsource.cjs");
 const page = require("./page.cjs");
@@ -16,47 +14,28 @@ function titleOf(check) {
   return check.name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
 }
 
-/** Every check in turn, in all browsers at the same time. */
-async function together(report, browsers, checks, options) {
-  for (const check of checks) {
-    await Promise.all(browsers.map((one) => alone(report, one, check, options)));
-  }
-}
-
-function alone(report, { name, browser }, check, options) {
-  const run = (tools) => check({ ...tools, name, options });
-  return report.case(`${name} ${titleOf(check)}`, () => inPage(browser, run));
-}
-
-async function main() {
-  const { values: options } = parseArgs({
-    options: {
-      only: { type: "string", default: "" },
-      restarts: { type: "string", default: "20" },
-      screenshots: { type: "string" },
-    },
-  });
-  if (options.screenshots) fs.mkdirSync(options.screenshots, { recursive: true });
-  const chosen = (checks) =>
-    checks.filter((check) => titleOf(check).includes(options.only));
+async function main(only = "") {
   const report = new Report("browsers");
   const browsers = await startBrowsers();
-  try {
-    await together(report, browsers, chosen(eventsource.checks), options);
-    await together(report, browsers, chosen(tabs.checks), options);
-    await together(report, browsers, chosen(page.checks), options);
-    const [chromium] = browsers;
-    await together(report, [chromium], chosen(page.checksOfChromium), options);
-    for (const browser of browsers) {
-      await together(report, [browser], chosen(page.checksOfSpeed), options);
+  /** Every check in turn, in these browsers at the same time. */
+  const together = async (checks, chosen = browsers) => {
+    for (const check of checks.filter((one) => titleOf(one).includes(only))) {
+      const run = ({ name, browser }) =>
+        report.case(`${name} ${titleOf(check)}`, () => inPage(browser, check));
+      await Promise.all(chosen.map(run));
     }
+  };
+  try {
+    await together([...eventsource.checks, ...tabs.checks, ...page.checks]);
+    await together(page.checksOfChromium, browsers.slice(0, 1));
+    for (const browser of browsers) await together(page.checksOfSpeed, [browser]);
   } finally {
     await Promise.all(browsers.map((browser) => browser.close()));
   }
   return report.close();
 }
 
-main().then(
+main(...process.argv.slice(2)).then(
   (status) => process.exit(status),
   (problem) => {
     console.error(problem);

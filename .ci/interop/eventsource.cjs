@@ -60,8 +60,10 @@ async function opensBeforeTheFirstEvent({ page, startServer }) {
   same(await recordOf(page), [["open"], ["message", "first", id]], "record");
 }
 
+const RESTARTS = Number(process.env.RESTARTS ?? 20);
+
 /** With a history file nobody notices a restart, be it in order or by SIGKILL. */
-async function noticesNoRestart({ page, startServer, startRelay, options }) {
+async function noticesNoRestart({ page, startServer, startRelay }) {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), "sse-history-"));
   const settings = { retry: 0.05, restart_retry: 0.05 };
   settings.history_file = path.join(folder, "events.db");
@@ -74,7 +76,7 @@ async function noticesNoRestart({ page, startServer, startRelay, options }) {
     const [id] = await server.publish({ data, event: type, retain: type === "news" });
     wanted.push([type, data, id]);
   };
-  for (let restart = 1; restart <= Number(options.restarts); restart++) {
+  for (let restart = 1; restart <= RESTARTS; restart++) {
     await publish("news", `${restart}`);
     await publish("message", `before restart ${restart}`);
     const release = relay.hold(); // who comes back waits until it is there
@@ -90,10 +92,10 @@ async function noticesNoRestart({ page, startServer, startRelay, options }) {
   await watch(page, relay.url);
   await seen(page, 1);
   const [[type, data]] = await eventsOf(page);
-  same([type, data], ["news", options.restarts], "what a new client gets first");
+  same([type, data], ["news", `${RESTARTS}`], "what a new client gets first");
   await server.stop();
   fs.rmSync(folder, { recursive: true });
-  return `${options.restarts} restarts, ${wanted.length} events`;
+  return `${RESTARTS} restarts, ${wanted.length} events`;
 }
 
 /** A full server tells an EventSource to come again; it does, and gets in. */
@@ -184,50 +186,11 @@ async function isRefusedFromAnotherOrigin({ page, ...tools }) {
   same(await recordOf(page), [["error", 2]], "record");
 }
 
-/** The median of the milliseconds from publish to onmessage, of events one by one. */
-async function delayOf(page, server, count) {
-  for (let number = 0; number < count; number += 1) {
-    await server.publish({ data: { number, sent: Date.now(), text: "x".repeat(99) } });
-    await seen(page, number + 1);
-  }
-  const times = await page.evaluate(() => window.times);
-  const delays = (await eventsOf(page)).map(([, data], number) => {
-    same(JSON.parse(data).number, number, "the number of an event");
-    return times[number] - JSON.parse(data).sent;
-  });
-  return delays.sort((a, b) => a - b)[count >> 1];
-}
-
-async function readsWhatIsCompressed({ page, startServer }) {
-  const medians = [];
-  for (const compress of [false, true]) {
-    const server = await startServer({ compress });
-    await page.goto(server.origin);
-    await watch(page, server.url);
-    await page.evaluate(() => {
-      window.times = [];
-      window.source.addEventListener("message", () => window.times.push(Date.now()));
-    });
-    const compressed = async () => (await server.ask("compressed")).streams;
-    same(await compressed(), Number(compress), "compressed streams");
-    medians.push(await delayOf(page, server, 40));
-    await watch(page, server.url); // which begins when others have read much already
-    same(await compressed(), 2 * compress, "compressed streams with a late one");
-    for (const count of [1, 2, 3]) {
-      await server.publish(`the word number ${count}`);
-      await seen(page, count);
-    }
-  }
-  expect(medians[1] <= medians[0] + 20, `compressed events take ${medians} ms`);
-  return `half within ${medians[0]} ms plain, ${medians[1]} ms compressed`;
-}
-
 module.exports = {
   checks: [
     waitsForRoom, // first: it takes the longest, and mostly waits
     opensBeforeTheFirstEvent,
     noticesNoRestart,
-    readsWhatIsCompressed,
     stopsForGoodWhenTurnedAway,
     publishesFromAnAllowedOrigin,
     isRefusedFromAnotherOrigin,

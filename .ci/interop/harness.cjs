@@ -212,7 +212,8 @@ const startBrowsers = () =>
 
 /** An empty page of this origin, whatever the server has there. */
 async function openEmpty(page, origin) {
-  page.once("request", (request) => request.respond({ contentType: "text/html" }));
+  const body = '<link rel="icon" href="data:,">'; // or a browser would ask for one
+  page.once("request", (request) => request.respond({ contentType: "text/html", body }));
   await page.setRequestInterception(true);
   await page.goto(`${origin}/`);
   await page.setRequestInterception(false);

@@ -3,7 +3,7 @@ Vite's development server pass the stream on at once, keep an idle one, tell of 
 that left, and bring all clients back after the server was killed and away for a while.
 nginx and HAProxy cannot be talked into smuggling a request.
 
-usage: proxies.py     (with the environment that install.sh prints)
+usage: proxies.py     (with the environment that `prepare` of common.sh makes)
 """
 
 import asyncio

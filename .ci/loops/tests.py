@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The unit tests of connections, on another event loop or with eager tasks.
 
-usage: tests.py uvloop|eager|asyncio [TEST ...]
+usage: tests.py uvloop|eager|asyncio
 """
 
 import asyncio
@@ -15,23 +15,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import test_sse_server as tests
 
-CLASSES = [
-    *("AnswerTest", "AuthorizeTest", "BroadcastOverTLSTest", "BroadcastTest"),
-    *("ChannelTest", "CompressionTest", "ConnectionOverTLSTest", "ConnectionTest"),
-    *("DepartureOverTLSTest", "DepartureTest", "DisconnectOverTLSTest"),
-    *("DisconnectTest", "EndingOverTLSTest", "EndingTest", "FailureTest", "FinishTest"),
-    *("FullTest", "IteratorTest", "LifetimeTest", "PermissionTest", "PostTest"),
-    *("PresenceTest", "RequestsModelTest", "ResumeTest", "SeamTest"),
-    *("SlowClientOverTLSTest", "SlowClientTest", "StreamOverTLSTest", "StreamTest"),
-    *("SubscriberModelTest", "TLSTest", "ThreadTest"),
-]
+CLASSES = """Answer Authorize BroadcastOverTLS Broadcast Channel Compression
+ConnectionOverTLS Connection DepartureOverTLS Departure DisconnectOverTLS Disconnect
+EndingOverTLS Ending Failure Finish Full Iterator Lifetime Permission Post Presence
+RequestsModel Resume Seam SlowClientOverTLS SlowClient StreamOverTLS Stream
+SubscriberModel TLS Thread"""
 LEFT_OUT_OF_UVLOOP = {
-    "ConnectionTest.test_a_client_is_read_by_32_kib_at_a_time": (
-        "uvloop decides itself how much it reads"
-    ),
-    "FailureTest.test_who_leaves_during_a_sweep_is_not_written_to": (
-        "a sweep writes to sockets only past asyncio's own transports"
-    ),
+    # uvloop decides itself how much it reads
+    "ConnectionTest": "test_a_client_is_read_by_32_kib_at_a_time",
+    # a sweep writes to sockets only past asyncio's own transports
+    "FailureTest": "test_who_leaves_during_a_sweep_is_not_written_to",
 }
 
 
@@ -105,26 +98,20 @@ def use_eager_tasks():
     asyncio.set_event_loop_policy(Policy())
 
 
-def leave_out(name, why):
-    print(f"left out: {name}: {why}")
-    of_class, test = name.split(".")
-    getattr(getattr(tests, of_class), test)  # or its name is another one by now
-    setattr(getattr(tests, of_class), test, None)
-
-
-def main():
-    kind, *names = sys.argv[1:]
+def main(kind):
     if kind == "uvloop":
         use_uvloop()
-        for name, why in LEFT_OUT_OF_UVLOOP.items():
-            leave_out(name, why)
+        for name, test in LEFT_OUT_OF_UVLOOP.items():
+            print(f"left out: {name}.{test}")
+            case = getattr(tests, name)
+            getattr(case, test)  # or its name is another one by now
+            setattr(case, test, None)
     elif kind == "eager":
         use_eager_tasks()
-    names = [f"test_sse_server.{name}" for name in names or CLASSES]
+    names = [f"test_sse_server.{name}Test" for name in CLASSES.split()]
     suite = unittest.defaultTestLoader.loadTestsFromNames(names)
-    result = unittest.TextTestRunner().run(suite)
-    sys.exit(not result.wasSuccessful())
+    sys.exit(not unittest.TextTestRunner().run(suite).wasSuccessful())
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

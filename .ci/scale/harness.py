@@ -86,11 +86,9 @@ def nginx(workshop, server_block, port):
 class Stream(common.Client):
     """A client of one stream, over HTTP/1.0, which reads when asked to."""
 
-    def __init__(
-        self, port, last_event_id=None, query="", host="127.0.0.1", path="/sse"
-    ):
-        resume = {"last_id": last_event_id or "", "target": path + query}
-        super().__init__((host, port), PATIENCE, version="1.0", **resume)
+    def __init__(self, port, last_event_id="", query="", path="/sse"):
+        resume = {"last_id": last_event_id, "target": path + query}
+        super().__init__(("127.0.0.1", port), PATIENCE, version="1.0", **resume)
         while self.stream.decoder.retry is None:
             self._events += self.receive()
 

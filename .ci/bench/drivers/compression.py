@@ -10,6 +10,7 @@ Prints one line of JSON.  The clients are another process, which throws away wha
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -29,10 +30,10 @@ EVENTS = 40  # in a window
 
 def sensor(chance, number):
     """JSON of some 140 bytes."""
+    clock = f"{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}"
     return {
         "sensor": f"greenhouse-{number % 5}",
-        "timestamp": f"2026-01-01T{number // 3600 % 24:02}:{number // 60 % 60:02}:"
-        f"{number % 60:02}.{chance.randrange(1000):03}Z",
+        "timestamp": f"2026-01-01T{clock}.{chance.randrange(1000):03}Z",
         "temperature": round(chance.gauss(21, 0.5), 2),
         "humidity": round(chance.gauss(60, 5), 1),
         "battery": chance.randrange(60, 100),
@@ -43,12 +44,14 @@ def log(chance, number):
     """A line of a web server, some 190 bytes."""
     path = chance.choice(("orders", "users", "items", "reports"))
     browser = chance.choice(("rv:140.0) Gecko/20100101 Firefox/140.0", "rv:128.0)"))
+    host = f"10.0.{chance.randrange(4)}.{chance.randrange(250)}"
+    time = f"01/Jan/2026:12:{number // 60 % 60:02}:{number % 60:02} +0000"
+    asked = f"GET /api/{path}/{chance.randrange(10_000)} HTTP/1.1"
+    answer = f"{chance.choice((200, 200, 200, 304, 404))} {chance.randrange(5000)}"
+    agent = f"Mozilla/5.0 (X11; Linux x86_64; {browser}"
     return (
-        f"10.0.{chance.randrange(4)}.{chance.randrange(250)} - - "
-        f"[01/Jan/2026:12:{number // 60 % 60:02}:{number % 60:02} +0000] "
-        f'"GET /api/{path}/{chance.randrange(10_000)} HTTP/1.1" '
-        f"{chance.choice((200, 200, 200, 304, 404))} {chance.randrange(5000)} "
-        f'"https://www.example.com/{path}" "Mozilla/5.0 (X11; Linux x86_64; {browser}"'
+        f'{host} - - [{time}] "{asked}" {answer} "https://www.example.com/{path}" '
+        f'"{agent}"'
     )
 
 
@@ -67,10 +70,8 @@ def table(chance, number):
 
 
 def events_of(kind):
-    chance, number = random.Random(1), 0
-    while True:
-        yield kind(chance, number)
-        number += 1
+    chance = random.Random(1)
+    return (kind(chance, number) for number in itertools.count())
 
 
 async def window(server, data):
@@ -91,10 +92,8 @@ async def clients(server, number, field):
     expected = server.stats.live + number
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:1])  # for the child
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, "clients", str(server.port), str(number)),
-        field.decode(),
-    )
+    asked = "clients", str(server.port), str(number), field.decode()
+    process = await asyncio.create_subprocess_exec(sys.executable, __file__, *asked)
     os.sched_setaffinity(0, cores)
     try:
         while server.stats.live < expected:

@@ -6,6 +6,7 @@ nginx's one worker runs on CORE; it is the process to measure.
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -17,19 +18,12 @@ from pathlib import Path
 from pace import obey
 
 CONFIGURATION = """
-load_module {module};
-daemon off;
-worker_processes 1;
-worker_rlimit_nofile {descriptors};
-pid {folder}/pid;
-error_log stderr error;
+load_module {module}; daemon off; pid {folder}/pid; error_log stderr error;
+worker_processes 1; worker_rlimit_nofile {descriptors};
 events {{ worker_connections {descriptors}; }}
 http {{
-  access_log off;
-  tcp_nodelay on;
-  client_body_temp_path {folder};
-  keepalive_requests 100000000;
-  nchan_message_buffer_length 1000;
+  access_log off; tcp_nodelay on; client_body_temp_path {folder};
+  keepalive_requests 100000000; nchan_message_buffer_length 1000;
   server {{
     listen 127.0.0.1:{port};
     location = /pub {{ nchan_publisher; nchan_channel_id events; }}
@@ -70,9 +64,8 @@ class Publisher:
 
     def publish(self, datas, channel):
         head = "POST /pub HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
-        self.writer.write(
-            "".join(f"{head}{len(data)}\r\n\r\n{data}" for data in datas).encode()
-        )
+        requests = (f"{head}{len(data)}\r\n\r\n{data}" for data in datas)
+        self.writer.write("".join(requests).encode())
         self.pending += len(datas)
         self.all_answered.clear()
 
@@ -86,41 +79,28 @@ class Publisher:
             if not self.pending:
                 self.all_answered.set()
 
-    async def written(self):
-        await self.all_answered.wait()
-
-
-def worker_of(master):
-    """The worker's process id; nginx has none but it."""
-    children = Path(f"/proc/{master}/task/{master}/children")
-    return int(children.read_text().split()[0])
-
 
 async def main(core, module):
     with tempfile.TemporaryDirectory(prefix="sse-bench-nginx-") as folder:
         os.chmod(folder, 0o755)  # the worker is another user
         port = free_port()
-        configuration = Path(folder, "nginx.conf")
-        configuration.write_text(
-            CONFIGURATION.format(
-                module=module,
-                folder=folder,
-                port=port,
-                descriptors=os.sysconf("SC_OPEN_MAX"),
-            )
-        )
+        values = {"module": module, "folder": folder, "port": port}
+        values["descriptors"] = os.sysconf("SC_OPEN_MAX")
+        Path(folder, "nginx.conf").write_text(CONFIGURATION.format(**values))
         nginx = await asyncio.create_subprocess_exec(
-            *("nginx", "-e", "stderr", "-p", folder, "-c", str(configuration)),
+            *("nginx", "-e", "stderr", "-p", folder, "-c", f"{folder}/nginx.conf"),
             stdin=asyncio.subprocess.DEVNULL,
             preexec_fn=lambda: os.sched_setaffinity(0, {int(core)}),
         )
         try:
             publisher = Publisher(*await connect(nginx, port))
             answers = asyncio.create_task(publisher.read_answers())
-            await obey(port, publisher.publish, publisher.written, worker_of(nginx.pid))
+            children = Path(f"/proc/{nginx.pid}/task/{nginx.pid}/children")
+            (worker,) = children.read_text().split()
+            await obey(port, publisher.publish, publisher.all_answered.wait, worker)
             answers.cancel()
         finally:
-            if nginx.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
                 nginx.terminate()
             await nginx.wait()
 
