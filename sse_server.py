@@ -4003,6 +4003,9 @@ class _Connection(_Subscriber, asyncio.Protocol):
         site, is_full = self.parts.site, self in self.parts.refusing
         decision = site.decide(request, self.permit, body, is_full)
         if isinstance(decision, _Question):
+            if decision.for_stream and self.input_ended:
+                self._close()  # the stream would end at once
+                return
             self.question = decision
             self._begin_waiting(_ASKING, self._await_permit(decision))
         elif isinstance(decision, _Body):

@@ -9902,8 +9902,8 @@ class SeamTest(ServerTestCase):
         client.end_of_input()
         gate.set()
         await client.read_answer()
-        await client.open(b"")
-        self.assertEqual(await client.rest(), [])
+        with self.assertRaises(EOFError):  # its stream would end at once
+            await client.read_head()
         await self.until_stats(server, live=0, behind=0)
 
     async def test_reading_pauses_when_much_is_sent_ahead(self):
@@ -10706,6 +10706,22 @@ class AuthorizeTest(ServerTestCase):
                 await self.until(lambda: self.in_state("asking"), "the question")
                 client.close()
                 await self.until_gone()
+
+    async def test_about_a_client_that_has_gone_nobody_is_asked(self):
+        """Its request waited for its turn."""
+        asked = []
+        server = await self.start(authorize=asked.append)
+        turns = inside(server).turns
+        client = await self.connect(server)
+        with mock.patch.object(turns, "is_over", return_value=True):
+            await client.send(ask("/sse"))
+            client.close()
+            waiting = turns.waiting
+            await self.until(lambda: [c for c in waiting if c.input_ended], "its end")
+        for connection in list(waiting):
+            turns.defer(connection)
+        await self.until_gone()
+        self.assertEqual(asked, [])
 
     async def test_who_ends_its_input_and_waits_for_an_answer_gets_it(self):
         for data in (ask(method="HEAD"), ask("/sse", BROWSER), post("/sse", b"a")):
