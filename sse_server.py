@@ -763,6 +763,15 @@ class _EventLog:
         self._note_newest()
         return any(self._last.get(channel, 0) > position for channel in channels)
 
+    def has_unordered(self, after: int, upto: int, channels: Channels) -> bool:
+        """Whether an event without a key, or a gap, is held between the positions."""
+        entries = map(self._entries.__getitem__, range(max(after, self.base) + 1, upto))
+        return any(
+            entry.frame and entry.channel in channels
+            for entry in entries
+            if not entry.last_key or entry.last_key[1] != entry.number
+        )
+
     def read(self, position: int, end: int) -> tuple[list[_Entry], int]:
         """The next batch after `position`, up to `end`, and its last event's number."""
         start = max(position, self.base)
@@ -2410,7 +2419,8 @@ class _Subscriber(abc.ABC):
 
     state: str
     cursor: _Cursor  # while it is behind; all live subscribers are at `sent`
-    awaited: tuple[str, Any]  # while it is ahead: the id it has seen, and that id's key
+    # While it is ahead: the id it has seen, that id's key, and since which position.
+    awaited: tuple[str, Any, int]
     unsent: int  # while its socket is full: what it had not taken at the last check
     checks: int  # those without progress that are left before it is cut
     lacks: int  # while it is young: the bytes until it has its audience's whole tail
@@ -3409,7 +3419,7 @@ class _Broadcaster:
         """Find where to go on after `id`; False if that event is yet to come."""
         position, awaited_key = self.intake.locate(id)
         if awaited_key is not None:
-            subscriber.awaited = id, awaited_key
+            subscriber.awaited = id, awaited_key, self.log.sent
             return False
         if position is None:
             subscriber.cursor = _Cursor(self.log.base, "unknown id")
@@ -3420,9 +3430,15 @@ class _Broadcaster:
     def _end_being_ahead(self) -> Iterator[None]:
         """Let the subscribers resume whose awaited event was published meanwhile."""
         for subscriber in self.registry.all(_AHEAD):
-            id, key = subscriber.awaited
+            id, key, since = subscriber.awaited
             has_come = subscriber.state == _AHEAD and not self.log.is_ahead(key)
             if has_come and self._go_on_after(subscriber, id):
+                position, audience = subscriber.cursor.position, subscriber.audience
+                channels = audience.wish.channels if audience else _NO_CHANNEL
+                with self.intake.lock:
+                    has_missed = self.log.has_unordered(since, position, channels)
+                if has_missed:
+                    subscriber.cursor = _Cursor(position, "history")
                 self._fall_behind(subscriber)
             yield
 

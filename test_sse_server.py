@@ -8329,6 +8329,20 @@ class SharedLogTest(ServerTestCase):
         self.publish(server, 3, 5, 6)
         self.assertEqual(await client.data(2), ["5", "6"])
 
+    async def test_what_has_no_id_and_comes_while_a_client_is_ahead_is_a_gap(self):
+        """It has seen what has an id elsewhere, but not this."""
+        server = await self.start(id_order=int)
+        self.publish(server, 1)
+        server.publish("before it came")
+        here = await self.resume(server, 3)
+        there = await self.stream(server, "/sse?channel=a&last_event_id=3")
+        server.publish("for one", channel="a")
+        self.publish(server, 2, 3, 4)
+        server.publish("5", id="5", channel="a")
+        self.assertEqual(await here.data(1), ["4"])
+        gap, five = await there.events(2)
+        self.assertEqual((gap.type, five.data), ("gap", "5"))
+
     async def test_what_is_forgotten_before_a_client_wakes_is_a_gap(self):
         server = await self.start(id_order=int, history=2)
         self.publish(server, 1, 2)
