@@ -2866,7 +2866,7 @@ class _Intake:
         if self.file:
             self.file.close()
 
-    def key_of(self, id: str) -> Any:
+    def _key_of(self, id: str) -> Any:
         """The sort key of an id; None if the server has no `id_order`.
 
         Raises what the program's function raises, and TypeError for a key of anything
@@ -2882,7 +2882,7 @@ class _Intake:
             raise TypeError(f"id_order gave {key!r}; allowed are {allowed}")
         return key
 
-    def check_caller(self) -> None:
+    def _check_caller(self) -> None:
         """RuntimeError in a forked process, where nobody may ever release the lock.
 
         And for a call from within the log: that of a signal's handler, or a `__del__`,
@@ -2909,8 +2909,8 @@ class _Intake:
         if self.file:
             number = self._add_row(self.file, kind, body, channel, id, retain)
             return id or f"{self.file.epoch}-{number}"
-        self.check_caller()
-        key = None if id is None else self.key_of(id)
+        self._check_caller()
+        key = None if id is None else self._key_of(id)
         with self.lock:
             self._refuse_if_closed()
             id = self.log.append(body, channel, id, key, retain, kind)
@@ -2923,7 +2923,7 @@ class _Intake:
     def forget(self, channel: str | None, name: str) -> bool:
         if self.file:
             return self._add_row(self.file, _FORGET, b"", channel, None, name) > 0
-        self.check_caller()
+        self._check_caller()
         with self.lock:
             self._refuse_if_closed()
             return self.log.unretain(channel, name)
@@ -3081,7 +3081,7 @@ class _Intake:
         """The sort key of an id that a client has seen; None: it has none."""
         with contextlib.suppress(Exception):  # the publisher never gave such an id
             if _number_in(id, self.log.epoch) is None:
-                return self.key_of(id)
+                return self._key_of(id)
         return None
 
 
