@@ -14,10 +14,11 @@ const faultsOf = new WeakMap(); // what a page did that it should not
 async function visit(page, server) {
   const faults = faultsOf.get(page) ?? [];
   faultsOf.set(page, faults);
-  const own = [`${server.origin}/sse`, `${server.origin}/favicon.ico`, "data:", "blob:"];
   page.on("request", (request) => {
-    const foreign = !own.some((start) => request.url().startsWith(start));
-    if (foreign) faults.push(`a request for ${request.url()}`);
+    const { protocol, origin, pathname } = new URL(request.url());
+    const own = origin === server.origin && /^\/(sse|favicon[.]ico)$/.test(pathname);
+    const inner = protocol === "data:" || protocol === "blob:";
+    if (!own && !inner) faults.push(`a request for ${request.url()}`);
   });
   page.on("pageerror", (error) => faults.push(`an uncaught error: ${error.message}`));
   page.on("dialog", (dialog) => {
