@@ -228,9 +228,8 @@ _FILE_CHECKPOINT_SECONDS = 0.5
 _RESERVED_DESCRIPTORS = 64
 _MAX_REFUSALS_AT_ONCE = 32
 _BACKLOG = 4096  # connections to be accepted; the kernel may have a lower limit
-# A listening socket accepts this many connections in one round of the event loop; from
-# Python 3.14 on, one more.  When no descriptor is free, asyncio logs this many errors
-# per second.
+# What a listening socket accepts in one round of the event loop; from Python 3.14 on
+# one more.  When no descriptor is free, asyncio logs this many errors per second.
 _ACCEPTS_PER_TURN = 10
 # Listening sockets for each address.  On Linux, each of the sockets that share a port
 # has its own queue, and the kernel distributes the clients among the queues.  A client
@@ -241,8 +240,7 @@ _LISTENERS = 2 if sys.platform == "linux" else 1
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 * _MIB
 _FULL_RETRY_SECONDS = 30.0  # for clients of a full server to wait, before jitter
-# for an event that a client has seen elsewhere and that is not published here; then the
-# client is told of a gap
+# For an event that a client has seen elsewhere; then the client is told of a gap.
 _AHEAD_SECONDS = 30.0
 _CLOSE_MARGIN_SECONDS = 5.0  # close() in another event loop waits so much longer
 _AUTHORIZE_SECONDS = 30.0  # for each wait: for a thread, for the call, for its answer
@@ -514,8 +512,7 @@ class _EventLog:
     """The events that are held, in order, and the newest retained events.
 
     An event that the live subscribers were not given yet is forgotten only for the
-    bytes.  `clock` gives the seconds since 1970: unlike other clocks, it tells the same
-    time in all processes.
+    bytes.  `clock` gives the seconds since 1970, which are the same in all processes.
 
     The publisher's ids may have keys, which ascend.  With the key of an id that is not
     held, find() knows between which two held ids it belongs.
@@ -851,8 +848,7 @@ class _LogFile:
     The bounds of the process that called set_bounds() last count for all, so that a
     program which only publishes need not know them.
 
-    Any thread may call the methods.  Each opens the file if it is not open.  If the
-    file cannot be used, it raises _LogFileError.
+    Any thread may call the methods.  Each opens the file, or raises _LogFileError.
     """
 
     _APPLICATION, _FORMAT = 0x53534531, 1  # application_id: "SSE1", and user_version
@@ -990,8 +986,7 @@ class _LogFile:
     def read(self, after: int) -> tuple[list[_Row], bool]:
         """The next rows after this number, and whether there may be more.
 
-        If the first one is not the next number, the rows between are forgotten.  It
-        never waits for a writer.
+        If the first is not the next, others were forgotten.  It waits for no writer.
         """
         rows: list[_Row] = []
         size = 0
@@ -1206,9 +1201,8 @@ class _LogFile:
     def _begin_checkpoint(self) -> None:
         """Let a thread do it soon, which may wait for the disk.
 
-        A PASSIVE checkpoint waits for nobody, and so does most of the work; but where
-        somebody always writes it never empties the WAL.  RESTART then makes the writers
-        wait, for a short time.
+        A PASSIVE checkpoint waits for nobody and does most of the work, but while
+        somebody writes, it does not empty the WAL.  RESTART makes the writers wait.
         """
         if not self._checkpoint or not self._checkpoint.is_alive():
             timer = threading.Timer(_FILE_CHECKPOINT_SECONDS, self._move)
@@ -1260,8 +1254,7 @@ def _leave_file(process: int, connections: list[sqlite3.Connection]) -> None:
 def _patiently(db: sqlite3.Connection, statement: str, seconds: float) -> Any:
     """Execute it once no other process is in the way; return what it says.
 
-    SQLite would wait by itself, but longer each time: four processes that always write
-    made one of them wait for seconds.
+    SQLite waits longer each time: of four that always write, one waited for seconds.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -1321,8 +1314,7 @@ _TARGET = re.compile(
     % _HOST_NAME,
     re.IGNORECASE,
 )
-# It ends header or trailer fields.  Bare LFs also do, so that they are refused now and
-# not at a timeout.
+# It ends the fields.  Bare LFs also do, to be refused now and not at a timeout.
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _CHUNK_SIZE = re.compile(
@@ -1395,8 +1387,7 @@ class Request:
     def last_event_id(self) -> str | None:
         """The id to resume after, from the header or else the query, or None.
 
-        Raises HTTPError 400 for two different ones in the header: with either, the
-        client might miss events without being told of a gap.
+        Raises HTTPError 400 for two different ones in the header: one may hide a gap.
         """
         ids = set(self.values(b"last-event-id"))
         if len(ids) > 1:
@@ -1641,8 +1632,7 @@ class _BodyReader:
     def read(self, received: bytearray) -> bool:
         """Take what is there; return whether it may be called again at once.
 
-        It takes at most _PARTS_PER_TURN parts.  If it returns False, the body is
-        complete, or more of it must be received first.
+        At most _PARTS_PER_TURN parts.  False: it is complete, or more must come first.
         """
         for _ in range(_PARTS_PER_TURN):
             if self.complete or not self._read_part(self, received):
@@ -2116,8 +2106,7 @@ class _Site:
     def _turn_away(self, request: Request) -> _Response:
         """The answer of a server that is full or closing.
 
-        For an EventSource it is a stream that ends at once: an error status would stop
-        a browser's EventSource for good.
+        For an EventSource it is a stream that ends at once: 503 would stop it for good.
         """
         self.refused += 1
         if self._wants_stream(request):
@@ -2482,8 +2471,7 @@ class _Audience:
 
     def __init__(self, wish: _Wish) -> None:
         self.wish = wish
-        # Dicts, because their order is roughly the order in memory; sets make a sweep
-        # some 3 % slower.
+        # Dicts: their order is roughly that in memory.  Sets make a sweep 3 % slower.
         self.live: dict[_Subscriber, None] = {}
         self.young: dict[_Subscriber, None] = {}
         self.tail = b""
@@ -2617,9 +2605,8 @@ def _send_nothing(target: None, payload: bytes) -> int:
 class _Registry:
     """The state of each connection and subscriber, and its deadline.
 
-    `seconds` gives the time limit of each state; a state that is not in it has none.
-    The limit is the same for all members of a state, so they expire in the order in
-    which they entered.
+    `seconds` gives the time limit of each state that has one.  It is the same for all
+    members of the state, so they expire in the order in which they entered.
     """
 
     def __init__(self, seconds: dict[str, float], turns: _Turns) -> None:
@@ -2841,8 +2828,7 @@ class _Intake:
     added: int = 0  # the newest row that this process has added
 
     def __post_init__(self) -> None:
-        # Guards the log and the bell.  Nothing is logged under it, because a logging
-        # handler may publish.
+        # Of the log and the bell.  Under it nothing is logged: a handler may publish.
         self.lock = threading.RLock()
         self.bell = _Bell()
         self._file_fault = ""  # why the file cannot be read now
@@ -2873,9 +2859,8 @@ class _Intake:
     def key_of(self, id: str) -> Any:
         """The sort key of an id; None if the server has no `id_order`.
 
-        Raises what the program's function raises, and TypeError for a key that is not
-        made of numbers and texts.  Comparing other objects may run the program's code,
-        which may publish.
+        Raises what the program's function raises, and TypeError for a key of anything
+        but numbers and texts, whose comparison might run code that publishes.
         """
         if self.id_order is None:
             return None
@@ -3044,13 +3029,20 @@ class _Intake:
             self._look_timer.cancel()
             self._look(self.file)
 
-    def find(self, id: str, key: Any) -> int | None:
-        """The position of an id, which another process may have published just now."""
-        position, may_come = self.log.find(id, key), self.file is not None
-        while position is None and may_come:
-            may_come = self.catch_up()
-            position = self.log.find(id, key)
-        return position
+    def locate(self, id: str) -> tuple[int | None, Any]:
+        """The position of an id that a client has seen; None: the id is unknown.
+
+        And its key, if its event is yet to come.
+        """
+        if len(id) > _MAX_NAME_BYTES:
+            return None, None
+        key = self._key_of_seen(id)
+        with self.lock:
+            position, may_come = self.log.find(id, key), self.file is not None
+            while position is None and may_come:  # from another process, just now
+                may_come = self.catch_up()
+                position = self.log.find(id, key)
+            return position, (key if self.log.is_ahead(key) else None)
 
     def has_ended(
         self, channels: Channels, last_event_id: str | None, replay: float
@@ -3060,23 +3052,22 @@ class _Intake:
         self.catch_up()
         if not log.is_finished(channels, log.newest):
             return False
+        position = None  # of a new client
+        if last_event_id:
+            position, awaited_key = self.locate(last_event_id)
+            # If it is ahead, the channel may have begun anew elsewhere.
+            if position is None or awaited_key is not None:
+                return False
         with self.lock:
-            if last_event_id:
-                key = self.key_of_seen(last_event_id)
-                position = log.find(last_event_id, key)
-                # If it is ahead, the channel may have begun anew elsewhere.
-                if position is None or log.is_ahead(key):
-                    return False
-                if log.missed(position, wanted):
-                    return False
-            else:
+            if position is None:
                 searched = max(log.base, log.newest - _MAX_REPLAY_SCAN)
                 position = searched if replay else log.sent
-                if log.retains(wanted):
-                    return False
-            return not log.follows(position, wanted)
+                owes = log.retains(wanted)
+            else:
+                owes = log.missed(position, wanted)
+            return not (owes or log.follows(position, wanted))
 
-    def key_of_seen(self, id: str) -> Any:
+    def _key_of_seen(self, id: str) -> Any:
         """The sort key of an id that a client has seen; None: it has none."""
         with contextlib.suppress(Exception):  # the publisher never gave such an id
             if _number_in(id, self.log.epoch) is None:
@@ -3098,9 +3089,8 @@ class _Broadcaster:
 
     It takes a batch in one step: it reads the batch, notes who is live, and moves
     `sent`.  Who joins after that step begins after the batch.  Then it writes the batch
-    in turns, and encodes it for each audience when the turn of this audience comes.  A
-    subscriber that stops being live before its turn is put back to its position before
-    the batch.
+    in turns, and encodes it for each audience when its turn comes.  A subscriber that
+    stops being live before its turn is put back to its position before the batch.
     """
 
     intake: _Intake
@@ -3164,8 +3154,8 @@ class _Broadcaster:
                 await asyncio.sleep(0)
 
     def _has_work(self) -> bool:
-        log, is_ready = self.log, self.registry.count(_READY) > 0
-        return is_ready or log.sent < log.newest or self.intake.has_news
+        is_new = self.log.sent < self.log.newest or self.intake.has_news
+        return is_new or bool(self.registry.members[_READY])
 
     def turn_is_over(self) -> bool:
         """Whether no time for broadcasting is left in this round of the event loop."""
@@ -3417,14 +3407,10 @@ class _Broadcaster:
 
     def _go_on_after(self, subscriber: _Subscriber, id: str) -> bool:
         """Find where to go on after `id`; False if that event is yet to come."""
-        position = None
-        if len(id) <= _MAX_NAME_BYTES:
-            key = self.intake.key_of_seen(id)
-            with self.intake.lock:
-                position = self.intake.find(id, key)
-                if self.log.is_ahead(key):
-                    subscriber.awaited = id, key
-                    return False
+        position, awaited_key = self.intake.locate(id)
+        if awaited_key is not None:
+            subscriber.awaited = id, awaited_key
+            return False
         if position is None:
             subscriber.cursor = _Cursor(self.log.base, "unknown id")
         else:
@@ -3947,16 +3933,14 @@ class _Connection(_Subscriber, asyncio.Protocol):
 
     def proceed(self) -> None:
         """Go on with what was received, as far as it goes and as time is left."""
-        turns = self.parts.turns
-        if self.state in _STREAMING:
-            if not self.input_ended:
-                self._receive_more()
-            elif turns.is_over():
-                turns.defer(self)
-            else:
-                self._end_stream()
-            return
-        self._try(self._work_off)
+        if self.state not in _STREAMING:
+            self._try(self._work_off)
+        elif not self.input_ended:
+            self._receive_more()
+        elif self.parts.turns.is_over():
+            self.parts.turns.defer(self)
+        else:
+            self.parts.broadcaster.end(self, "closed by the client")
 
     def _try(self, work: Callable[..., None], *arguments: Any) -> None:
         """An error of the server's own ends this connection, and no other."""
@@ -4105,14 +4089,7 @@ class _Connection(_Subscriber, asyncio.Protocol):
         connection = "keep-alive" if request.keep_alive else "close"
         head = stream.head.render(time.time(), request, connection)
         parts.broadcaster.add(self, stream, head)
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
-        if self.input_ended:
-            self._end_stream()
-
-    def _end_stream(self) -> None:
-        """The client has ended its side of the connection."""
-        self.parts.broadcaster.end(self, "closed by the client")
+        self.proceed()
 
     def _answer_error(self, error: HTTPError) -> None:
         """Answer an invalid or incomplete request."""
@@ -4556,8 +4533,7 @@ class _Call(_Reader):
     async def _throw_away(self) -> None:
         """Receive what is still sent of the body, before it is answered with an error.
 
-        After the answer, most servers would close the connection, and its client might
-        see a reset instead of the answer.
+        After that most servers close the connection: its client might see a reset.
         """
         discarded = 0
         while self._has_body and discarded < _LINGER_BYTES:
@@ -4629,8 +4605,7 @@ class _Call(_Reader):
 def _request_of(scope: _Scope, own_path: str | None) -> Request:
     """The request of an ASGI scope.
 
-    `own_path` is the stream's if the server is the whole application.  None: the path
-    that was routed here is the stream's, whatever it is.
+    `own_path` is the stream's.  None: it is whatever path was routed here.
     """
     raw = scope.get("raw_path") or urllib.parse.quote(scope["path"]).encode()
     target = raw.partition(b"?")[0].decode("utf-8", "surrogateescape")
@@ -4734,8 +4709,7 @@ class _Termination:
     so are all if it does so with SIGTERM, or if the block is not in the main thread.  A
     second signal ends the process at once.
 
-    Each task of the program may have a block, and a block may be in another one.  A
-    signal ends the innermost block of each task.
+    A task may have blocks in blocks.  A signal ends the innermost block of each task.
 
     While it handles a signal it logs nothing: what the signal has interrupted may be
     writing to the log, and a stream that is written to twice raises RuntimeError.
@@ -4804,8 +4778,7 @@ class _Termination:
                 signal.signal(number, handler)
 
 
-# Of each signal that ends blocks: the handler that stood there before, and the blocks,
-# the newest last.
+# Of each signal that ends blocks: the handler before, and the blocks, the newest last.
 _handled: dict[signal.Signals, tuple[Any, list[_Termination]]] = {}
 
 
@@ -5227,8 +5200,7 @@ class SSEServer:
                               EventSource, which would stop for good at that, is told to
                               come back in 30 seconds.  None: the process's limit of
                               descriptors less 64.
-      max_event_bytes=2**20   Of data, in UTF-8.  Above it, publish() raises ValueError
-                              and a POST is answered with 413.
+      max_event_bytes=2**20   Of data, in UTF-8.  Above it: ValueError; to a POST 413.
 
     Access:
       authorize=None          A function that is asked about each request; see below.
@@ -5296,8 +5268,7 @@ class SSEServer:
 
     Many machines: if all of them publish events with the same ids, and the ids ascend
     when they are sorted by `id_order` (such as `int`), a client may resume at any of
-    them.  If a client has seen events that this process has not published yet, it waits
-    for them for up to 30 seconds.
+    them.  For events that a client has seen elsewhere, it waits for up to 30 seconds.
     """
 
     def __init__(
@@ -5409,7 +5380,7 @@ class SSEServer:
             shutdown_timeout,
         )
         self._thread: threading.Thread | None = None
-        self._terminations: list[_Termination] = []  # of `async with` blocks
+        self._terminations: list[_Termination] = []  # of the blocks, the newest last
         self._is_application = False  # an ASGI server has run its lifespan
 
     # What a program calls.
@@ -5432,14 +5403,12 @@ class SSEServer:
         It may be called from any thread, and before the server is started (then the
         event is there for clients that resume).  It never waits for a client.  For a
         signal, use loop.add_signal_handler(): a handler of signal.signal(), like a
-        `__del__`, may interrupt the server while it uses its log, and then gets a
-        RuntimeError.
+        `__del__`, may interrupt a use of the log, and then this raises RuntimeError.
 
         `data` and `event` are as in format_event, but None is sent as JSON's null.  No
         event may be named `gap`.  Do not name one `open` or `error`, which a browser
         cannot tell from its own.  `channel` may be EVERYBODY.  `id` is an id of your
-        own, which a Last-Event-ID then finds.  By default the server numbers the
-        events.
+        own, which a Last-Event-ID then finds.  Without it the server numbers the event.
 
         If a burst is larger than `history_bytes`, its first events are lost, and
         clients that miss them get a gap.  A fast producer should await drain().
@@ -5479,8 +5448,7 @@ class SSEServer:
     def forget(self, event: str | None = None, channel: str | None = None) -> bool:
         """Drop the retained event of this name and channel; return whether it existed.
 
-        From any thread.  Nothing is sent.  It raises OSError and RuntimeError as
-        publish() does.
+        From any thread.  Nothing is sent.  Raises OSError, RuntimeError as publish().
         """
         return self._intake.forget(channel, event or "message")
 
@@ -5489,8 +5457,7 @@ class SSEServer:
 
         Connected clients get an event `gap` with this reason, and so do clients that
         resume from an earlier event, in its place.  It is for a program that feeds the
-        server from elsewhere and has lost events on the way.  Like publish(), it may be
-        called from any thread.
+        server from elsewhere and has lost events on the way.  From any thread.
         """
         body = format_event({"reason": reason}, event="gap")
         return self._intake.publish(body, EVERYBODY, kind=_GAP)
@@ -5783,21 +5750,21 @@ class SSEServer:
             self._terminations.pop().end()
 
     def __enter__(self) -> SSEServer:
-        self._termination = _Termination(sys.exit)
+        self._terminations.append(_Termination(sys.exit))
         try:
             self.start()
         except BaseException:
-            self._termination.end()
+            self._terminations.pop().end()
             raise
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._termination.is_leaving()
-        self._termination.log()
+        self._terminations[-1].is_leaving()
+        self._terminations[-1].log()
         try:
             self.stop()
         finally:
-            self._termination.end()
+            self._terminations.pop().end()
 
     def _run_in_thread(self, started: concurrent.futures.Future[None]) -> None:
         async def serve() -> None:
@@ -5827,18 +5794,15 @@ def _request_for_stream(
 async def _run_lifespan(server: SSEServer, receive: _Receive, send: _Send) -> None:
     """Answer an ASGI server that runs the lifespan of its application."""
     await receive()
-    lifespan = server.lifespan()
-    try:
-        await lifespan.__aenter__()
-    except Exception as error:
-        message = f"sse_server: {error}"
-        await send({"type": "lifespan.startup.failed", "message": message})
-        return
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(server.lifespan())
+        except Exception as error:
+            message = f"sse_server: {error}"
+            await send({"type": "lifespan.startup.failed", "message": message})
+            return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-    finally:
-        await lifespan.__aexit__(None, None, None)
     await send({"type": "lifespan.shutdown.complete"})
 
 

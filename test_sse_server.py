@@ -8256,6 +8256,12 @@ class FailureTest(ServerTestCase):
         server = await self.start(id_order=order)
         server.publish("a", id="1")
         self.assertEqual(answered, [True])
+        server.finish()
+        await self.ask(server, ask("/sse", "Last-Event-ID: 2"))
+        self.assertEqual(answered, [True] * len(answered))
+        count = len(answered)
+        await self.ask(server, ask("/sse", "Last-Event-ID: " + "2" * 257))
+        self.assertEqual(len(answered), count, "no id is so long")
 
     async def test_keys_that_have_no_order(self):
         keys = {"a": math.nan, "b": [1], "c": (1,), "e": (1, math.nan)}
