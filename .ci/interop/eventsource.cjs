@@ -1,6 +1,6 @@
 /* EventSource and fetch in a page, against a server on localhost: what clients.py, for
- * which both browsers are clients among others, does not prove.  Every check runs in both
- * browsers, in a page and against servers of its own. */
+ * which both browsers are clients among others, does not prove.  Every check runs in
+ * both browsers, in a page and against servers of its own. */
 "use strict";
 
 const fs = require("node:fs");
@@ -15,7 +15,7 @@ const connect = (page, url) =>
     const record = [];
     source.onopen = () => record.push(["open"]);
     source.onerror = () => record.push(["error", source.readyState]);
-    const keep = ({ type, data, lastEventId }) => record.push([type, data, lastEventId]);
+    const keep = (event) => record.push([event.type, event.data, event.lastEventId]);
     for (const type of ["message", "news", "gap"]) source.addEventListener(type, keep);
     Object.assign(window, { source, record });
   }, url);
@@ -33,7 +33,7 @@ async function eventsOf(page) {
   return (await recordOf(page)).filter(([type]) => !["open", "error"].includes(type));
 }
 
-/** Wait until the record has so many entries of the type: "event", "open" or "error". */
+/** Wait until the record has so many entries of a kind: "event", "open" or "error". */
 async function entries(page, count, kind) {
   const counted = (kind) =>
     window.record.filter(([type]) =>

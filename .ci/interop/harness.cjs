@@ -204,8 +204,8 @@ const startBrowsers = () =>
     Object.keys(BROWSERS).map(async (name) => {
       const browser = await startBrowser(name);
       console.log(`${name}: ${await browser.version()}`);
-      const close = () =>
-        within(PATIENCE, browser.close()).catch(() => browser.process().kill("SIGKILL"));
+      const kill = () => browser.process().kill("SIGKILL");
+      const close = () => within(PATIENCE, browser.close()).catch(kill);
       return { name, browser, close };
     }),
   );
@@ -213,7 +213,8 @@ const startBrowsers = () =>
 /** An empty page of this origin, whatever the server has there. */
 async function openEmpty(page, origin) {
   const body = '<link rel="icon" href="data:,">'; // or a browser would ask for one
-  page.once("request", (request) => request.respond({ contentType: "text/html", body }));
+  const answer = { contentType: "text/html", body };
+  page.once("request", (request) => request.respond(answer));
   await page.setRequestInterception(true);
   await page.goto(`${origin}/`);
   await page.setRequestInterception(false);

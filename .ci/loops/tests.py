@@ -58,7 +58,7 @@ def use_uvloop():
             if timer.cancelled():
                 return
             if left <= 0:
-                self.call_soon(timer._run)
+                self.call_soon(lambda: timer.cancelled() or timer._run())
             else:
                 super().call_later(min(left, 0.002), self._look_at, timer)
 

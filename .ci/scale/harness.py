@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+import time
 
 import common
 from common import PATIENCE, Failure, Program, expect
@@ -94,10 +95,14 @@ class Stream(common.Client):
 
     def next(self):
         """The next event: a dict of its fields."""
+        late = time.monotonic() + PATIENCE
         try:
-            id, name, data = super().next()
+            while not self._events:
+                expect(time.monotonic() < late, "no event, and heartbeats at the most")
+                self._events += self.receive()
         except (TimeoutError, EOFError) as error:
             raise Failure(f"no event: {error!r}") from None
+        id, name, data = self._events.pop(0)
         fields = {"id": id, "event": name.replace("message", ""), "data": data.decode()}
         return {name: value for name, value in fields.items() if value}
 
