@@ -2143,7 +2143,7 @@ class _Site:
             others += ["a body"] if data else []
             if finishes and others:
                 named = ", ".join(others)
-                raise ValueError(f"finish=1 together with {named}; allowed is channel")
+                raise ValueError(f"finish=1 goes with channel alone, not with {named}")
         except UnicodeDecodeError as error:
             raise HTTPError(400, f"the body is not UTF-8: {error}") from None
         except ValueError as error:
@@ -2213,9 +2213,9 @@ def _event_fields(parameters: dict[str, list[str]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, (value, *more) in parameters.items():
         if more or name not in ("event", "channel", "id", "retain", "finish"):
-            seen = f"parameter {name[:80]!a}, {1 + len(more)} times"
+            fault = "repeated" if more else "unknown"
             allowed = "event, channel, id, retain=1 and finish=1, each once"
-            raise ValueError(f"{seen}; allowed are {allowed}")
+            raise ValueError(f"{fault} parameter {name[:80]!a}; allowed are {allowed}")
         is_flag = name in ("retain", "finish")
         if is_flag and value != "1":
             raise ValueError(f"{name} is {value[:80]!a}; allowed is 1")
@@ -4986,7 +4986,8 @@ class _Service:
                 self.loop = loop
                 self.starting = loop.create_task(self._begin())
         if self.loop not in (None, loop):
-            raise RuntimeError("the server runs in another event loop")
+            fault = "the server was started in another event loop, and a server runs once"
+            raise RuntimeError(f"{fault}; make a new SSEServer")
         try:
             if self.state not in (_CLOSING, _CLOSED):
                 await asyncio.shield(self.starting)
@@ -5616,7 +5617,10 @@ class SSEServer:
         await self._service.close()
 
     def start(self) -> None:
-        """Start the server in a thread of its own, for code that is not async."""
+        """Start the server in a thread of its own, for code that is not async.
+
+        It leaves signals to the program, whose end should call stop().
+        """
         if self._thread:
             raise RuntimeError("the server was started before; a server runs once")
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -6466,15 +6470,13 @@ def _publish_lines(
     count = size = 0
     try:
         for line in _read_lines(options.max_event_bytes):
-            if count == most or size + len(line) > _BATCH_BYTES:
+            length = len(line or b"")
+            if count == most or size + length > _BATCH_BYTES:
                 drain()
                 count = size = 0
             count += 1
-            size += len(line)
-            try:
-                _publish_patiently(publish, line.decode("utf-8", "replace"))
-            except ValueError as error:  # U+FFFD is longer than what it replaces
-                logger.error("skipped a line: %s (--max-event-bytes)", error)
+            size += length
+            _publish_line(server, publish, line)
         drain()
     except OSError as error:
         logger.error("cannot read standard input: %s; still serving", error)
@@ -6484,19 +6486,30 @@ def _publish_lines(
         logger.info("end of the input; still serving")
 
 
-def _publish_patiently(publish: Callable[[Any], str], line: str) -> None:
-    """Publish a line; while the history file cannot be written, the input waits."""
+def _publish_line(
+    server: SSEServer, publish: Callable[[Any], str], line: bytearray | None
+) -> None:
+    """Publish a line; None: a gap, for one that was too long.
+
+    While the history file cannot be written, the input waits.
+    """
     while True:
         try:
-            publish(line)
+            if line is None:
+                server.publish_gap("a line was too long")
+            else:
+                publish(line.decode("utf-8", "replace"))
             return
+        except ValueError as error:  # U+FFFD is longer than what it replaces
+            logger.error("skipped a line: %s (--max-event-bytes)", error)
+            line = None
         except _LogFileError as error:
             logger.error("%s", error)
-        time.sleep(1)
+            time.sleep(1)
 
 
-def _read_lines(max_bytes: int) -> Iterator[bytearray]:
-    """Yield the lines of standard input; report and skip those above `max_bytes`.
+def _read_lines(max_bytes: int) -> Iterator[bytearray | None]:
+    """Yield the lines of standard input; None for each above `max_bytes`, logged.
 
     A line ends with LF, CRLF or CR.  A program that shows its progress writes a CR
     before or after each state, so an empty line that ends with a CR is none.
@@ -6525,6 +6538,7 @@ def _read_lines(max_bytes: int) -> Iterator[bytearray]:
             if size > max_bytes:
                 fault = "skipped a line of %d bytes; allowed: %d (--max-event-bytes)"
                 logger.error(fault, size, max_bytes)
+                yield None
             elif line or part != b"\r":
                 yield line.removeprefix(mark)
             mark, line, size = b"", bytearray(), 0
