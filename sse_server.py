@@ -243,6 +243,7 @@ _FULL_RETRY_SECONDS = 30.0  # for clients of a full server to wait, before jitte
 # For an event that a client has seen elsewhere; then the client is told of a gap.
 _AHEAD_SECONDS = 30.0
 _CLOSE_MARGIN_SECONDS = 5.0  # close() in another event loop waits so much longer
+_CLOSE_LOOK_SECONDS = 0.1  # between two looks whether that of the server has ended
 _AUTHORIZE_SECONDS = 30.0  # for each wait: for a thread, for the call, for its answer
 _AUTHORIZE_THREADS = 64  # for the calls that may block
 # TCP keep-alive probes, and the time without an acknowledgement after which the kernel
@@ -5086,11 +5087,18 @@ class _Service:
             closing.close()
             return
         seconds = self.shutdown_timeout + _CLOSE_MARGIN_SECONDS
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(ending), seconds)
-        except asyncio.TimeoutError:
-            message = f"the server did not end within {seconds:g} s"
-            raise RuntimeError(message + "; does its event loop run?") from None
+        deadline = time.monotonic() + seconds
+        ended = asyncio.wrap_future(ending)
+        while not ended.done():
+            if loop.is_closed():  # the server ended before this reached it
+                closing.close()
+                return
+            if time.monotonic() > deadline:
+                ended.cancel()
+                message = f"the server did not end within {seconds:g} s"
+                raise RuntimeError(message + "; does its event loop run?")
+            await asyncio.wait([ended], timeout=_CLOSE_LOOK_SECONDS)
+        await ended
 
     def begin_closing(self, mute: bool = True) -> asyncio.Task[None] | None:
         """Let it end in order; None if it has not begun.  `mute` refuses publish()."""

@@ -12391,6 +12391,19 @@ class ThreadTest(ServerTestCase):
             (error,) = [*started.set_exception.call_args_list, None][:1]
             self.assertEqual(error is not None, begins)
 
+    async def test_close_elsewhere_when_the_server_ends_by_itself(self):
+        """Its event loop has stopped before it was asked to close the server."""
+        server = SSEServer("127.0.0.1", 0, shutdown_timeout=60)
+        await self.in_thread(server.start)
+        never = sse_server.concurrent.futures.Future()
+        with mock.patch.object(
+            asyncio, "run_coroutine_threadsafe", return_value=never
+        ) as asking:
+            closing = asyncio.ensure_future(server.close())
+            await self.until(lambda: asking.called, "the question")
+        await self.in_thread(server.stop)
+        await asyncio.wait_for(closing, DEADLINE)
+
     async def test_a_start_that_is_interrupted_when_it_has_succeeded(self):
         """It does not wait for the end of the server that runs."""
 
