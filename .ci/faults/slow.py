@@ -5,6 +5,8 @@ stalled   100 clients, of which 20 never read, and 64 MB of events: the other 80
           all of it in order; the memory grows by no more than the log's bound and 256
           KiB for each stalled client; those are dropped after write_timeout, and when
           they come back they are given their events, or a gap and then the events held.
+stopped   A server that is stopped (SIGSTOP) for longer than its deadlines: a request that
+          was completed meanwhile is answered, and a client that has read is not dropped.
 trickle   With the server's defaults and the system's own buffers: a client that reads
           30 KB/s while 100 KB/s are published, and one that reads 20 KB/s of events of
           1 MB, are not dropped in longer than write_timeout, and are given their events
@@ -18,8 +20,10 @@ usage: slow.py [--only NAME ...] [--seed N] [--python PYTHON]
 
 import contextlib
 import multiprocessing
+import pathlib
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +135,36 @@ def come_back(address, client):
                 return outcome or (order.gaps if order.gaps < 2 else "several gaps")
 
 
+def stopped(report, options):
+    limits = {"header_timeout": 2.0, "write_timeout": 2.0, "heartbeat": 0.5}
+    with Server(options.python, **limits) as server:
+        behind = Client(server.address, timeout=10).open()
+        # More than the kernel takes, so that it is behind when the server is stopped.
+        server.publish(*["x" * LARGE] * 16)
+        until(lambda: server.ask("stats")["behind"] == 1, "a client that is behind")
+        descriptors = pathlib.Path(f"/proc/{server.pid}/fd")
+        before = len([*descriptors.iterdir()])
+        with common.connect(server.address, timeout=10) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\n")
+            until(lambda: len([*descriptors.iterdir()]) > before, "the connection")
+            server.signal(signal.SIGSTOP)
+            sock.sendall(b"Host: localhost\r\n\r\n")
+            behind.socket.recv(MIB, 0)
+            time.sleep(5)
+            server.signal(signal.SIGCONT)
+            answer = sock.recv(1000)
+        report.check(
+            "stopped for 5 s: a request that was completed meanwhile",
+            answer.startswith(b"HTTP/1.1 200 "),
+            answer.partition(b"\r\n")[0].decode(),
+        )
+        with contextlib.closing(behind), report.case("... a client that has read"):
+            received = MIB
+            while received < 16 * LARGE:
+                received += len(behind.socket.recv(MIB))
+            common.expect(server.ask("stats")["dropped"] == 0, "it was dropped")
+
+
 def trickle(report, options, seconds=45):
     with Server(options.python) as first, Server(options.python) as second:
         clients = [Client(server.address).open() for server in (first, second)]
@@ -184,4 +218,4 @@ def stdin(report, options):
 
 
 if __name__ == "__main__":
-    sys.exit(common.run_checks("slow", __doc__, stalled, trickle, stdin))
+    sys.exit(common.run_checks("slow", __doc__, stalled, stopped, trickle, stdin))

@@ -6,7 +6,7 @@ longer than the history holds; at last, a server that is alone is restarted agai
 again.  The clients resume at whatever process they get.  Nothing is lost without a gap,
 nothing comes twice, and every client ends with the last event.
 
-usage: processes.py
+usage: processes.py [--size full]      in six minutes what CI does in half a one
 """
 
 import contextlib
@@ -21,6 +21,8 @@ import swarm
 from common import Report, expect
 from harness import Workshop
 
+# Clients, events a second, seconds of each part, restarts.
+SIZES = {"small": (40, 200, 6, 10), "full": (400, 500, 60, 100)}
 HOLDS_ALL, HOLDS_LITTLE = 200_000, 300  # events
 SERVER = """
 import asyncio, sys, sse_server
@@ -114,12 +116,14 @@ def part(report, name, sizes, incident, count, history=HOLDS_ALL):
 
 
 def main():
-    report, sizes = Report("processes"), (40, 200, 4)
-    part(report, "calm", sizes, lambda server: None, 6)
-    part(report, "killed each second", sizes, restart, 6)
-    name = "stopped for longer than the history"
-    part(report, name, sizes, pause, 3, HOLDS_LITTLE)
-    part(report, "10 restarts", (5, 50, 1), restart, 10)
+    options = common.arguments(__doc__, size="small")
+    clients, rate, seconds, restarts = SIZES[options.size]
+    report, sizes = Report("processes"), (clients, rate, 4)
+    part(report, "calm", sizes, lambda server: None, seconds)
+    part(report, "killed each second", sizes, restart, seconds)
+    name, times = "stopped for longer than the history", max(3, seconds // 3)
+    part(report, name, sizes, pause, times, HOLDS_LITTLE)
+    part(report, f"{restarts} restarts", (5, 50, 1), restart, restarts)
     return report.close()
 
 
