@@ -4987,7 +4987,9 @@ class _Service:
                 self.loop = loop
                 self.starting = loop.create_task(self._begin())
         if self.loop not in (None, loop):
-            fault = "the server was started in another event loop, and a server runs once"
+            fault = (
+                "the server was started in another event loop, and a server runs once"
+            )
             raise RuntimeError(f"{fault}; make a new SSEServer")
         try:
             if self.state not in (_CLOSING, _CLOSED):
@@ -5227,7 +5229,7 @@ class SSEServer:
       max_connections=None    Above it, requests are answered with 503, and an
                               EventSource, which would stop for good at that, is told to
                               come back in 30 seconds.  None: the process's limit of
-                              descriptors less 64.
+                              open files minus 64.
       max_event_bytes=2**20   Of data, in UTF-8.  Above it: ValueError; to a POST 413.
 
     Access:

@@ -11,6 +11,10 @@ Each question has a channel with a name that its page invents and nobody guesses
 A connection that breaks is resumed.  A page that has left for 10 seconds stops its
 answer.  If it comes back after that, or after a restart, the answer begins anew.  The
 head of a request, in which the prompt is, has at most 16 KiB.
+
+The page may be `page="index.html"` of this server.  In FastAPI, make the server with
+`port=None` and mount it as README.md shows.  It is for one process: at another one, a
+page that comes back would begin its answer anew.
 """
 
 import asyncio

@@ -4,6 +4,7 @@ events.publish("hello", event="greeting")
 """
 
 import os
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -18,5 +19,8 @@ def publish(data, **parameters):
     bearer = {"Authorization": "Bearer " + os.environ["SSE_PUBLISH_TOKEN"]}
     url = URL + "?" + urllib.parse.urlencode(parameters)
     request = urllib.request.Request(url, data.encode(), bearer)
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        return answer.read().decode()
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.read().decode()
+    except urllib.error.HTTPError as error:  # the answer says what was wrong
+        raise OSError(f"{error.code}: {error.read().decode().strip()}") from None
