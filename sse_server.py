@@ -2070,7 +2070,11 @@ class _Site:
         """HTTPError 421 if the request names another host than this one."""
         given = request.header("host")
         hosts = self.hosts if request.stream_path is None else self._given_hosts
-        if given and hosts is not None and _host_names(given).isdisjoint(hosts):
+        if (
+            given is not None
+            and hosts is not None
+            and _host_names(given).isdisjoint(hosts)
+        ):
             fault = f"this server does not answer to {given[:80]!a}"
             raise HTTPError(421, f"{fault}; its names are set by hosts (--allow-host)")
 

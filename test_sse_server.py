@@ -11538,7 +11538,7 @@ class HostTest(ServerTestCase):
                      "a.localhost", "localhost."):  # fmt: skip
             self.assertEqual(await self.status(server, host), 200, host)
         for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example",
-                     "localhost.evil.example", "evillocalhost", "10.0.0.1"):  # fmt: skip
+                     "localhost.evil.example", "evillocalhost", "10.0.0.1", ""):  # fmt: skip
             self.assertEqual(await self.status(server, host), 421, host)
             self.assertEqual(await self.status(server, host, "/"), 200, host)
 
