@@ -13055,15 +13055,15 @@ class ASGITest(ServerTestCase):
 
     async def test_it_may_start_with_its_first_request(self):
         server = SSEServer(port=None)
-        before = signal.getsignal(signal.SIGINT)
+        before = signal.getsignal(signal.SIGTERM)
         calls = [self.call(server), self.call(server)]
         await self.until_stats(server, live=2)
-        self.assertNotEqual(signal.getsignal(signal.SIGINT), before)
+        self.assertNotEqual(signal.getsignal(signal.SIGTERM), before)
         await server.close()
         for call in calls:
             _, body = await call.answer()
             self.assertRegex(body, rb"\A: open\nretry: [0-9]+\nretry: [0-9]+\n\Z")
-        self.assertEqual(signal.getsignal(signal.SIGINT), before)
+        self.assertEqual(signal.getsignal(signal.SIGTERM), before)
         call = self.call(server, EVENT_SOURCE)
         self.assertRegex((await call.answer())[1], rb"\Aretry: [0-9]+\n\Z")
         self.assertEqual((await self.call(server).answer())[0], 503)
@@ -13318,6 +13318,8 @@ class ASGITest(ServerTestCase):
 
 class LifespanTest(ServerTestCase):
     async def test_it_runs_for_as_long_as_the_framework(self):
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, handler)
         server = SSEServer(port=None)
         signals = signal.SIGINT, signal.SIGTERM
         before = [signal.getsignal(number) for number in signals]
