@@ -7611,6 +7611,15 @@ class CompressionTest(ServerTestCase):
         live = await self.zipped(server)
         await self.until_stats(server, live=1)
         counts = []  # of events and kilobytes, while the other one is behind
+        rounds = []  # of the event loop, meanwhile
+
+        async def go_round():
+            while True:
+                rounds.append(server.stats.behind)
+                await asyncio.sleep(0)
+
+        going_round = asyncio.ensure_future(go_round())
+        self.addCleanup(going_round.cancel)
 
         def is_over():
             stats = server.stats
@@ -7625,6 +7634,8 @@ class CompressionTest(ServerTestCase):
         self.assertEqual(await live.data(1), ["new"])
         self.assertEqual((await late.data(2))[1], "new")
         self.assertIn((1, 0), counts)
+        pieces = 1024 * KIB // sse_server._COMPRESSED_BYTES_PER_LOOK
+        self.assertGreaterEqual(sum(rounds), pieces)
 
     async def test_slow_ones_come_back_and_all_get_their_end(self):
         """With the system's own buffers."""
