@@ -632,6 +632,7 @@ class _EventLog:
             raise ValueError(f"id {id!r} does not follow {self.newest_id!r}")
 
     def advance(self, position: int) -> None:
+        """The live subscribers are at this position now."""
         self.sent = position
         self._settle()
 
@@ -2070,11 +2071,9 @@ class _Site:
         """HTTPError 421 if the request names another host than this one."""
         given = request.header("host")
         hosts = self.hosts if request.stream_path is None else self._given_hosts
-        if (
-            given is not None
-            and hosts is not None
-            and _host_names(given).isdisjoint(hosts)
-        ):
+        if given is None or hosts is None:
+            return
+        if _host_names(given).isdisjoint(hosts):
             fault = f"this server does not answer to {given[:80]!a}"
             raise HTTPError(421, f"{fault}; its names are set by hosts (--allow-host)")
 
@@ -2331,7 +2330,8 @@ def _jittered_ms(seconds: float) -> int:
 # ------------------------------------------------------------------------------------
 # 7. Audiences and the broadcaster.
 #
-#    Everything here runs in the event loop, except _Intake.publish() and forget().
+#    Everything here runs in the event loop, but any thread may call most methods of
+#    _Intake: they take its lock, or wait in the history file.
 # ------------------------------------------------------------------------------------
 
 _HANDSHAKE, _HEAD, _BODY, _ASKING = "handshake", "head", "body", "asking"
@@ -2641,6 +2641,7 @@ class _Registry:
             await self._watchers.wait()
 
     def stop(self) -> None:
+        """Look at no deadline any more."""
         if self._timer:
             self._timer.cancel()
         self._timer_due = -math.inf
@@ -4760,14 +4761,14 @@ class _Termination:
         before = signal.getsignal(number)
         _, blocks = _handled.setdefault(number, (before, []))
         blocks.append(self)
-        if self.loop:  # a signal wakes it, whenever it comes; int() does nothing
+        if self.loop:  # then a signal wakes it, whenever it comes
             with contextlib.suppress(NotImplementedError):  # Windows
-                self.loop.add_signal_handler(number, int)
+                self.loop.add_signal_handler(number, _do_nothing)
         signal.signal(number, _end_blocks)
 
-    def is_leaving(self) -> None:
+    def begin_end(self) -> None:
         """The block has come to its end: a signal must not break off what follows."""
-        self.leave = int  # it does nothing
+        self.leave = _do_nothing
 
     def leave_in_loop(self) -> None:
         self.log()
@@ -4800,6 +4801,10 @@ class _Termination:
                     with contextlib.suppress(NotImplementedError):
                         self.loop.remove_signal_handler(number)
                 signal.signal(number, handler)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 # Of each signal that ends blocks: the handler before, and the blocks, the newest last.
@@ -4991,10 +4996,9 @@ class _Service:
                 self.loop = loop
                 self.starting = loop.create_task(self._begin())
         if self.loop not in (None, loop):
-            fault = (
-                "the server was started in another event loop, and a server runs once"
-            )
-            raise RuntimeError(f"{fault}; make a new SSEServer")
+            fault = "the server was started in another event loop"
+            hint = "a server runs once; make a new SSEServer"
+            raise RuntimeError(f"{fault}, and {hint}")
         try:
             if self.state not in (_CLOSING, _CLOSED):
                 await asyncio.shield(self.starting)
@@ -5645,7 +5649,7 @@ class SSEServer:
         try:
             started.result()
         except BaseException:
-            # Else it is Ctrl-C or a signal: the start goes on, or has succeeded just now.
+            # Else it is Ctrl-C or a signal: the start goes on, or has just succeeded.
             if started.done() and started.exception():
                 self._thread.join()
                 self._thread = None
@@ -5769,7 +5773,7 @@ class SSEServer:
 
     async def __aenter__(self) -> SSEServer:
         task = asyncio.current_task()
-        leave = task.cancel if task else lambda: None
+        leave = task.cancel if task else _do_nothing
         loop = asyncio.get_running_loop()
         self._terminations.append(_Termination(leave, loop=loop))
         try:
@@ -5780,7 +5784,7 @@ class SSEServer:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        self._terminations[-1].is_leaving()
+        self._terminations[-1].begin_end()
         try:
             await self.close()
         finally:
@@ -5796,7 +5800,7 @@ class SSEServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._terminations[-1].is_leaving()
+        self._terminations[-1].begin_end()
         self._terminations[-1].log()
         try:
             self.stop()
